@@ -1,0 +1,42 @@
+# make demo, make test: each sets up what it needs; make setup alone does only that.
+PYTHON ?= python3
+SGLANG ?= 0.5.16
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The stamp names the versions; it is re-made when an input below changed.
+STAMP := $(VENV)/.made-for-sglang-$(SGLANG)
+GPU := $(wildcard /dev/nvidiactl)
+
+.PHONY: setup demo test lint clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	  || { echo "lim-sglang: error: $(PYTHON) is not Python 3.11 to 3.13; name one with make PYTHON=python3.11" >&2; exit 1; }
+	@echo "setting up $(VENV) for SGLang $(SGLANG) (a few minutes, once)"
+	$(PYTHON) -m venv --clear $(VENV)
+ifeq ($(GPU),)
+	$(BIN)/python -m pip install -q -e '.[dev,cpu-host-$(subst .,-,$(SGLANG))]'
+	$(BIN)/python -m pip install -q --no-deps sglang==$(SGLANG) torchvision==0.28.0
+	$(BIN)/python -m lim_patches.cpu_host enable
+else
+	$(BIN)/python -m pip install -q sglang==$(SGLANG)
+	$(BIN)/python -m pip install -q -e '.[dev]'
+endif
+	@rm -f $(VENV)/.made-for-*
+	@touch $@
+
+demo: setup
+	@exec $(BIN)/lim-sglang demo $(ARGS)
+
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .venv-*

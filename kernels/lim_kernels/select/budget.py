@@ -1,0 +1,64 @@
+"""How a token budget is divided into selected tokens, attention sinks and a recency window (arXiv 2508.07101).
+
+Standard library only: the configuration layer uses this without loading torch.
+"""
+
+from dataclasses import dataclass
+
+MAX_BUDGET = 2**31 - 1  # token positions are int32 on the device
+
+
+@dataclass(frozen=True)
+class BudgetSplit:
+    """The parts of a budget, in tokens; ``selected + sinks + recent == budget``.
+
+    Attributes:
+        budget: ``K``, the size of the set of every request that has more than ``K`` tokens.
+        selected: ``m``, tokens chosen by the heads' ranking.
+        sinks: ``s``, the first tokens of the sequence, always kept.
+        recent: ``w``, the last tokens of the sequence, always kept.
+
+    Raises:
+        ValueError: the budget is below 1, a part is negative, or the parts do not add up to the budget.
+    """
+
+    budget: int
+    selected: int
+    sinks: int
+    recent: int
+
+    def __post_init__(self) -> None:
+        _require_int("budget", self.budget, 1)
+        for name in ("selected", "sinks", "recent"):
+            _require_int(name, getattr(self, name), 0)
+        total = self.selected + self.sinks + self.recent
+        if total != self.budget:
+            raise ValueError(f"selected + sinks + recent = {total}: expected the budget, {self.budget}")
+
+
+def split_budget(budget: int, recency_ratio: float, sink_tokens: int) -> BudgetSplit:
+    """Divide ``budget`` tokens: ``m = int(K * (1 - r))`` selected, then the sinks, the rest recent.
+
+    Sinks that do not fit into the ``K - m`` unselected tokens are dropped altogether, all to the recency window.
+
+    Args:
+        budget: ``K``, 1 to ``MAX_BUDGET`` tokens.
+        recency_ratio: ``r``, the share of the budget that is not selected, 0 to 1.
+        sink_tokens: ``s``, 0 to ``MAX_BUDGET`` tokens.
+
+    Raises:
+        ValueError: an argument is out of its range, or a count is not an integer.
+    """
+    _require_int("budget", budget, 1)
+    _require_int("sink_tokens", sink_tokens, 0)
+    if isinstance(recency_ratio, bool) or not isinstance(recency_ratio, int | float) or not 0 <= recency_ratio <= 1:
+        raise ValueError(f"recency_ratio = {recency_ratio!r}: expected a number from 0 to 1")
+    selected = int(budget * (1 - recency_ratio))
+    unselected = budget - selected
+    sinks = 0 if unselected < sink_tokens else sink_tokens
+    return BudgetSplit(budget=budget, selected=selected, sinks=sinks, recent=unselected - sinks)
+
+
+def _require_int(name: str, value: object, minimum: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MAX_BUDGET:
+        raise ValueError(f"{name} = {value!r}: expected an integer from {minimum} to {MAX_BUDGET}")

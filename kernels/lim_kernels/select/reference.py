@@ -1,0 +1,165 @@
+"""The token set of one decode step, defined in plain torch (arXiv 2508.07101).
+
+This is the specification: the CPU backend serves with it, and the device kernels are tested against it.
+
+Every query head ranks the candidate tokens by its own score. The heads' lists are read rank by rank (rank 0 of
+head 0, rank 0 of head 1, ...), and the first ``m`` distinct tokens are kept. The same set without a list merge: a
+token that head ``h`` ranks at ``rank_h`` (from 0) gets the key ``min over h of rank_h * H + h``. Keys are distinct,
+and the set is the ``m`` smallest. The sinks and the recency window complete it.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lim_kernels.select.budget import BudgetSplit
+
+NOT_A_CANDIDATE = 2**63 - 1  # the key of a sink, of a token in the window, of a position beyond the sequence
+_BELOW_ALL = -(2**63)  # orders behind every score, -inf included
+
+
+class TokenSet(NamedTuple):
+    """The tokens that the sparse layers attend to, one set per request.
+
+    Attributes:
+        positions: ``[B, K]`` int64, ascending positions in the sequence, then -1 up to the width ``K``.
+        lengths: ``[B]`` int64, the number of positions, ``min(n, K)``.
+    """
+
+    positions: Tensor
+    lengths: Tensor
+
+
+def head_scores(q: Tensor, keys: Tensor) -> Tensor:
+    """Score every cached token for every query head: ``q_h . k_t``, without scale or softmax.
+
+    Args:
+        q: ``[H, D]``, the query of one token, any floating dtype.
+        keys: ``[n, Hk, D]``, any floating dtype; query head ``h`` reads KV head ``h // (H // Hk)``.
+
+    Returns:
+        ``[H, n]`` float32; inputs are converted to float32 first and products accumulate in float32.
+
+    Raises:
+        ValueError: a shape or dtype is not as above, or ``H`` is not a multiple of ``Hk``.
+    """
+    _check_head_scores(q, keys)
+    num_tokens, num_kv_heads, head_dim = keys.shape
+    grouped = q.float().view(num_kv_heads, -1, head_dim)  # [Hk, H // Hk, D]
+    scores = torch.matmul(grouped, keys.float().permute(1, 2, 0))  # [Hk, H // Hk, n]
+    return scores.reshape(q.shape[0], num_tokens)
+
+
+def unified_keys(scores: Tensor, seq_lens: Tensor, split: BudgetSplit) -> Tensor:
+    """Give every candidate its place in the merged list of the heads; smaller is earlier.
+
+    Candidates of a request with ``n`` tokens are the positions ``s .. n-w-1``. A head ranks them by descending
+    score, the lower position first among equals. Under tensor parallelism a rank that holds ``Hl`` of ``H`` heads,
+    from ``h0`` on, turns a key ``k`` into ``k // Hl * H + h0 + k % Hl``; the minimum over ranks is the global key.
+
+    Args:
+        scores: ``[B, H, N]`` float32, ±inf allowed, not NaN; entries at positions >= ``seq_lens`` are ignored.
+        seq_lens: ``[B]`` int64, ``n`` of every request, 0 to ``N``.
+        split: the parts of the budget.
+
+    Returns:
+        ``[B, N]`` int64: ``min over h of rank_h * H + h`` for candidates, ``NOT_A_CANDIDATE`` elsewhere.
+
+    Raises:
+        ValueError: a shape, dtype or length is not as above.
+    """
+    _check_select(scores, seq_lens)
+    return _keys_to_depth(scores, seq_lens, split, depth=scores.shape[2])
+
+
+def select_token_set(scores: Tensor, seq_lens: Tensor, split: BudgetSplit) -> TokenSet:
+    """Choose the tokens that the sparse layers attend to, for a ragged batch.
+
+    A request with ``n <= K`` tokens keeps them all. A longer one keeps ``s`` sinks, the ``m`` candidates with the
+    smallest unified keys, and the last ``w`` tokens: exactly ``K``.
+
+    Args:
+        scores: ``[B, H, N]`` float32, ±inf allowed, not NaN; entries at positions >= ``seq_lens`` are ignored.
+        seq_lens: ``[B]`` int64, ``n`` of every request, the current token included, 0 to ``N``.
+        split: the parts of the budget.
+
+    Returns:
+        The ``TokenSet`` on the device of ``scores``; ``K`` is ``split.budget``.
+
+    Raises:
+        ValueError: a shape, dtype or length is not as above.
+    """
+    _check_select(scores, seq_lens)
+    offsets = torch.arange(split.budget, device=scores.device)
+    positions = torch.where(offsets < seq_lens[:, None], offsets, -1)  # [B, K]
+    over = seq_lens > split.budget
+    if over.any():
+        positions[over] = _sets_over_budget(scores[over], seq_lens[over], split)
+    return TokenSet(positions, seq_lens.clamp(max=split.budget))
+
+
+def _sets_over_budget(scores: Tensor, seq_lens: Tensor, split: BudgetSplit) -> Tensor:
+    """``[B, K]`` ascending positions; every request has more tokens than the budget."""
+    # A head's first m tokens are m distinct ones, so no token ranked m or later by every head is selected.
+    keys = _keys_to_depth(scores, seq_lens, split, depth=split.selected)
+    selected = keys.topk(split.selected, dim=1, largest=False).indices  # [B, m]
+    sinks = torch.arange(split.sinks, device=scores.device).expand(len(seq_lens), -1)  # [B, s]
+    recent = seq_lens[:, None] - torch.arange(1, split.recent + 1, device=scores.device)  # [B, w]
+    return torch.cat([sinks, selected, recent], dim=1).sort(dim=1).values
+
+
+def _keys_to_depth(scores: Tensor, seq_lens: Tensor, split: BudgetSplit, depth: int) -> Tensor:
+    """``unified_keys`` from the first ``depth`` ranks of every head; tokens that all heads rank later have no key."""
+    batch, num_heads, width = scores.shape
+    keys = torch.full((batch, width), NOT_A_CANDIDATE, device=scores.device)
+    ends = seq_lens - split.recent  # [B], the first position behind the candidates
+    order = _orderable(scores[:, :, split.sinks : max(0, *ends.tolist(), split.sinks)])  # [B, H, C]
+    offsets = torch.arange(order.shape[2], device=scores.device)
+    order.masked_fill_((split.sinks + offsets >= ends[:, None])[:, None, :], _BELOW_ALL)
+    ranked = order.topk(min(depth, order.shape[2]), dim=2)  # [B, H, depth]
+    ranks = torch.arange(ranked.values.shape[2], device=scores.device)
+    heads = torch.arange(num_heads, device=scores.device)[:, None]
+    head_keys = (ranks * num_heads + heads).expand_as(ranked.values)
+    head_keys = torch.where(ranked.values == _BELOW_ALL, NOT_A_CANDIDATE, head_keys)
+    return keys.scatter_reduce_(1, ranked.indices.flatten(1) + split.sinks, head_keys.flatten(1), "amin")
+
+
+def _orderable(scores: Tensor) -> Tensor:
+    """Distinct int64 that order as (score, then lower position): ``[B, H, C]`` float32 -> ``[B, H, C]`` int64.
+
+    Upper half: the bits of the float, the magnitude of negative ones flipped, which orders as the floats do.
+    Lower half: the position counted from the end.
+    """
+    bits = (scores + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    from_end = torch.arange(scores.shape[2] - 1, -1, -1, device=scores.device)
+    return bits.long().bitwise_left_shift_(32).bitwise_or_(from_end)
+
+
+def _check_head_scores(q: Tensor, keys: Tensor) -> None:
+    for name, tensor, ndim, shape in (("q", q, 2, "[H, D]"), ("keys", keys, 3, "[n, Hk, D]")):
+        if tensor.ndim != ndim or 0 in tensor.shape[-2:]:
+            raise ValueError(f"{name} of shape {list(tensor.shape)}: expected {shape} with heads and D at least 1")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{name} of {tensor.dtype}: expected a floating dtype")
+    if q.shape[1] != keys.shape[2]:
+        raise ValueError(f"keys with D = {keys.shape[2]}: expected {q.shape[1]}, as in q")
+    if q.shape[0] % keys.shape[1]:
+        raise ValueError(f"q with {q.shape[0]} heads: expected a multiple of the {keys.shape[1]} KV heads of keys")
+
+
+def _check_select(scores: Tensor, seq_lens: Tensor) -> None:
+    if scores.ndim != 3 or scores.shape[1] == 0:
+        raise ValueError(f"scores of shape {list(scores.shape)}: expected [B, H, N] with H at least 1")
+    if scores.dtype != torch.float32:
+        raise ValueError(f"scores of {scores.dtype}: expected torch.float32")
+    if seq_lens.shape != scores.shape[:1]:
+        raise ValueError(f"seq_lens of shape {list(seq_lens.shape)}: expected [B] = [{scores.shape[0]}]")
+    if seq_lens.dtype != torch.int64:
+        raise ValueError(f"seq_lens of {seq_lens.dtype}: expected torch.int64")
+    if seq_lens.device != scores.device:
+        raise ValueError(f"seq_lens on {seq_lens.device}: expected {scores.device}, as scores")
+    wrong = seq_lens[(seq_lens < 0) | (seq_lens > scores.shape[2])]
+    if len(wrong):
+        raise ValueError(f"seq_lens with {int(wrong[0])}: expected 0 to {scores.shape[2]}, the width N of scores")

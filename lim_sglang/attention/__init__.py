@@ -1,0 +1,27 @@
+"""The attention backends: one layer plan, one class per kind of device."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from lim_sglang import metrics
+from lim_sglang.launch import resolve
+from lim_sglang.layer_plan import LayerRole
+
+logger = logging.getLogger(__name__)
+
+
+def build(runner: Any) -> Any:
+    """The backend for SGLang's ``ModelRunner`` ``runner``; a draft model's runner gets the dense one."""
+    from lim_sglang.attention.torch_native import LimTorchNativeBackend, TorchNativeAttnBackend
+
+    if runner.is_draft_worker:
+        return TorchNativeAttnBackend(runner)
+    config, plan = resolve(runner.server_args, runner.model_config, warn=True)
+    counts = ", ".join(f"{plan.count(role)} {role.name.lower()}" for role in LayerRole)
+    logger.info("lim: %s, layers: %s, selecting in %s", config, counts, list(plan.select_layers))
+    enable_metrics = bool(getattr(runner.server_args, "enable_metrics", False))
+    recorded = metrics.DecodeMetrics(config, plan, prometheus=enable_metrics)
+    metrics.publish(recorded)
+    return LimTorchNativeBackend(runner, config, plan, recorded)

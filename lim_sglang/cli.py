@@ -1,0 +1,65 @@
+"""``lim-sglang doctor | model | demo``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lim_sglang import __version__
+from lim_sglang.errors import exit_with
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; its exit code."""
+    parser = argparse.ArgumentParser(prog="lim-sglang", description="LessIsMore sparse attention for SGLang.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    doctor = commands.add_parser("doctor", help="can this environment serve lim, and if not, what to do")
+    doctor.set_defaults(run=_doctor)
+
+    model = commands.add_parser("model", help="print the folder of the embedded model, making it first if need be")
+    model.add_argument("--verify", action="store_true", help="check every byte, not only the files' sizes")
+    model.set_defaults(run=_model)
+
+    demo = commands.add_parser("demo", help="serve the embedded model and hold one multi-step conversation")
+    _add_demo_arguments(demo)
+    demo.set_defaults(run=_demo)
+
+    args = parser.parse_args(argv)
+    return int(args.run(args))
+
+
+def _doctor(_args: argparse.Namespace) -> int:
+    from lim_sglang import doctor
+
+    return doctor.run()
+
+
+def _model(args: argparse.Namespace) -> int:
+    from lim_sglang.embedded_model import EmbeddedModelError, ensure_model
+
+    try:
+        print(ensure_model(verify=args.verify))
+    except EmbeddedModelError as error:
+        exit_with(str(error))
+    except KeyboardInterrupt:
+        exit_with("interrupted", code=130)
+    return 0
+
+
+def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    from lim_sglang.demo import add_arguments
+
+    add_arguments(parser)
+
+
+def _demo(args: argparse.Namespace) -> int:
+    from lim_sglang.demo import run_demo
+
+    return run_demo(args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

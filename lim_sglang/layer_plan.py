@@ -1,0 +1,187 @@
+"""Which layer attends densely, which chooses the token set, which is sparse (arXiv 2508.07101).
+
+Imports neither torch nor sglang. A model's select layers come from the table of presets, else from a rule.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from lim_sglang.config import FLAGS, LimConfigError, check_layer_numbers
+
+PAPER = "arXiv 2508.07101 v2, table 10"
+MEASURED = "measured by this project"
+RULE = "rule"
+MIN_AUTO_LAYERS = 4  # below, dense layers 0 and 1 and the select layer 2 leave no layer to be sparse
+
+
+class LayerRole(Enum):
+    """What a layer does in a decode step; in prefill every layer is dense."""
+
+    DENSE = "dense"  # full attention
+    SELECT = "select"  # full attention, and it chooses the token set of the layers after it
+    SPARSE = "sparse"  # attends to the set of the nearest SELECT layer before it
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """The role of every layer of a model, from the input on.
+
+    Raises:
+        LimConfigError: no layer, or a SPARSE layer before the first SELECT layer, which has no token set.
+    """
+
+    roles: tuple[LayerRole, ...]
+
+    def __post_init__(self) -> None:
+        if not self.roles:
+            raise LimConfigError("roles=() is not allowed: expected at least 1 layer; name the role of every layer")
+        self.check_stage(0, len(self.roles))
+
+    @classmethod
+    def from_select_layers(cls, num_layers: int, select_layers: Sequence[int]) -> "LayerPlan":
+        """Layers before the first of ``select_layers`` are DENSE, those listed SELECT, all others SPARSE.
+
+        Raises:
+            LimConfigError: ``select_layers`` is empty, not ascending, or names a layer that the model lacks.
+        """
+        layers = check_layer_numbers(tuple(select_layers))
+        if num_layers < 1:
+            raise LimConfigError(f"num_layers={num_layers} is not allowed: expected at least 1; pass the model's depth")
+        if layers[-1] >= num_layers:
+            raise LimConfigError(_beyond_depth(num_layers, layers))
+        roles = [LayerRole.DENSE if layer < layers[0] else LayerRole.SPARSE for layer in range(num_layers)]
+        for layer in layers:
+            roles[layer] = LayerRole.SELECT
+        return cls(tuple(roles))
+
+    @property
+    def select_layers(self) -> tuple[int, ...]:
+        """The numbers of the SELECT layers, ascending."""
+        return tuple(layer for layer, role in enumerate(self.roles) if role is LayerRole.SELECT)
+
+    def role(self, layer_id: int) -> LayerRole:
+        """The role of layer ``layer_id``, counted from 0 in the whole model.
+
+        Raises:
+            IndexError: the model has no such layer; negative numbers do not count from the end.
+        """
+        if not 0 <= layer_id < len(self.roles):
+            raise IndexError(f"layer_id={layer_id}: expected 0 to {len(self.roles) - 1}")
+        return self.roles[layer_id]
+
+    def count(self, role: LayerRole) -> int:
+        """How many layers have ``role``."""
+        return self.roles.count(role)
+
+    def check_stage(self, start_layer: int, end_layer: int) -> None:
+        """Check that layers ``start_layer .. end_layer - 1``, a pipeline stage, can run: no set crosses stages.
+
+        Raises:
+            LimConfigError: a SPARSE layer of the stage has no SELECT layer before it in the stage.
+            ValueError: the model has no such stage.
+        """
+        if not 0 <= start_layer <= end_layer <= len(self.roles):
+            raise ValueError(f"stage {start_layer}..{end_layer}: expected 0 <= start <= end <= {len(self.roles)}")
+        for layer in range(start_layer, end_layer):
+            if self.roles[layer] is LayerRole.SELECT:
+                return
+            if self.roles[layer] is LayerRole.SPARSE:
+                raise LimConfigError(self._no_set(start_layer, end_layer, layer))
+
+    def _no_set(self, start_layer: int, end_layer: int, layer: int) -> str:
+        fixed = ",".join(map(str, sorted({*self.select_layers, layer})))
+        return (
+            f"select_layers={list(self.select_layers)} is not allowed with a stage of layers {start_layer} to "
+            f"{end_layer - 1}: sparse layer {layer} has no select layer before it there, expected one from "
+            f"{start_layer} to {layer}; for example {FLAGS['select_layers']} {fixed}"
+        )
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Select layers of one model, recognised by its shape.
+
+    Attributes:
+        model: the model's name, for readers.
+        architecture: the class name in the ``architectures`` of the model config.
+        num_layers, hidden_size, num_kv_heads: the shape, as in the model config.
+        select_layers: what to use.
+        source: where that comes from.
+        name_hint: lower-case letters and digits that the model's name or path contains; only where models share a
+            shape, and then the entry with a hint stands before the one without.
+    """
+
+    model: str
+    architecture: str
+    num_layers: int
+    hidden_size: int
+    num_kv_heads: int
+    select_layers: tuple[int, ...]
+    source: str
+    name_hint: str = ""
+
+    def matches(
+        self, num_layers: int, architecture: str, hidden_size: int, num_kv_heads: int, model_name: str | None
+    ) -> bool:
+        """Whether a model has this shape and, if the entry has a hint, such a name."""
+        shape = (self.num_layers, self.architecture, self.hidden_size, self.num_kv_heads)
+        return shape == (num_layers, architecture, hidden_size, num_kv_heads) and self.name_hint in _plain(model_name)
+
+
+PRESETS = (
+    Preset("Qwen3-4B", "Qwen3ForCausalLM", 36, 2560, 8, (2, 20), PAPER),
+    Preset("Qwen3-8B", "Qwen3ForCausalLM", 36, 4096, 8, (2, 12), PAPER),
+    Preset("Qwen3-14B", "Qwen3ForCausalLM", 40, 5120, 8, (2, 12), PAPER),
+    Preset("DeepSeek-R1-Distill-Llama-8B", "LlamaForCausalLM", 32, 4096, 8, (2, 12), PAPER, "deepseekr1distill"),
+    Preset("Llama-3-8B, Llama-3.1-8B", "LlamaForCausalLM", 32, 4096, 8, (2, 13), PAPER),
+    Preset("LongChat-7B", "LlamaForCausalLM", 32, 4096, 32, (2, 7), PAPER),
+    Preset("SmolLM2-135M", "LlamaForCausalLM", 30, 576, 3, (2, 20), MEASURED),
+)
+
+
+def select_layers_for_model(
+    num_layers: int, architecture: str, hidden_size: int, num_kv_heads: int, model_name: str | None
+) -> tuple[tuple[int, ...], str]:
+    """The select layers that ``"auto"`` stands for: a preset, else layer 2 and the one at two thirds of the depth.
+
+    Args:
+        num_layers, architecture, hidden_size, num_kv_heads: the shape, as in the model config (not per TP rank).
+        model_name: the model's name or path; it decides between models of one shape.
+
+    Returns:
+        ``(select_layers, source)``. The source is ``RULE`` without a preset; then warn with ``rule_warning``.
+
+    Raises:
+        LimConfigError: no preset, and too few layers for the rule.
+    """
+    for preset in PRESETS:
+        if preset.matches(num_layers, architecture, hidden_size, num_kv_heads, model_name):
+            return preset.select_layers, preset.source
+    if num_layers < MIN_AUTO_LAYERS:
+        raise LimConfigError(
+            f'select_layers="auto" is not allowed for a model of {num_layers} layers: expected at least '
+            f"{MIN_AUTO_LAYERS} layers; name select_layers, for example {FLAGS['select_layers']} 0"
+        )
+    return tuple(sorted({2, 2 * num_layers // 3})), RULE
+
+
+def rule_warning(model_name: str | None, select_layers: Sequence[int]) -> str:
+    """One line that warns about select layers taken from the rule and names the flag that sets others."""
+    layers = ",".join(map(str, select_layers))
+    return (
+        f"no preset for {' '.join((model_name or 'this model').split())}: select layers {layers} follow a rule of "
+        f"thumb, and their choice matters for accuracy; try others with {FLAGS['select_layers']}"
+    )
+
+
+def _beyond_depth(num_layers: int, layers: Sequence[int]) -> str:
+    inside = [layer for layer in layers if layer < num_layers] or [num_layers // 2]
+    return (
+        f"select_layers={list(layers)} is not allowed for a model of {num_layers} layers: expected layers from 0 to "
+        f"{num_layers - 1}; for example {FLAGS['select_layers']} {','.join(map(str, inside))}"
+    )
+
+
+def _plain(name: str | None) -> str:
+    return "".join(char for char in (name or "").lower() if char.isalnum())

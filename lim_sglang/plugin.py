@@ -1,0 +1,104 @@
+"""The door: SGLang's plugin loader calls ``register()`` in every process it starts."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import sys
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from lim_sglang import compat
+from lim_sglang.errors import PREFIX, exit_with, one_line
+
+logger = logging.getLogger(__name__)
+
+_BACKEND_FLAGS = ("--attention-backend", "--decode-attention-backend", "--prefill-attention-backend")
+_registered = False
+
+
+def register() -> None:
+    """Register the backend ``lim``, its flags and its patches; idempotent.
+
+    On a host that does not offer what the plugin relies on, nothing is registered and one ERROR names what is
+    missing; where the command line asks for ``lim``, the process ends with that line, because SGLang would
+    go on to say only that ``lim`` is an invalid choice.
+    """
+    global _registered
+    if _registered:
+        return
+    try:
+        problem = host_problem()
+        if not problem:
+            _register_all()
+            _registered = True
+    except Exception as error:
+        problem = f"the plugin failed to load: {type(error).__name__}: {error}; run `lim-sglang doctor`"
+        logger.debug("registration failed", exc_info=True)
+    if problem:
+        _give_up(problem)
+
+
+def host_problem() -> str:
+    """One line on why this SGLang cannot host the plugin, or an empty string.
+
+    Only the first process of a server looks: its children run the same installation.
+    """
+    if multiprocessing.parent_process() is not None:
+        return ""
+    found = compat.sglang_version() or "of unknown version"
+    problems = [f"{v.host_name.path}: {v.problem}" for v in compat.check_host() if not v.ok]
+    first, last = compat.TESTED_SGLANG
+    if problems:
+        return (
+            f"SGLang {found} does not offer what lim relies on ({'; '.join(problems)}); "
+            f"install sglang>={first},<={last} and run `lim-sglang doctor`"
+        )
+    if not compat.is_tested(found):
+        logger.warning("%s: SGLang %s is outside the tested range %s to %s", PREFIX, found, first, last)
+    return ""
+
+
+def asks_for_lim(argv: Sequence[str]) -> bool:
+    """Whether a command line selects the backend ``lim``."""
+    joined = {f"{flag}=lim" for flag in _BACKEND_FLAGS}
+    return any((word in _BACKEND_FLAGS and after == "lim") or word in joined for word, after in pairwise([*argv, ""]))
+
+
+def _give_up(problem: str) -> None:
+    if asks_for_lim(sys.argv):
+        exit_with(problem)
+    logger.error("%s: %s", PREFIX, one_line(problem))
+
+
+def _register_all() -> None:
+    from sglang.srt import server_args
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+
+    from lim_patches.registry import PATCHES
+
+    missing = compat.missing_fields(server_args.ServerArgs)
+    if missing:
+        raise RuntimeError(f"ServerArgs has no {', '.join(missing)}")
+    if "lim" not in server_args.ATTENTION_BACKEND_CHOICES:
+        server_args.add_attention_backend_choices(["lim"])
+    register_attention_backend("lim")(create_backend)
+    for patch in PATCHES:
+        if patch.wanted:
+            patch.register()
+
+
+def create_backend(runner: Any) -> Any:
+    """Build the attention backend for SGLang's ``ModelRunner``.
+
+    Raises:
+        RuntimeError: a patch that was declared did not take.
+    """
+    from lim_patches.registry import not_applied
+    from lim_sglang.attention import build
+
+    missing = not_applied()
+    if missing:
+        raise RuntimeError(f"{PREFIX}: error: not patched: {', '.join(missing)}; run `lim-sglang doctor`")
+    return build(runner)

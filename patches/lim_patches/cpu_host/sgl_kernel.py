@@ -1,0 +1,65 @@
+"""Stand-in for ``sgl_kernel``: its wheel cannot load without a GPU driver, and SGLang imports it by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import torch
+
+NAME = "sgl_kernel"
+
+
+def assign_req_to_token_pool_cpu(
+    req_pool_indices: torch.Tensor,
+    req_to_token: torch.Tensor,
+    start_offset: torch.Tensor,
+    end_offset: torch.Tensor,
+    out_cache_loc: torch.Tensor,
+    _pool_len: int,
+) -> None:
+    """Write each request's new cache slots into its row of ``req_to_token``.
+
+    Args:
+        req_pool_indices: [B] rows of ``req_to_token``.
+        req_to_token: [rows, pool_len] int32, written in place.
+        start_offset, end_offset: [B] first and last-plus-one position that each request gains.
+        out_cache_loc: the new slots of all requests, one after the other.
+    """
+    taken = 0
+    for row, start, end in zip(req_pool_indices.tolist(), start_offset.tolist(), end_offset.tolist(), strict=True):
+        req_to_token[row, start:end] = out_cache_loc[taken : taken + end - start].to(req_to_token.dtype)
+        taken += end - start
+
+
+def _refusing(name: str) -> Callable[..., NoReturn]:
+    def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
+        raise NotImplementedError(f"{NAME}.{name} has no CPU stand-in in lim-sglang; run this feature on a GPU")
+
+    return refuse
+
+
+def _getattr(name: str) -> Any:
+    """SGLang imports the ``*_cpu`` kernels of speculative decoding at start and calls none of them here."""
+    if name.endswith("_cpu"):
+        return _refusing(name)
+    raise AttributeError(f"lim-sglang's stand-in for {NAME} has no {name}")
+
+
+class Finder(MetaPathFinder, Loader):
+    """Answers ``import sgl_kernel`` with the stand-in; its submodules stay absent."""
+
+    def find_spec(self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None) -> Any:
+        return ModuleSpec(fullname, self, is_package=True) if fullname == NAME else None
+
+    def create_module(self, _spec: ModuleSpec) -> None:
+        return None
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__doc__ = __doc__
+        module.__getattr__ = _getattr  # type: ignore[method-assign]
+        module.assign_req_to_token_pool_cpu = assign_req_to_token_pool_cpu  # type: ignore[attr-defined]

@@ -1,0 +1,61 @@
+"""One hook on one SGLang name: declare, register, see whether it took, undo."""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A hook that SGLang's ``HookRegistry`` applies.
+
+    Attributes:
+        target: Dotted path of the function or method.
+        hook: ``after``: ``hook(result, *args, **kwargs)``, a value other than None replaces the result;
+            ``around``: ``hook(original, *args, **kwargs)``.
+        kind: See ``hook``.
+        only_if_loaded: Module without which the patch is not wanted in this process, so that a hook never
+            makes a process import what it does not use.
+    """
+
+    target: str
+    hook: Callable[..., Any]
+    kind: Literal["after", "around"]
+    only_if_loaded: str = ""
+
+    @property
+    def wanted(self) -> bool:
+        return not self.only_if_loaded or self.only_if_loaded in sys.modules
+
+    def register(self) -> None:
+        """Hand the hook to SGLang, which applies it after all plugins have run."""
+        from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+        HookRegistry.register(self.target, self.hook, HookType(self.kind))
+
+    @property
+    def applied(self) -> bool:
+        from sglang.srt.plugins.hook_registry import HookRegistry
+
+        return self.target in HookRegistry._patched
+
+    def undo(self) -> None:
+        """Put the original back everywhere SGLang put the wrapper, and forget the hook.
+
+        Only for a process in which this project's hook is the only one on the target.
+        """
+        from sglang.srt.plugins.hook_registry import HookRegistry, _propagate_patch
+
+        path, name = self.target.rsplit(".", 1)
+        owner = pkgutil.resolve_name(path)
+        current = vars(owner)[name]
+        wrapper = getattr(current, "__func__", current)
+        original = wrapper.__wrapped__
+        setattr(owner, name, type(current)(original) if isinstance(current, classmethod | staticmethod) else original)
+        _propagate_patch(wrapper, original, owner)
+        HookRegistry._hooks.pop(self.target, None)
+        HookRegistry._patched.discard(self.target)

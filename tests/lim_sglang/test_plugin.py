@@ -1,0 +1,114 @@
+"""The door: light, idempotent, and heard when it cannot open."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lim_sglang import plugin
+from lim_sglang.compat import HOST_NAMES
+from lim_sglang.host_check import HostName, check
+
+
+def run(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=600)
+
+
+def test_importing_the_door_is_light() -> None:
+    code = "import sys, lim_sglang.plugin; print([m for m in ('torch', 'sglang', 'rich', 'httpx') if m in sys.modules])"
+    assert run(code).stdout.strip() == "[]"
+
+
+def test_register_adds_no_model_code_and_is_idempotent() -> None:
+    """``import sglang`` itself loads torch; register() must add neither backends nor models to that."""
+    code = """
+import json, sys
+from sglang.srt import server_args
+from sglang.srt.plugins import load_plugins
+from sglang.srt.plugins.hook_registry import HookRegistry
+before = set(sys.modules)
+load_plugins()
+from lim_sglang.plugin import register
+register()
+heavy = [m for m in set(sys.modules) - before if m.startswith(("sglang.srt.models", "sglang.srt.model_executor",
+    "sglang.srt.managers", "flashinfer", "triton")) or m.endswith("_backend")]
+hooks = {target: len(found) for target, found in HookRegistry._hooks.items() if "ServerArgs" in target}
+print(json.dumps([heavy, server_args.ATTENTION_BACKEND_CHOICES.count("lim"), hooks]))
+"""
+    done = run(code)
+    heavy, choices, hooks = json.loads(done.stdout.strip().splitlines()[-1])
+    assert heavy == []
+    assert choices == 1
+    assert len(hooks) == 3
+    assert set(hooks.values()) == {1}
+
+
+def test_every_host_name_is_found() -> None:
+    assert [f"{v.host_name.path}: {v.problem}" for v in check(HOST_NAMES) if not v.ok] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        (HostName("sglang.srt.plugins.hook_registry", "HookRegistry.subscribe"), "no subscribe in"),
+        (
+            HostName("sglang.srt.plugins.hook_registry", "HookRegistry.register", ("priority",)),
+            "takes no parameter prio",
+        ),
+        (HostName("sglang.srt.plugins.gone", "anything"), "no module sglang.srt.plugins.gone"),
+        (HostName("not_installed_at_all", "anything"), "no module not_installed_at_all"),
+    ],
+    ids=["name", "parameter", "module", "package"],
+)
+def test_a_missing_host_name_is_named(name: HostName, problem: str) -> None:
+    assert problem in check([name])[0].problem
+
+
+BROKEN_HOST = """
+import sys
+from lim_sglang import compat, host_check
+broken = host_check.HostName("sglang.srt.server_args", "ServerArgs.renamed_in_the_next_release")
+compat.HOST_NAMES = (*compat.HOST_NAMES, broken)
+"""
+
+
+def test_an_unsupported_host_registers_nothing_and_logs_one_error() -> None:
+    code = BROKEN_HOST + (
+        "from sglang.srt.plugins import load_plugins; load_plugins()\n"
+        "from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES\n"
+        "from sglang.srt.plugins.hook_registry import HookRegistry\n"
+        "print('lim' in ATTENTION_BACKEND_CHOICES, len(HookRegistry._patched))"
+    )
+    done = run(code)
+    lines = [line for line in done.stderr.splitlines() if "lim-sglang" in line]
+    assert done.stdout.split() == ["False", "0"]
+    assert len(lines) == 1
+    for part in ("renamed_in_the_next_release", "install sglang>=0.5.16", "lim-sglang doctor"):
+        assert part in lines[0]
+
+
+def test_where_lim_is_asked_for_the_user_gets_our_line_and_not_invalid_choice() -> None:
+    code = BROKEN_HOST + "from sglang.srt.plugins import load_plugins; load_plugins(); print('went on')"
+    done = run(code, "--model-path", "x", "--attention-backend", "lim")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.splitlines()[-1].startswith("lim-sglang: error: SGLang ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--attention-backend", "lim"], True),
+        (["--decode-attention-backend=lim"], True),
+        (["--attention-backend", "flashinfer", "--served-model-name", "lim"], False),
+        (["--attention-backend"], False),
+        ([], False),
+    ],
+    ids=["two words", "one word", "another option", "no value", "nothing"],
+)
+def test_asks_for_lim(argv: list[str], expected: bool) -> None:
+    assert plugin.asks_for_lim(argv) is expected
