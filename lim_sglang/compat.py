@@ -80,7 +80,42 @@ TORCH_NATIVE_NAMES: tuple[HostName, ...] = (
     HostName(_LAYER, "RadixAttention.layer_id", (), "the layer plan"),
 )
 
-HOST_NAMES = PLUGIN_NAMES + TORCH_NATIVE_NAMES
+_FLASHINFER = f"{_SRT}.layers.attention.flashinfer_backend"
+
+FLASHINFER_NAMES: tuple[HostName, ...] = (
+    HostName(_FLASHINFER, "FlashInferAttnBackend.__init__", ("model_runner", "init_new_workspace"), "the CUDA backend"),
+    HostName(_FLASHINFER, "FlashInferAttnBackend.init_forward_metadata", ("forward_batch",), "steps without a graph"),
+    HostName(
+        _FLASHINFER,
+        "FlashInferAttnBackend.init_forward_metadata_out_graph",
+        ("forward_batch", "in_capture"),
+        "captured steps",
+    ),
+    HostName(
+        f"{_SRT}.layers.attention.base_attn_backend",
+        "AttentionBackend.init_forward_metadata_in_graph",
+        ("forward_batch",),
+        "captured steps",
+    ),
+    HostName(
+        _FLASHINFER,
+        "FlashInferAttnBackend.forward_decode",
+        ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
+        "decode",
+    ),
+    HostName(_FLASHINFER, "FlashInferAttnBackend._get_wrapper_idx", ("layer",), "sparse layers"),
+    HostName(_FLASHINFER, "FlashInferAttnBackend.workspace_buffer", (), "sparse layers"),
+    HostName(_FLASHINFER, "FlashInferAttnBackend.kv_last_page_len", (), "the largest batch"),
+    HostName(_FLASHINFER, "FlashInferAttnBackend.max_context_len", (), "the longest request"),
+    HostName(_FLASHINFER, "FlashInferAttnBackend.decode_split_tile_size", (), "deterministic inference"),
+    HostName(_FLASHINFER, "FlashInferAttnBackend.disable_cuda_graph_kv_split", (), "deterministic inference"),
+    HostName(_FLASHINFER, "FlashInferIndicesUpdaterDecode.num_qo_heads", (), "head counts"),
+    HostName(_FLASHINFER, "FlashInferIndicesUpdaterDecode.q_data_type", (), "dtypes"),
+    HostName(_FLASHINFER, "FlashInferIndicesUpdaterDecode.data_type", (), "dtypes"),
+    HostName(_FLASHINFER, "DecodeMetadata.decode_wrappers", (), "the step's slots"),
+)
+
+HOST_NAMES = PLUGIN_NAMES + TORCH_NATIVE_NAMES + FLASHINFER_NAMES
 
 SERVER_ARGS_FIELDS = (
     "attention_backend",

@@ -10,7 +10,7 @@ from lim_sglang import compat
 
 BACKEND = "lim"
 DENSE = "use SGLang's own attention backend (leave out --attention-backend lim)"
-CPU_KV_DTYPES = ("auto", "bfloat16", "bf16")
+KV_DTYPES = {"cpu": ("auto", "bfloat16", "bf16"), "cuda": ("auto", "bfloat16", "bf16", "fp8_e4m3")}
 
 
 class UnsupportedError(ValueError):
@@ -56,6 +56,11 @@ def _prefill_only(args: Any, _model: Any) -> str:
     return f"--decode-attention-backend {decode}" if prefill == BACKEND != decode else ""
 
 
+def _kv_cache_dtype(args: Any, _model: Any) -> str:
+    allowed = KV_DTYPES.get(args.device, KV_DTYPES["cuda"])
+    return "" if args.kv_cache_dtype in allowed else f"--kv-cache-dtype {args.kv_cache_dtype}"
+
+
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "lim for prefill only",
@@ -64,10 +69,10 @@ REFUSALS: tuple[Refusal, ...] = (
         "use --decode-attention-backend lim",
     ),
     Refusal(
-        "a GPU",
-        lambda args, _model: "" if args.device in (None, "cpu") else f"--device {args.device}",
-        "the CUDA backend is not built yet",
-        "use a machine without a GPU, or SGLang's own attention backend",
+        "devices other than NVIDIA GPUs and CPUs",
+        lambda args, _model: "" if args.device in (None, "cpu", "cuda") else f"--device {args.device}",
+        "there is no lim backend for this device",
+        "use --device cuda or cpu, or SGLang's own attention backend",
     ),
     Refusal(
         "tensor parallelism",
@@ -112,13 +117,9 @@ REFUSALS: tuple[Refusal, ...] = (
         DENSE,
     ),
     Refusal(
-        "quantised KV cache on a CPU",
-        lambda args, _model: (
-            f"--kv-cache-dtype {args.kv_cache_dtype}"
-            if args.device == "cpu" and args.kv_cache_dtype not in CPU_KV_DTYPES
-            else ""
-        ),
-        "SGLang's torch_native attention reads only the model's own dtype",
+        "other KV cache dtypes",
+        _kv_cache_dtype,
+        "keys are scored in bfloat16, float16 or fp8_e4m3, on a CPU in the model's own dtype",
         "leave out --kv-cache-dtype",
     ),
     Refusal(

@@ -149,7 +149,7 @@ def test_models_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ("enable_hisparse", True, "--enable-hisparse"),
         ("enable_page_major_kv_layout", True, "--enable-page-major-kv-layout"),
         ("kv_cache_dtype", "fp8_e4m3", "--kv-cache-dtype fp8_e4m3"),
-        ("device", "cuda", "--device cuda"),
+        ("device", "xpu", "--device xpu"),
         ("decode_attention_backend", "torch_native", "--decode-attention-backend torch_native"),
     ],
 )

@@ -1,0 +1,273 @@
+"""Checks, buffers and launches of the selection kernels. Buffers are made once; a launch allocates nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+from torch import Tensor
+
+from lim_kernels.select.budget import BudgetSplit
+from lim_kernels.select.kernel import emit_kernel, rank_kernel, score_kernel, sparse_indptr_kernel
+
+MAX_SELECTED = 8192  # one program sorts this many; a power of two
+MAX_KEY_BITS = 24
+SCORE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Constants of the launches; the defaults are starting points, not yet swept.
+
+    Attributes:
+        block_n: tokens per tile of ``score_kernel``.
+        score_programs: programs that ``score_kernel`` aims for over all requests and KV heads of a launch.
+        block: tokens per tile of the other kernels.
+    """
+
+    block_n: int = 128
+    score_programs: int = 2048
+    score_warps: int = 4
+    block: int = 4096
+    rank_warps: int = 16
+    emit_warps: int = 32
+
+
+@dataclass(frozen=True)
+class SelectWorkspace:
+    """Scratch of one selection, for up to ``rows`` requests at a time; larger batches go in several rounds.
+
+    Attributes:
+        scores: [rows, H, N] int32, ordered as the scores are.
+        keys: [rows, N] int32, the unified keys.
+        ranked: [rows, H, m] int64.
+    """
+
+    scores: Tensor
+    keys: Tensor
+    ranked: Tensor
+
+    @classmethod
+    def allocate(
+        cls,
+        max_batch: int,
+        max_length: int,
+        num_qo_heads: int,
+        split: BudgetSplit,
+        device: torch.device | str,
+        max_bytes: int = 448 << 20,
+    ) -> SelectWorkspace:
+        """Make the buffers.
+
+        Args:
+            max_batch: largest batch, ``max_length``: longest request, in tokens.
+            max_bytes: what the buffers may take in all; at least one request always fits.
+
+        Raises:
+            ValueError: the budget or the number of heads is beyond what the kernels sort.
+        """
+        check_limits(split, num_qo_heads)
+        width = -(-max_length // 128) * 128
+        selected = max(split.selected, 1)
+        bytes_per_row = 4 * width * (num_qo_heads + 1) + 8 * num_qo_heads * selected
+        rows = max(1, min(max_batch, max_bytes // bytes_per_row))
+        return cls(
+            scores=torch.empty(rows, num_qo_heads, width, dtype=torch.int32, device=device),
+            keys=torch.empty(rows, width, dtype=torch.int32, device=device),
+            ranked=torch.empty(rows, num_qo_heads, selected, dtype=torch.int64, device=device),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory of the buffers, in bytes."""
+        return self.scores.nbytes + self.keys.nbytes + self.ranked.nbytes
+
+
+def check_limits(split: BudgetSplit, num_qo_heads: int) -> None:
+    """Raise ``ValueError`` for a budget or head count that the kernels cannot serve."""
+    if split.selected > MAX_SELECTED:
+        raise ValueError(
+            f"budget = {split.budget} selects {split.selected} tokens by rank: expected at most {MAX_SELECTED}; "
+            "lower the budget or raise recency_ratio"
+        )
+    if split.selected * num_qo_heads >= 1 << MAX_KEY_BITS:
+        raise ValueError(
+            f"budget = {split.budget} with {num_qo_heads} heads: expected selected * heads below {1 << MAX_KEY_BITS}"
+        )
+
+
+def write_sparse_indptr(kv_indptr: Tensor, sparse_indptr: Tensor, batch: int, budget: int) -> None:
+    """Fill ``sparse_indptr[: batch + 1]`` with the ends of ``min(n, K)`` tokens per request.
+
+    Args:
+        kv_indptr: [>= batch + 1] int32 on the device, the ends of the requests' tokens.
+        sparse_indptr: [>= batch + 1] int32 on the device, written.
+        batch: number of requests.
+        budget: ``K``, tokens.
+    """
+    sparse_indptr_kernel[(1,)](kv_indptr, sparse_indptr, batch, budget, BLOCK=triton.next_power_of_2(max(batch, 2)))
+
+
+def select_slots(
+    q: Tensor,
+    k_cache: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    sparse_indptr: Tensor,
+    sparse_indices: Tensor,
+    split: BudgetSplit,
+    workspace: SelectWorkspace,
+    config: LaunchConfig | None = None,
+) -> None:
+    """Choose every request's token set (arXiv 2508.07101) and write its cache slots in ascending position order.
+
+    Args:
+        q: [B, H, D] bfloat16, float16 or float32; the last dimension contiguous.
+        k_cache: [slots, Hk, D], the dtype of ``q`` or float8_e4m3fn; the last dimension contiguous.
+        kv_indptr: [>= B + 1] int32, ends of the requests' slots in ``kv_indices``.
+        kv_indices: int32 slots of every request's tokens in position order, the current token included.
+        sparse_indptr: [>= B + 1] int32, as ``write_sparse_indptr`` makes it.
+        sparse_indices: [>= B * K] int32, written from ``sparse_indptr[b]`` on for request ``b``.
+        split: the parts of the budget.
+        workspace: from ``SelectWorkspace.allocate``; no request may be longer than its width.
+
+    Raises:
+        ValueError: a shape, dtype, stride or device is not as above.
+    """
+    _check(q, k_cache, (kv_indptr, kv_indices, sparse_indptr, sparse_indices), split, workspace)
+    config = config or LaunchConfig()
+    for first in range(0, q.shape[0], workspace.scores.shape[0]):
+        rows = min(workspace.scores.shape[0], q.shape[0] - first)
+        if split.selected:
+            _score(q, k_cache, kv_indptr, kv_indices, first, rows, split, workspace, config)
+            _rank(kv_indptr, first, rows, split, workspace, config)
+        _emit(kv_indptr, kv_indices, sparse_indptr, sparse_indices, first, rows, split, workspace, config)
+
+
+def _score(
+    q: Tensor,
+    k_cache: Tensor,
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    first: int,
+    rows: int,
+    split: BudgetSplit,
+    workspace: SelectWorkspace,
+    config: LaunchConfig,
+) -> None:
+    num_kv_heads, head_dim = k_cache.shape[1:]
+    group = q.shape[1] // num_kv_heads
+    tiles = triton.cdiv(workspace.keys.shape[1], config.block_n)
+    splits = min(tiles, max(1, config.score_programs // (rows * num_kv_heads)))
+    score_kernel[(splits, num_kv_heads, rows)](
+        q,
+        k_cache,
+        kv_indptr,
+        kv_indices,
+        workspace.scores,
+        workspace.keys,
+        first,
+        splits,
+        q.stride(0),
+        q.stride(1),
+        k_cache.stride(0),
+        k_cache.stride(1),
+        workspace.scores.stride(0),
+        workspace.scores.stride(1),
+        workspace.keys.stride(0),
+        budget=split.budget,
+        sinks=split.sinks,
+        recent=split.recent,
+        group=group,
+        GROUP_PAD=max(16, triton.next_power_of_2(group)),
+        HEAD_DIM=head_dim,
+        HEAD_DIM_PAD=triton.next_power_of_2(head_dim),
+        BLOCK_N=config.block_n,
+        UPCAST=q.dtype == torch.float32,
+        num_warps=config.score_warps,
+    )
+
+
+def _rank(
+    kv_indptr: Tensor, first: int, rows: int, split: BudgetSplit, workspace: SelectWorkspace, config: LaunchConfig
+) -> None:
+    num_heads = workspace.scores.shape[1]
+    rank_kernel[(num_heads, rows)](
+        workspace.scores,
+        workspace.keys,
+        workspace.ranked,
+        kv_indptr,
+        first,
+        workspace.scores.stride(0),
+        workspace.scores.stride(1),
+        workspace.keys.stride(0),
+        workspace.ranked.stride(0),
+        workspace.ranked.stride(1),
+        budget=split.budget,
+        selected=split.selected,
+        SELECTED_PAD=triton.next_power_of_2(max(split.selected, 2)),
+        sinks=split.sinks,
+        recent=split.recent,
+        num_heads=num_heads,
+        BLOCK=config.block,
+        num_warps=config.rank_warps,
+    )
+
+
+def _emit(
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    sparse_indptr: Tensor,
+    sparse_indices: Tensor,
+    first: int,
+    rows: int,
+    split: BudgetSplit,
+    workspace: SelectWorkspace,
+    config: LaunchConfig,
+) -> None:
+    key_limit = split.selected * workspace.scores.shape[1]
+    emit_kernel[(rows,)](
+        workspace.keys,
+        kv_indptr,
+        kv_indices,
+        sparse_indptr,
+        sparse_indices,
+        first,
+        workspace.keys.stride(0),
+        budget=split.budget,
+        selected=split.selected,
+        sinks=split.sinks,
+        recent=split.recent,
+        key_limit=key_limit,
+        SELECTS=split.selected > 0,
+        KEY_PASSES=max(1, -(-max(key_limit - 1, 1).bit_length() // 8)),
+        BLOCK=config.block,
+        num_warps=config.emit_warps,
+    )
+
+
+def _check(
+    q: Tensor, k_cache: Tensor, index: tuple[Tensor, ...], split: BudgetSplit, workspace: SelectWorkspace
+) -> None:
+    if q.ndim != 3 or k_cache.ndim != 3 or q.shape[2] != k_cache.shape[2] or q.shape[1] % k_cache.shape[1]:
+        raise ValueError(
+            f"q {list(q.shape)} and k_cache {list(k_cache.shape)}: expected [B, H, D] and [slots, Hk, D] with H a "
+            "multiple of Hk"
+        )
+    if q.dtype not in SCORE_DTYPES[:3] or k_cache.dtype not in (q.dtype, torch.float8_e4m3fn):
+        raise ValueError(
+            f"q of {q.dtype} with k_cache of {k_cache.dtype}: expected one of {SCORE_DTYPES[:3]} and the same or fp8"
+        )
+    if q.stride(2) != 1 or k_cache.stride(2) != 1:
+        raise ValueError("q and k_cache: expected a contiguous last dimension")
+    for tensor in index:
+        if tensor.dtype != torch.int32 or not tensor.is_contiguous():
+            raise ValueError(f"index of {tensor.dtype}, shape {list(tensor.shape)}: expected contiguous torch.int32")
+    if any(tensor.device != q.device for tensor in (k_cache, *index, workspace.scores)):
+        raise ValueError(f"tensors on several devices: expected all on {q.device}")
+    expected = (q.shape[1], max(split.selected, 1))
+    if (workspace.scores.shape[1], workspace.ranked.shape[2]) != expected:
+        raise ValueError(f"workspace for another head count or budget: expected H, m = {expected}")
+    if len(index[3]) < q.shape[0] * split.budget:
+        raise ValueError(f"sparse_indices of {len(index[3])}: expected at least B * K = {q.shape[0] * split.budget}")

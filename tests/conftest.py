@@ -1,0 +1,24 @@
+"""On a machine without a GPU the Triton kernels run in Triton's interpreter, which has to be chosen before import."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+    import lim_kernels.select.kernel  # noqa: F401
+    import triton.experimental.gluon  # noqa: F401  (it takes over functions that must be interpreted as well)
+
+    del os.environ["TRITON_INTERPRET"]  # not for SGLang's kernels, and not for servers that tests start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` need an NVIDIA GPU."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))

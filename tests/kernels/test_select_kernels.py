@@ -1,0 +1,246 @@
+"""The selection kernels against the reference: exact sets, poisoned buffers, awkward shapes.
+
+On a GPU they run compiled, elsewhere in Triton's interpreter (small shapes, no bf16 or fp8 there: its bf16
+arithmetic is wrong). Inputs are small integers where scores are compared across devices and orders of summation:
+their dot products are exact in float32, and most of them tie.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from lim_kernels.select import head_scores, select_token_set, split_budget
+from lim_kernels.select.launch import LaunchConfig, SelectWorkspace, select_slots, write_sparse_indptr
+from torch import Tensor
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+SMALL = LaunchConfig() if ON_GPU else LaunchConfig(block_n=16, block=64, score_programs=8)
+POISON = -77
+
+
+@dataclass
+class Case:
+    """One decode step's inputs; slots are a random permutation of the cache."""
+
+    lengths: list[int]
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 64
+    budget: int = 16
+    recency_ratio: float = 0.25
+    sinks: int = 2
+    dtype: torch.dtype = torch.float32
+    k_dtype: torch.dtype | None = None
+    integers: bool = True
+    rows: int | None = None
+    seed: int = 0
+    config: LaunchConfig = field(default_factory=lambda: SMALL)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        self.split = split_budget(self.budget, self.recency_ratio, self.sinks)
+        slots = sum(self.lengths) + 5
+        self.q = self._values(generator, len(self.lengths), self.heads, self.head_dim).to(DEVICE, self.dtype)
+        # NHD pools hold K beside other data: strided, not contiguous
+        pool = self._values(generator, slots, self.kv_heads, 2 * self.head_dim).to(DEVICE, self.k_dtype or self.dtype)
+        self.k_cache = pool[:, :, : self.head_dim]
+        self.kv_indices = torch.randperm(slots, generator=generator)[: sum(self.lengths)].int().to(DEVICE)
+        self.kv_indptr = torch.tensor([0, *self.lengths]).cumsum(0).int().to(DEVICE)
+
+    def _values(self, generator: torch.Generator, *shape: int) -> Tensor:
+        if self.integers:
+            return torch.randint(-2, 3, shape, generator=generator).float()
+        return torch.randn(shape, generator=generator)
+
+    def poisoned_workspace(self) -> SelectWorkspace:
+        workspace = SelectWorkspace.allocate(len(self.lengths), max(self.lengths), self.heads, self.split, DEVICE)
+        if self.rows is not None:
+            workspace = SelectWorkspace(*(t[: self.rows] for t in vars(workspace).values()))
+        workspace.scores.fill_(2**31 - 1)  # the highest score there is
+        workspace.keys.fill_(-1)  # below every key
+        workspace.ranked.fill_(-1)
+        return workspace
+
+    def run(self) -> tuple[list[list[int]], SelectWorkspace]:
+        """The slots that the kernels chose, by request; nothing beyond them may have been written."""
+        batch = len(self.lengths)
+        indptr = torch.full((batch + 2,), POISON, dtype=torch.int32, device=DEVICE)
+        indices = torch.full((batch * self.budget + 9,), POISON, dtype=torch.int32, device=DEVICE)
+        workspace = self.poisoned_workspace()
+        write_sparse_indptr(self.kv_indptr, indptr, batch, self.budget)
+        select_slots(
+            self.q,
+            self.k_cache,
+            self.kv_indptr,
+            self.kv_indices,
+            indptr,
+            indices,
+            self.split,
+            workspace,
+            self.config,
+        )
+        ends = indptr.tolist()
+        assert ends[: batch + 1] == [0, *torch.tensor(self.lengths).clamp(max=self.budget).cumsum(0).tolist()]
+        assert ends[batch + 1] == POISON
+        assert bool((indices[ends[batch] :] == POISON).all())
+        return [indices[ends[b] : ends[b + 1]].tolist() for b in range(batch)], workspace
+
+    def expected(self, scores: list[Tensor] | None = None) -> list[list[int]]:
+        """The reference's slots, from its own scores or from given ones ([H, n] each)."""
+        chosen = []
+        for b, length in enumerate(self.lengths):
+            own = self.kv_indices[self.kv_indptr[b] : self.kv_indptr[b + 1]]
+            score = head_scores(self.q[b].float(), self.k_cache[own.long()].float()) if scores is None else scores[b]
+            token_set = select_token_set(score[None], torch.tensor([length], device=DEVICE), self.split)
+            chosen.append(own[token_set.positions[0, : int(token_set.lengths[0])]].tolist())
+        return chosen
+
+
+def scores_of(case: Case, workspace: SelectWorkspace) -> list[Tensor]:
+    """What ``score_kernel`` left behind, as float32; positions that are no candidates hold zeros."""
+    found = []
+    for b, length in enumerate(case.lengths):
+        score = torch.zeros(case.heads, length, device=DEVICE)
+        if length > case.budget:
+            inner = slice(case.split.sinks, length - case.split.recent)
+            ordered = workspace.scores[b, :, inner]
+            score[:, inner] = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
+        found.append(score)
+    return found
+
+
+SHAPES = {
+    "ragged": Case([100, 20, 21, 3, 16, 17]),
+    "one token": Case([1]),
+    "budget 1": Case([1, 2, 40], budget=1, recency_ratio=0.0, sinks=0),
+    "ratio 0": Case([63, 111], recency_ratio=0.0, sinks=0),
+    "ratio 1": Case([63, 111], recency_ratio=1.0, sinks=4),
+    "no sinks": Case([63, 111], sinks=0),
+    "sinks do not fit": Case([63, 111], recency_ratio=0.1, sinks=9),
+    "multi-head": Case([63, 40], heads=4, kv_heads=4),
+    "multi-query": Case([63, 40], heads=20, kv_heads=1),
+    "one head": Case([63, 40], heads=1, kv_heads=1),
+    "SmolLM2 heads": Case([111, 63], heads=9, kv_heads=3),
+    "head dim 96": Case([63, 40], head_dim=96),
+    "head dim 128": Case([63, 40], head_dim=128),
+    "head dim 256": Case([63, 40], head_dim=256),
+    "fp16": Case([100, 63], dtype=torch.float16),
+    "one request at a time": Case([100, 20, 63], rows=1),
+    "two requests at a time": Case([100, 20, 63, 40, 41], rows=2),
+    "budget above a tile": Case([300, 140], budget=130),
+}
+
+
+@pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES)
+def test_slots_are_the_references(case: Case) -> None:
+    assert case.run()[0] == case.expected()
+
+
+def test_constant_scores_take_the_lowest_positions() -> None:
+    case = Case([90])
+    case.q.zero_()
+    positions = [*range(2), *range(2, 14), *range(88, 90)]
+    assert case.run()[0][0] == case.kv_indices[positions].tolist()
+
+
+def test_negative_zero_ties_with_zero() -> None:
+    case = Case([90], heads=1, kv_heads=1, head_dim=16)
+    case.q.fill_(-1.0)
+    case.k_cache.zero_()
+    assert case.run()[0] == case.expected()
+
+
+def test_random_normal_scores() -> None:
+    """Scores within rounding of the reference's; the set exactly what the reference makes of these scores."""
+    case = Case([100, 63, 9], integers=False)
+    chosen, workspace = case.run()
+    found = scores_of(case, workspace)
+    for b, length in enumerate(case.lengths):
+        own = case.kv_indices[case.kv_indptr[b] : case.kv_indptr[b + 1]].long()
+        inner = slice(case.split.sinks, length - case.split.recent)
+        if length > case.budget:
+            exact = head_scores(case.q[b], case.k_cache[own])[:, inner]
+            torch.testing.assert_close(found[b][:, inner], exact, rtol=0, atol=2e-5)
+    assert chosen == case.expected(found)
+
+
+def random_case(seed: int) -> Case:
+    draw = random.Random(seed)
+    kv_heads = draw.choice([1, 2, 3, 8] if ON_GPU else [1, 2])
+    budget = draw.choice([1, 7, 64, 250, 1024, 2048] if ON_GPU else [1, 7, 40])
+    longest = draw.choice([budget + 1, 2 * budget + 3, 20_000] if ON_GPU else [budget + 1, 90])
+    edges = [1, budget, budget + 1, max(1, budget - 1)]
+    return Case(
+        lengths=[draw.choice([*edges, draw.randint(1, longest)]) for _ in range(draw.randint(1, 6))],
+        heads=kv_heads * draw.choice([1, 3, 4, 8] if ON_GPU else [1, 3]),
+        kv_heads=kv_heads,
+        head_dim=draw.choice([64, 96, 128, 256] if ON_GPU else [16, 64]),
+        budget=budget,
+        recency_ratio=draw.choice([0.0, 0.25, 0.5, 1.0]),
+        sinks=draw.choice([0, 1, 4]),
+        dtype=draw.choice([torch.bfloat16, torch.float16] if ON_GPU else [torch.float32, torch.float16]),
+        k_dtype=draw.choice([None, torch.float8_e4m3fn]) if ON_GPU else None,
+        rows=draw.choice([None, 2]),
+        seed=seed,
+    )
+
+
+@pytest.mark.parametrize("seed", range(320 if ON_GPU else 12))
+def test_random_shapes(seed: int) -> None:
+    case = random_case(seed)
+    assert case.run()[0] == case.expected()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("lengths", [[32_768, 2048, 2049, 7], [131_072]], ids=["32K", "128K"])
+def test_serving_shapes(dtype: torch.dtype, lengths: list[int]) -> None:
+    q_dtype = torch.bfloat16 if dtype == torch.float8_e4m3fn else dtype
+    case = Case(lengths, 32, 8, 128, 2048, 0.25, 4, q_dtype, dtype, integers=False)
+    chosen, workspace = case.run()
+    assert chosen == case.expected(scores_of(case, workspace))
+
+
+@pytest.mark.gpu
+def test_largest_budget() -> None:
+    case = Case([20_000, 9000], 32, 8, 128, 8192, 0.25, 4, torch.bfloat16)
+    assert case.run()[0] == case.expected()
+
+
+@pytest.mark.gpu
+def test_batch_of_256() -> None:
+    case = Case([random.Random(b).randint(1, 600) for b in range(256)], 8, 2, 64, 128, dtype=torch.bfloat16)
+    assert case.run()[0] == case.expected()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(2, 5, 64)}, "a multiple of Hk"),
+        ({"q": torch.zeros(2, 6, 64, dtype=torch.float64)}, "q of torch.float64"),
+        ({"kv_indptr": torch.zeros(3, dtype=torch.int64)}, "contiguous torch.int32"),
+        ({"k_cache": torch.zeros(9, 2, 128, device=DEVICE)[:, :, ::2]}, "contiguous last dimension"),
+        ({"budget": 24}, "workspace for another head count or budget"),
+    ],
+    ids=["heads", "dtype", "index", "stride", "workspace"],
+)
+def test_bad_arguments_get_one_line(change: dict[str, object], message: str) -> None:
+    case = Case([20, 30])
+    workspace = case.poisoned_workspace()
+    budget = change.pop("budget", case.budget)
+    inputs = {name: getattr(case, name) for name in ("q", "k_cache", "kv_indptr", "kv_indices")}
+    inputs |= {name: value.to(DEVICE) for name, value in change.items()}  # type: ignore[attr-defined]
+    room = torch.zeros(2 * 24 + 3, dtype=torch.int32, device=DEVICE)
+    with pytest.raises(ValueError, match=message) as caught:
+        select_slots(**inputs, sparse_indptr=room[:3], sparse_indices=room, split=split_budget(int(str(budget)), 0.25, 2),
+                     workspace=workspace)  # fmt: skip
+    assert "\n" not in str(caught.value)
+
+
+def test_limits_are_named() -> None:
+    with pytest.raises(ValueError, match="expected at most 8192; lower the budget"):
+        SelectWorkspace.allocate(1, 100, 4, split_budget(20_000, 0.25, 4), DEVICE)
