@@ -185,7 +185,8 @@ def _run(
     """Run a quiet child; the bar follows the bytes that appear under `watch`, of `total` expected."""
     task = progress.add_task(title, total=total)
     # pip downloads into TMPDIR first: in `watch`, the bar sees it, and our clean-up removes it.
-    environment = {**os.environ, "TMPDIR": str(log_path.parent), "HF_HUB_OFFLINE": "1"}
+    quiet = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment = {**os.environ, **quiet, "TMPDIR": str(log_path.parent)}
     with log_path.open("wb") as log:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
         try:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
+from torch import Tensor
+
 from lim_kernels.select import head_scores, select_token_set, split_budget
 from lim_kernels.select.launch import LaunchConfig, SelectWorkspace, select_slots, write_sparse_indptr
-from torch import Tensor
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -232,12 +233,12 @@ def test_bad_arguments_get_one_line(change: dict[str, object], message: str) -> 
     case = Case([20, 30])
     workspace = case.poisoned_workspace()
     budget = change.pop("budget", case.budget)
-    inputs = {name: getattr(case, name) for name in ("q", "k_cache", "kv_indptr", "kv_indices")}
-    inputs |= {name: value.to(DEVICE) for name, value in change.items()}  # type: ignore[attr-defined]
+    inputs: dict[str, object] = {name: getattr(case, name) for name in ("q", "k_cache", "kv_indptr", "kv_indices")}
+    inputs |= {name: value.to(DEVICE) for name, value in change.items()}
     room = torch.zeros(2 * 24 + 3, dtype=torch.int32, device=DEVICE)
+    inputs |= {"sparse_indptr": room[:3], "sparse_indices": room, "workspace": workspace}
     with pytest.raises(ValueError, match=message) as caught:
-        select_slots(**inputs, sparse_indptr=room[:3], sparse_indices=room, split=split_budget(int(str(budget)), 0.25, 2),
-                     workspace=workspace)  # fmt: skip
+        select_slots(**inputs, split=split_budget(int(str(budget)), 0.25, 2))
     assert "\n" not in str(caught.value)
 
 

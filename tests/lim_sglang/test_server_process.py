@@ -240,6 +240,8 @@ def test_parent_that_forgets_to_stop_takes_the_server_along(tmp_path: Path) -> N
         (["sglang serve: error: unrecognized arguments: --lim"], "sglang serve: error"),
         (["OSError: no space", "RuntimeError: Initialization failed. Please see", "Killed"], "OSError: no space"),
         (["RuntimeError: Rank 0 scheduler died"], "RuntimeError: Rank 0"),
+        (["Subprocess scheduler_0 (pid=9) crashed with exit code -9.", "SIGQUIT received."], "Subprocess scheduler_0"),
+        (["lim-sglang: error: unknown flag --x"], "unknown flag --x"),
         (["/usr/bin/python: No module named sglang"], "/usr/bin/python: No module"),
         (
             ["torch.OutOfMemoryError: CUDA out", "[2026-01-01 00:00:00] kill_process_tree"],

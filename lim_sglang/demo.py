@@ -1,0 +1,533 @@
+"""`lim-sglang demo`: one reasoning conversation on SGLang with `lim`, then the same tokens judged by dense attention.
+
+Two servers run one after the other. The first, with `--attention-backend lim`, holds a conversation of several turns
+over a long shared prefix. The second, dense, is given the very same tokens and says at how many positions it would
+have chosen the same one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from lim_sglang.embedded_model import ensure_model
+from lim_sglang.errors import PREFIX, one_line
+from lim_sglang.server_process import ServerProcess
+
+MIN_PREFIX_TOKENS = 3000
+CONTEXT_LIMIT = 8192
+WORKED_CASES = 36
+ROLES = ("dense", "select", "sparse")
+
+# Reserved per turn for the question and the chat template's own tokens, when the context is checked beforehand.
+_QUESTION_TOKENS = 120
+_REQUEST_TIMEOUT = 1800.0
+_SERVER_ARGS = ["--enable-cache-report", "--max-total-tokens", "10240", "--max-running-requests", "4"]
+_CPU_ARGS = ["--device", "cpu", "--dtype", "float32"]
+_GPU_ARGS = ["--mem-fraction-static", "0.3"]
+
+
+class DemoError(RuntimeError):
+    """The demo cannot go on; the message is one line with the fix."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the two servers are started with on this machine, and what the user should know about it."""
+
+    lim_args: list[str]
+    dense_args: list[str]
+    env: dict[str, str] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One answer of the `lim` server. `exact` tells whether the ids are the server's own or made from the text."""
+
+    prompt_ids: list[int]
+    output_ids: list[int]
+    cached_tokens: int
+    decode_seconds: float
+    text: str
+    exact: bool = True
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decode speed: the first token belongs to the prefill."""
+        return (len(self.output_ids) - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `lim-sglang demo`."""
+    parser.add_argument("--budget", type=_positive, default=512, help="tokens a sparse layer attends to (512)")
+    parser.add_argument("--turns", type=_positive, default=4, help="questions asked (4)")
+    parser.add_argument("--max-tokens", type=_positive, default=160, help="longest answer, in tokens (160)")
+    parser.add_argument("--model-path", help="another model, as a local folder (the embedded one)")
+    parser.add_argument(
+        "--server-arg",
+        action="append",
+        default=[],
+        metavar="'--OPTION VALUE'",
+        help="one more SGLang option for both servers, in quotes; may be repeated (--lim-* goes to lim only)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print the tables only")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def run_demo(args: argparse.Namespace) -> int:
+    """Run the demo; 0, 1 after one line on stderr, or 130 after Ctrl-C. No process is left in any case."""
+    logs = Path(tempfile.mkdtemp(prefix="lim-sglang-demo-"))
+    try:
+        _run(args, logs)
+        code, message = 0, ""
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted; nothing is left running"
+    except Exception as error:
+        named = str(error) if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
+        code, message = 1, f"error: {named}" if str(logs) in named else f"error: {named} (server logs: {logs})"
+    if message:
+        print(f"{PREFIX}: {one_line(message)}", file=sys.stderr, flush=True)
+    if code != 1:
+        shutil.rmtree(logs, ignore_errors=True)
+    return code
+
+
+def _run(args: argparse.Namespace, logs: Path) -> None:
+    out = Console(highlight=False)
+    talk = Console(highlight=False, quiet=args.quiet)
+    device = device_args()
+    if device.note:
+        out.print(device.note, soft_wrap=True)
+    model = _model_folder(args)
+    chat = Chat.load(model)
+    chat.check_fits(args.turns, args.max_tokens)
+    lim_args = [*device.lim_args, *server_options(args.server_arg, lim=True)]
+    dense_args = [*device.dense_args, *server_options(args.server_arg, lim=False)]
+
+    lim = ServerProcess(model, lim_args, env={**device.env, **_lim_env(args.budget)}, log_path=logs / "lim.log")
+    with _serving(lim, "Starting SGLang with lim attention", talk):
+        before = _lim_state(lim.url)
+        turns = _converse(lim.url, chat, args, talk)
+        after = _lim_state(lim.url)
+    dense = ServerProcess(model, dense_args, env=device.env, log_path=logs / "dense.log")
+    with _serving(dense, "Starting SGLang with dense attention, to judge the same tokens", talk):
+        agreed = [_agreement_of(dense.url, turn, number, talk) for number, turn in enumerate(turns, 1)]
+
+    out.print("\nThe conversation, served with lim")
+    out.print(_turn_table(turns, agreed))
+    if not all(turn.exact for turn in turns):
+        out.print("~ the server's token ids could not be told from its text; the text was tokenized again")
+    layers = ", ".join(str(layer) for layer in after["plan"]["select_layers"])
+    out.print(f"\nTokens read by decode attention: budget {after['config']['budget']}, select layers {layers}")
+    out.print(_role_table(role_rows(after["plan"], counted_since(before, after))))
+
+
+def _model_folder(args: argparse.Namespace) -> Path:
+    if args.model_path is None:
+        return ensure_model(quiet=args.quiet)
+    if not (Path(args.model_path) / "config.json").is_file():
+        raise DemoError(f"--model-path {args.model_path} holds no config.json; give the folder of a Hugging Face model")
+    return Path(args.model_path)
+
+
+def server_options(server_args: Sequence[str], *, lim: bool) -> list[str]:
+    """The words of the --server-arg values; those of lim's own flags only for the server that knows them."""
+    return [word for option in server_args if lim or not option.startswith("--lim-") for word in shlex.split(option)]
+
+
+def _lim_env(budget: int) -> dict[str, str]:
+    return {"SGLANG_LIM_CONFIG": json.dumps({"budget": budget, "select_layers": "auto"})}
+
+
+# Where it runs
+
+
+def device_args() -> Device:
+    """The GPU if there is one and lim can use it; else the CPU, with a note when a GPU is left unused."""
+    reason = ""
+    if _has_nvidia_gpu():
+        if importlib.util.find_spec("lim_sglang.attention.flashinfer") is None:
+            reason = "lim's CUDA backend is not built yet"
+        elif not _torch_sees_gpu():
+            reason = "the installed torch cannot use it"
+    if _has_nvidia_gpu() and not reason:
+        common = [*_SERVER_ARGS, *_GPU_ARGS]
+        return Device(["--attention-backend", "lim", *common], ["--attention-backend", "flashinfer", *common])
+    common = [*_SERVER_ARGS, *_CPU_ARGS]
+    return Device(
+        ["--attention-backend", "lim", *common],
+        ["--attention-backend", "torch_native", *common],
+        {"SGLANG_USE_CPU_ENGINE": "1", "CUDA_VISIBLE_DEVICES": ""},
+        f"This machine has an NVIDIA GPU, but {reason}: the demo runs on the CPU." if reason else "",
+    )
+
+
+def _has_nvidia_gpu() -> bool:
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists())
+
+
+def _torch_sees_gpu() -> bool:
+    """Asked in a child process, so that this one never holds GPU memory."""
+    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@contextmanager
+def _serving(server: ServerProcess, title: str, talk: Console) -> Iterator[None]:
+    """The server, ready; a failing request inside is told as the server's end if that is what it was."""
+    from openai import APIError, APIStatusError
+
+    with server:
+        with talk.status(f"{title} ...") as status:
+            began = time.monotonic()
+            server.wait_ready(lambda elapsed: status.update(f"{title}: {elapsed:.0f} s"))
+        talk.print(f"{title}: ready after {time.monotonic() - began:.0f} s.", soft_wrap=True)
+        try:
+            yield
+        except (APIError, httpx.HTTPError) as error:
+            # SGLang takes several seconds to end after one of its processes crashed.
+            server.check_running(wait=0 if isinstance(error, APIStatusError | httpx.HTTPStatusError) else 15)
+            raise DemoError(f"a request failed: {type(error).__name__}: {error} (log: {server.log_path})") from error
+
+
+# What is said
+
+
+def build_prefix(cases: int = WORKED_CASES) -> str:
+    """Worked arithmetic and logic cases, the same text each time; about 85 tokens each for SmolLM2."""
+    head = "You reason step by step. Follow the worked cases below and end every solution with its answer.\n"
+    kinds = (_stock_case, _packing_case, _lamp_case, _order_case)
+    return head + "".join(f"\nCase {number}. {kinds[number % 4](number)}\n" for number in range(1, cases + 1))
+
+
+def _stock_case(n: int) -> str:
+    start, trucks, load, sold = 17 + n * 13 % 80, 2 + n % 7, 5 + n * 7 % 19, 3 + n * 5 % 14
+    total = start + trucks * load
+    return (
+        f"A depot holds {start} crates. {trucks} trucks bring {load} crates each, then {sold} crates are sold. "
+        f"Step 1: the trucks bring {trucks} * {load} = {trucks * load} crates. Step 2: now there are {start} + "
+        f"{trucks * load} = {total} crates. Step 3: after the sale {total} - {sold} = {total - sold} are left. "
+        f"Answer: {total - sold}."
+    )
+
+
+def _packing_case(n: int) -> str:
+    rate, hours, box = 11 + n * 3 % 17, 3 + n % 5, 4 + n % 6
+    total = rate * hours
+    return (
+        f"A crew picks {rate} apples per minute for {hours} minutes and packs boxes of {box}. Step 1: they pick "
+        f"{rate} * {hours} = {total} apples. Step 2: {total} // {box} = {total // box} boxes are full. Step 3: "
+        f"{total} - {total // box} * {box} = {total % box} are left over. Answer: {total // box} boxes, "
+        f"{total % box} left over."
+    )
+
+
+def _lamp_case(n: int) -> str:
+    first, second, third = (("red", "green", "blue", "white", "amber")[(n + k) % 5] for k in (0, 1, 3))
+    lit = n % 3 != 0
+    end = (
+        f"Step 2: since the {second} lamp is on, the {third} lamp is off. Answer: the {third} lamp is off."
+        if lit
+        else f"Step 2: without the {second} lamp, rule 2 says nothing. Answer: the {third} lamp is undecided."
+    )
+    return (
+        f"Rule 1: the {second} lamp is on exactly when the {first} lamp is on. Rule 2: if the {second} lamp is on, the "
+        f"{third} lamp is off. Fact: the {first} lamp is {'on' if lit else 'off'}. Step 1: by rule 1 the {second} lamp "
+        f"is {'on' if lit else 'off'}. {end}"
+    )
+
+
+def _order_case(n: int) -> str:
+    one, two, three = (("Ada", "Ben", "Cleo", "Dan", "Eve")[(n * 2 + k) % 5] for k in (0, 1, 2))
+    age, gap, more = 20 + n * 11 % 40, 2 + n % 6, 1 + n % 4
+    return (
+        f"{one} is {age} years old. {two} is {gap} years older than {one}, and {three} is {more} years younger than "
+        f"{two}. Step 1: {two} is {age} + {gap} = {age + gap}. Step 2: {three} is {age + gap} - {more} = "
+        f"{age + gap - more}. Step 3: {two} has the largest number. Answer: {two} is the oldest, {three} is "
+        f"{age + gap - more}."
+    )
+
+
+def question(turn: int) -> str:
+    """What the user asks in a turn, counted from 0; after the first, each builds on the conversation."""
+    opening = (
+        "Solve a new case like the ones above, step by step: a depot holds 64 crates, 5 trucks bring 12 crates each, "
+        "then 29 crates are sold. How many are left?"
+    )
+    bring, take = 3 + turn % 5, 7 + turn * 4 % 11
+    follow_ups = (
+        "Which two worked cases are most like this one? Say why, step by step.",
+        "Check your first solution again, step by step, and say whether the answer stands.",
+        f"Go on from the crates that were left: {bring} more trucks bring {take} crates each. How many are there now?",
+    )
+    return opening if turn == 0 else follow_ups[turn % 3]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """The model's tokenizer and chat template, with the shared prefix as the system message."""
+
+    tokenizer: Any
+    id_of_text: Mapping[str, int]
+
+    @classmethod
+    def load(cls, model: Path) -> Chat:
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        return cls(tokenizer, unambiguous(tokenizer.batch_decode([[number] for number in range(len(tokenizer))])))
+
+    @staticmethod
+    def opening() -> list[dict[str, str]]:
+        return [{"role": "system", "content": build_prefix()}]
+
+    def render(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> list[int]:
+        """The prompt's token ids, as the server makes them from the same messages."""
+        return list(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=answer, return_dict=False))
+
+    def check_fits(self, turns: int, max_tokens: int) -> None:
+        """Raise DemoError if the prefix is too short or the whole conversation could outgrow the context."""
+        prefix = len(self.render(self.opening(), answer=False))
+        if prefix < MIN_PREFIX_TOKENS:
+            raise DemoError(
+                f"the shared prefix is {prefix} tokens for this tokenizer, {MIN_PREFIX_TOKENS} are needed; "
+                "leave out --model-path"
+            )
+        most = prefix + turns * (max_tokens + _QUESTION_TOKENS)
+        if most >= CONTEXT_LIMIT:
+            raise DemoError(
+                f"--turns {turns} with --max-tokens {max_tokens} could reach {most} tokens, the context holds "
+                f"{CONTEXT_LIMIT}; lower one of them"
+            )
+
+    def output_ids(self, pieces: Sequence[str], text: str, stop_id: int | None, count: int) -> tuple[list[int], bool]:
+        """The ids of a streamed answer of `count` tokens, and whether they are certainly the server's own.
+
+        The stream names tokens by their text only, and leaves out those that add no text of their own: the stop
+        token and parts of a character. Where that is ambiguous the whole text is tokenized again.
+        """
+        ids = [self.id_of_text.get(piece, -1) for piece in pieces]
+        if stop_id is not None and ids[-1:] != [stop_id]:
+            ids.append(stop_id)
+        if -1 not in ids and len(ids) == count:
+            return ids, True
+        again = list(self.tokenizer.encode(text, add_special_tokens=False))
+        return again + ([] if stop_id is None else [stop_id]), False
+
+
+def unambiguous(texts: Sequence[str]) -> dict[str, int]:
+    """Token text to id, without the texts that several tokens share."""
+    last = {text: number for number, text in enumerate(texts)}
+    first = {text: number for number, text in reversed(list(enumerate(texts)))}
+    return {text: number for text, number in first.items() if last[text] == number}
+
+
+# The conversation
+
+
+def _converse(url: str, chat: Chat, args: argparse.Namespace, talk: Console) -> list[Turn]:
+    """Ask every question in one growing conversation and stream the answers."""
+    import openai
+
+    http = httpx.Client(timeout=_REQUEST_TIMEOUT, trust_env=False)
+    messages = chat.opening()
+    prefix = len(chat.render(messages, answer=False))
+    talk.print(f"\nShared prefix: {prefix} tokens in {WORKED_CASES} worked cases. Sparse budget: {args.budget} tokens.")
+    turns = []
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http) as client:
+        for number in range(args.turns):
+            messages.append({"role": "user", "content": question(number)})
+            talk.print(f"\n[bold]{number + 1}/{args.turns}[/bold] {question(number)}", style="cyan", soft_wrap=True)
+            turns.append(_ask(client, chat, messages, args.max_tokens, talk))
+            messages.append({"role": "assistant", "content": turns[-1].text})
+    return turns
+
+
+def _ask(client: Any, chat: Chat, messages: list[dict[str, str]], max_tokens: int, talk: Console) -> Turn:
+    """Stream one answer to the terminal."""
+    prompt_ids = chat.render(messages)
+    status = talk.status("reading the prompt ...")
+    status.start()
+    try:
+        stream = client.chat.completions.create(
+            model="default",
+            messages=messages,
+            temperature=0,
+            max_tokens=max_tokens,
+            stream=True,
+            stream_options={"include_usage": True},
+            logprobs=True,
+        )
+        answer = _read_stream(stream, status.stop, talk)
+    finally:
+        status.stop()
+    usage = answer.usage
+    if usage is None or usage.prompt_tokens != len(prompt_ids):
+        counted = "no" if usage is None else usage.prompt_tokens
+        raise DemoError(f"the server counts {counted} prompt tokens, the chat template gives {len(prompt_ids)}")
+    output_ids, exact = chat.output_ids(answer.pieces, answer.text, answer.stop_id, usage.completion_tokens)
+    details = usage.prompt_tokens_details
+    cached = (details.cached_tokens or 0) if details else 0
+    return Turn(prompt_ids, output_ids, cached, answer.decode_seconds, answer.text, exact)
+
+
+@dataclass
+class _Answer:
+    text: str = ""
+    pieces: list[str] = field(default_factory=list)
+    stop_id: int | None = None
+    usage: Any = None
+    decode_seconds: float = 0.0
+
+    def add(self, choice: Any) -> None:
+        """Take in one choice of one chunk."""
+        self.text += choice.delta.content or ""
+        if choice.logprobs and choice.logprobs.content:
+            self.pieces += [item.token for item in choice.logprobs.content]
+        stopped_by = getattr(choice, "matched_stop", None)
+        if choice.finish_reason == "stop" and isinstance(stopped_by, int):
+            self.stop_id = stopped_by
+
+
+def _read_stream(stream: Any, on_first: Callable[[], None], talk: Console) -> _Answer:
+    """Collect a streamed chat completion and print its text as it comes."""
+    answer, first = _Answer(), 0.0
+    try:
+        for chunk in stream:
+            answer.usage = chunk.usage or answer.usage
+            for choice in chunk.choices:
+                if choice.logprobs and choice.logprobs.content:
+                    first = first or time.monotonic()
+                    answer.decode_seconds = time.monotonic() - first
+                answer.add(choice)
+                if choice.delta.content:
+                    on_first()
+                    talk.print(choice.delta.content, end="", markup=False, soft_wrap=True)
+    finally:
+        talk.print()
+    return answer
+
+
+# The judgement
+
+
+def _agreement_of(url: str, turn: Turn, number: int, talk: Console) -> int:
+    """At how many generated positions the dense server's most probable token is the one that was generated."""
+    body = {
+        "input_ids": turn.prompt_ids + turn.output_ids,
+        "sampling_params": {"temperature": 0, "max_new_tokens": 1},
+        "return_logprob": True,
+        "logprob_start_len": len(turn.prompt_ids) - 1,
+        "top_logprobs_num": 1,
+    }
+    with talk.status(f"judging turn {number} ..."):
+        response = httpx.post(f"{url}/generate", json=body, timeout=_REQUEST_TIMEOUT, trust_env=False)
+        response.raise_for_status()
+    return count_agreement(response.json(), turn.output_ids)
+
+
+def count_agreement(response: Mapping[str, Any], output_ids: Sequence[int]) -> int:
+    """Generated tokens that equal the arg-max in a /generate answer that starts one token before them."""
+    meta = response["meta_info"]
+    given = [entry[1] for entry in meta["input_token_logprobs"]][1:]
+    best = [entries[0][1] if entries else None for entries in meta["input_top_logprobs"]][1:]
+    if given != list(output_ids) or len(best) != len(given):
+        raise DemoError(f"the dense server scored {len(given)} tokens, not the {len(output_ids)} that were generated")
+    return sum(one == other for one, other in zip(given, best, strict=True))
+
+
+def _lim_state(url: str) -> dict[str, Any]:
+    """The `lim` part of /server_info; older servers call it /get_server_info."""
+    with httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT, trust_env=False) as client:
+        response = client.get("/server_info")
+        if response.status_code == 404:
+            response = client.get("/get_server_info")
+        response.raise_for_status()
+    return lim_part(response.json())
+
+
+def lim_part(server_info: Mapping[str, Any]) -> dict[str, Any]:
+    """`internal_states[0]["lim"]`, or DemoError if the server runs without lim."""
+    for state in server_info.get("internal_states") or []:
+        if "lim" in state:
+            return dict(state["lim"])
+    raise DemoError('the server reports no "lim" state in /server_info; run `lim-sglang doctor`')
+
+
+def counted_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """Tokens attended and context tokens by role between two states: {"attended": ..., "context": ...}."""
+    old, new = before["counters"], after["counters"]
+    names = {"attended": "attended_tokens", "context": "context_tokens"}
+    return {short: {role: new[key][role] - old[key][role] for role in ROLES} for short, key in names.items()}
+
+
+# The tables
+
+
+def turn_rows(turns: Sequence[Turn], agreed: Sequence[int]) -> list[tuple[str, ...]]:
+    """One row per turn: number, prompt, cached, generated, tokens per second, agreement."""
+    return [
+        (
+            str(number),
+            f"{len(turn.prompt_ids):,}",
+            f"{turn.cached_tokens:,}",
+            f"{len(turn.output_ids):,}",
+            f"{turn.tokens_per_second:.1f}",
+            f"{'' if turn.exact else '~'}{same}/{len(turn.output_ids)} ({same / max(1, len(turn.output_ids)):.0%})",
+        )
+        for number, (turn, same) in enumerate(zip(turns, agreed, strict=True), 1)
+    ]
+
+
+def role_rows(plan: Mapping[str, Any], counted: Mapping[str, Mapping[str, int]]) -> list[tuple[str, ...]]:
+    """One row per layer role and their sum: name, layers, tokens attended, what dense reads, the share."""
+    attended, context = counted["attended"], counted["context"]
+    numbers = [(role.upper(), plan[role], attended[role], context[role]) for role in ROLES]
+    total = ("all", sum(plan[r] for r in ROLES), sum(attended[r] for r in ROLES), sum(context[r] for r in ROLES))
+    return [
+        (name, str(layers), f"{read:,}", f"{full:,}", f"{read / full:.1%}" if full else "-")
+        for name, layers, read, full in [*numbers, total]
+    ]
+
+
+def _turn_table(turns: Sequence[Turn], agreed: Sequence[int]) -> Table:
+    table = Table("turn")
+    for heading in ("prompt", "cached", "generated", "tokens/s", "agrees with dense"):
+        table.add_column(heading, justify="right")
+    for row in turn_rows(turns, agreed):
+        table.add_row(*row)
+    return table
+
+
+def _role_table(rows: Sequence[tuple[str, ...]]) -> Table:
+    table = Table("layer role")
+    for heading in ("layers", "attended", "dense reads", "share"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(*row, end_section=row is rows[-2])
+    return table
