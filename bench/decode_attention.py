@@ -29,8 +29,9 @@ from lim_kernels.select.launch import (
     LaunchConfig,
     SelectWorkspace,
     _emit,
-    _rank,
+    _finish,
     _score,
+    _shortlist,
     select_slots,
     write_sparse_indptr,
 )
@@ -46,8 +47,10 @@ COLUMNS = [
     "dense_us",
     "sparse_us",
     "score_us",
-    "rank_us",
+    "shortlist_us",
     "emit_us",
+    "finish_us",
+    "unfinished",
     "select_us",
     "select_over_dense",
     "step_dense_us",
@@ -108,23 +111,16 @@ class Problem:
         """What to time; the argument is the layer."""
         work, every = self.workspace, (0, self.batch)
         keys = [cache[0] for cache in self.caches]
+        index = self.kv_indptr, self.kv_indices, self.sparse_indptr, self.sparse_indices
         return {
             "dense": lambda i: self.dense.run(self.q, self.caches[i % CACHES]),
             "sparse": lambda i: self.sparse.run(self.q, self.caches[i % CACHES]),
             "score": lambda i: _score(
                 self.q, keys[i % CACHES], self.kv_indptr, self.kv_indices, *every, self.split, work, config
             ),
-            "rank": lambda i: _rank(self.kv_indptr, *every, self.split, work, config),
-            "emit": lambda i: _emit(
-                self.kv_indptr,
-                self.kv_indices,
-                self.sparse_indptr,
-                self.sparse_indices,
-                *every,
-                self.split,
-                work,
-                config,
-            ),
+            "shortlist": lambda i: _shortlist(self.kv_indptr, *every, self.split, work, config),
+            "emit": lambda i: _emit(*index, *every, self.split, work, config),
+            "finish": lambda i: _finish(*index, *every, self.split, work, config),
             "select": lambda i: self.select(keys[i % CACHES], config),
         }
 
@@ -173,9 +169,9 @@ def time_us(run: Callable[[int], Any], layers: int = 12, repeats: int = 15) -> f
 
 
 def copy_tb_s() -> float:
-    source = torch.empty(2 << 30, dtype=torch.uint8, device="cuda").random_()
+    source = torch.randn(1 << 30, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.numel() / time_us(lambda _: target.copy_(source), layers=2) / 1e6
+    return 2 * source.nbytes / time_us(lambda _: target.copy_(source), layers=2) / 1e6
 
 
 def measure(batch: int, context: int, budget: int, copy: float, config: LaunchConfig) -> dict[str, Any]:
@@ -189,6 +185,7 @@ def measure(batch: int, context: int, budget: int, copy: float, config: LaunchCo
     }
     if not problem.check(config):
         return row | {"speedup": "wrong set"}
+    row["unfinished"] = int(problem.workspace.unfinished.sum())
     us = {name: time_us(run) for name, run in problem.stages(config).items()}
     sparse_layers = LAYERS - DENSE_LAYERS - SELECT_LAYERS
     dense_layers = DENSE_LAYERS + SELECT_LAYERS

@@ -11,12 +11,12 @@ import pytest
 COMPILE = """
 import json, sys
 import triton
-from lim_kernels.select import kernel
+from lim_kernels.select import full_ranking, kernel
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 name, constants, pointers, warps = json.loads(sys.argv[1])
-function = getattr(kernel, name)
+function = getattr(full_ranking if name.startswith('full') else kernel, name)
 signature = {a: "constexpr" if a in constants else pointers.get(a, "i32") for a in function.arg_names}
 constexprs = {(function.arg_names.index(a),): value for a, value in constants.items()}
 source = ASTSource(fn=function, signature=signature, constexprs=constexprs)
@@ -26,16 +26,19 @@ print(len(compiled.asm["cubin"]), compiled.metadata.shared)
 POINTERS = {
     "q": "*bf16",
     "k_cache": "*bf16",
-    "ranked": "*i64",
+    **dict.fromkeys(["ranked", "scratch"], "*i64"),
     **dict.fromkeys(["kv_indptr", "kv_indices", "scores", "keys", "sparse_indptr", "sparse_indices"], "*i32"),
+    **dict.fromkeys(["shortlists", "counts", "unfinished"], "*i32"),
 }
 SCORE = {"GROUP_PAD": 16, "HEAD_DIM": 128, "HEAD_DIM_PAD": 128, "BLOCK_N": 128, "UPCAST": False}
 KERNELS = {
     "sparse_indptr": ("sparse_indptr_kernel", {"BLOCK": 64}, {}, 4),
     "score": ("score_kernel", SCORE, {}, 4),
     "score fp8": ("score_kernel", SCORE, {"k_cache": "*fp8e4nv"}, 4),
-    "rank": ("rank_kernel", {"SELECTED_PAD": 2048, "BLOCK": 4096}, {}, 16),
-    "emit": ("emit_kernel", {"SELECTS": True, "KEY_PASSES": 2, "BLOCK": 4096}, {}, 32),
+    "shortlist": ("shortlist_kernel", {"MOST": 1024, "BLOCK": 8192}, {}, 16),
+    "emit": ("emit_kernel", {"SELECTS": True, "MOST": 1024, "HEADS": 32, "BLOCK": 4096}, {}, 16),
+    "full rank": ("full_rank_kernel", {"SELECTED_PAD": 2048, "BLOCK": 4096}, {}, 16),
+    "full emit": ("full_emit_kernel", {"KEY_PASSES": 2, "BLOCK": 4096}, {}, 16),
 }
 
 

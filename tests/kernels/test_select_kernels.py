@@ -19,7 +19,11 @@ from lim_kernels.select.launch import LaunchConfig, SelectWorkspace, select_slot
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
-SMALL = LaunchConfig() if ON_GPU else LaunchConfig(block_n=16, block=64, score_programs=8)
+SMALL = (
+    LaunchConfig()
+    if ON_GPU
+    else LaunchConfig(block_n=16, block=64, score_programs=8, shortlist_block=64, emit_block=32, emit_programs=12)
+)
 POISON = -77
 
 
@@ -62,8 +66,8 @@ class Case:
         if self.rows is not None:
             workspace = SelectWorkspace(*(t[: self.rows] for t in vars(workspace).values()))
         workspace.scores.fill_(2**31 - 1)  # the highest score there is
-        workspace.keys.fill_(-1)  # below every key
-        workspace.ranked.fill_(-1)
+        for buffer in (workspace.keys, workspace.shortlists, workspace.ranked, workspace.counts, workspace.unfinished):
+            buffer.fill_(-1)  # below every key, beside every list, neither flag
         return workspace
 
     def run(self) -> tuple[list[list[int]], SelectWorkspace]:
@@ -146,6 +150,26 @@ def test_constant_scores_take_the_lowest_positions() -> None:
     case.q.zero_()
     positions = [*range(2), *range(2, 14), *range(88, 90)]
     assert case.run()[0][0] == case.kv_indices[positions].tolist()
+
+
+@pytest.mark.parametrize(("tied", "flag"), [(False, 0), (True, 1)], ids=["shortlists", "complete ranking"])
+def test_which_way_a_request_goes(tied: bool, flag: int) -> None:
+    """Distinct scores are settled by the shortlists; where all are tied there is no shortlist to cut."""
+    case = Case([150], integers=False)
+    if tied:
+        case.q.zero_()
+    chosen, workspace = case.run()
+    assert workspace.unfinished.tolist() == [flag]
+    assert chosen == case.expected(scores_of(case, workspace))
+
+
+def test_heads_that_agree_need_the_complete_ranking() -> None:
+    """With one KV head and equal queries the merged list has one new token per rank."""
+    case = Case([400], heads=4, kv_heads=1, budget=100, integers=False)
+    case.q.copy_(case.q[:, :1].expand_as(case.q).clone())
+    chosen, workspace = case.run()
+    assert workspace.unfinished.tolist() == [1]
+    assert chosen == case.expected(scores_of(case, workspace))
 
 
 def test_negative_zero_ties_with_zero() -> None:

@@ -9,7 +9,8 @@ import triton
 from torch import Tensor
 
 from lim_kernels.select.budget import BudgetSplit
-from lim_kernels.select.kernel import emit_kernel, rank_kernel, score_kernel, sparse_indptr_kernel
+from lim_kernels.select.full_ranking import full_emit_kernel, full_rank_kernel
+from lim_kernels.select.kernel import emit_kernel, score_kernel, shortlist_kernel, sparse_indptr_kernel
 
 MAX_SELECTED = 8192  # one program sorts this many; a power of two
 MAX_KEY_BITS = 24
@@ -18,20 +19,27 @@ SCORE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3f
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Constants of the launches; the defaults are starting points, not yet swept.
+    """Constants of the launches; the defaults are compromises of a sweep on an H200.
+
+    The sweep: batch x context 1 x 32K, 8 x 32K, 16 x 16K, 2 x 128K, 32 query and 8 KV heads, head size 128, bf16.
 
     Attributes:
         block_n: tokens per tile of ``score_kernel``.
         score_programs: programs that ``score_kernel`` aims for over all requests and KV heads of a launch.
-        block: tokens per tile of the other kernels.
+        emit_programs: programs that ``emit_kernel`` aims for over all requests of a launch.
+        block, warps: tokens per tile and warps of the complete ranking.
     """
 
     block_n: int = 128
     score_programs: int = 2048
     score_warps: int = 4
+    shortlist_block: int = 4096
+    shortlist_warps: int = 8
+    emit_block: int = 2048
+    emit_warps: int = 16
+    emit_programs: int = 132
     block: int = 4096
-    rank_warps: int = 16
-    emit_warps: int = 32
+    warps: int = 16
 
 
 @dataclass(frozen=True)
@@ -41,11 +49,17 @@ class SelectWorkspace:
     Attributes:
         scores: [rows, H, N] int32, ordered as the scores are.
         keys: [rows, N] int32, the unified keys.
-        ranked: [rows, H, m] int64.
+        shortlists: [rows, H, S] int32, positions by rank; ``S`` is a power of two of about ``m / 2`` to ``m``.
+        counts: [rows, H] int32, complete ranks of the shortlists.
+        unfinished: [rows] int32, 1 for requests that need the complete ranking.
+        ranked: [rows, H, max(m, S)] int64.
     """
 
     scores: Tensor
     keys: Tensor
+    shortlists: Tensor
+    counts: Tensor
+    unfinished: Tensor
     ranked: Tensor
 
     @classmethod
@@ -69,19 +83,28 @@ class SelectWorkspace:
         """
         check_limits(split, num_qo_heads)
         width = -(-max_length // 128) * 128
-        selected = max(split.selected, 1)
-        bytes_per_row = 4 * width * (num_qo_heads + 1) + 8 * num_qo_heads * selected
+        short = shortlist_length(split.selected)
+        longest = max(split.selected, short)
+        bytes_per_row = 4 * width * (num_qo_heads + 1) + num_qo_heads * (4 * short + 8 * longest + 4) + 4
         rows = max(1, min(max_batch, max_bytes // bytes_per_row))
         return cls(
             scores=torch.empty(rows, num_qo_heads, width, dtype=torch.int32, device=device),
             keys=torch.empty(rows, width, dtype=torch.int32, device=device),
-            ranked=torch.empty(rows, num_qo_heads, selected, dtype=torch.int64, device=device),
+            shortlists=torch.empty(rows, num_qo_heads, short, dtype=torch.int32, device=device),
+            counts=torch.empty(rows, num_qo_heads, dtype=torch.int32, device=device),
+            unfinished=torch.empty(rows, dtype=torch.int32, device=device),
+            ranked=torch.empty(rows, num_qo_heads, longest, dtype=torch.int64, device=device),
         )
 
     @property
     def nbytes(self) -> int:
         """Device memory of the buffers, in bytes."""
-        return self.scores.nbytes + self.keys.nbytes + self.ranked.nbytes
+        return sum(buffer.nbytes for buffer in vars(self).values())
+
+
+def shortlist_length(selected: int) -> int:
+    """Candidates that a shortlist holds: 1,024 for the default ``m`` of 1,536."""
+    return min(1024, max(16, triton.next_power_of_2(max(selected, 1)) // 2))
 
 
 def check_limits(split: BudgetSplit, num_qo_heads: int) -> None:
@@ -141,8 +164,10 @@ def select_slots(
         rows = min(workspace.scores.shape[0], q.shape[0] - first)
         if split.selected:
             _score(q, k_cache, kv_indptr, kv_indices, first, rows, split, workspace, config)
-            _rank(kv_indptr, first, rows, split, workspace, config)
+            _shortlist(kv_indptr, first, rows, split, workspace, config)
         _emit(kv_indptr, kv_indices, sparse_indptr, sparse_indices, first, rows, split, workspace, config)
+        if split.selected:
+            _finish(kv_indptr, kv_indices, sparse_indptr, sparse_indices, first, rows, split, workspace, config)
 
 
 def _score(
@@ -189,29 +214,29 @@ def _score(
     )
 
 
-def _rank(
+def _shortlist(
     kv_indptr: Tensor, first: int, rows: int, split: BudgetSplit, workspace: SelectWorkspace, config: LaunchConfig
 ) -> None:
-    num_heads = workspace.scores.shape[1]
-    rank_kernel[(num_heads, rows)](
+    num_heads, short = workspace.shortlists.shape[1:]
+    shortlist_kernel[(num_heads, rows)](
         workspace.scores,
         workspace.keys,
+        workspace.shortlists,
+        workspace.counts,
         workspace.ranked,
         kv_indptr,
         first,
         workspace.scores.stride(0),
         workspace.scores.stride(1),
         workspace.keys.stride(0),
-        workspace.ranked.stride(0),
-        workspace.ranked.stride(1),
         budget=split.budget,
-        selected=split.selected,
-        SELECTED_PAD=triton.next_power_of_2(max(split.selected, 2)),
         sinks=split.sinks,
         recent=split.recent,
         num_heads=num_heads,
-        BLOCK=config.block,
-        num_warps=config.rank_warps,
+        least=short * 3 // 4,
+        MOST=short,
+        BLOCK=config.shortlist_block,
+        num_warps=config.shortlist_warps,
     )
 
 
@@ -226,24 +251,83 @@ def _emit(
     workspace: SelectWorkspace,
     config: LaunchConfig,
 ) -> None:
-    key_limit = split.selected * workspace.scores.shape[1]
-    emit_kernel[(rows,)](
+    num_heads, short = workspace.shortlists.shape[1:]
+    splits = min(triton.cdiv(workspace.keys.shape[1], config.emit_block), max(1, config.emit_programs // rows))
+    emit_kernel[(splits, rows)](
         workspace.keys,
+        workspace.shortlists,
+        workspace.counts,
+        workspace.unfinished,
+        kv_indptr,
+        kv_indices,
+        sparse_indptr,
+        sparse_indices,
+        first,
+        splits,
+        workspace.keys.stride(0),
+        budget=split.budget,
+        selected=split.selected,
+        sinks=split.sinks,
+        recent=split.recent,
+        num_heads=num_heads,
+        SELECTS=split.selected > 0,
+        MOST=short,
+        HEADS=triton.next_power_of_2(max(num_heads, 2)),
+        BLOCK=config.emit_block,
+        num_warps=config.emit_warps,
+    )
+
+
+def _finish(
+    kv_indptr: Tensor,
+    kv_indices: Tensor,
+    sparse_indptr: Tensor,
+    sparse_indices: Tensor,
+    first: int,
+    rows: int,
+    split: BudgetSplit,
+    workspace: SelectWorkspace,
+    config: LaunchConfig,
+) -> None:
+    """The complete ranking of requests that ``emit_kernel`` flagged; its programs end at once for all others."""
+    num_heads = workspace.scores.shape[1]
+    full_rank_kernel[(num_heads, rows)](
+        workspace.scores,
+        workspace.keys,
+        workspace.ranked,
+        workspace.unfinished,
+        kv_indptr,
+        first,
+        workspace.scores.stride(0),
+        workspace.scores.stride(1),
+        workspace.keys.stride(0),
+        workspace.ranked.stride(0),
+        workspace.ranked.stride(1),
+        selected=split.selected,
+        sinks=split.sinks,
+        recent=split.recent,
+        num_heads=num_heads,
+        SELECTED_PAD=triton.next_power_of_2(max(split.selected, 2)),
+        BLOCK=config.block,
+        num_warps=config.warps,
+    )
+    key_limit = split.selected * num_heads
+    full_emit_kernel[(rows,)](
+        workspace.keys,
+        workspace.unfinished,
         kv_indptr,
         kv_indices,
         sparse_indptr,
         sparse_indices,
         first,
         workspace.keys.stride(0),
-        budget=split.budget,
         selected=split.selected,
         sinks=split.sinks,
         recent=split.recent,
         key_limit=key_limit,
-        SELECTS=split.selected > 0,
         KEY_PASSES=max(1, -(-max(key_limit - 1, 1).bit_length() // 8)),
         BLOCK=config.block,
-        num_warps=config.emit_warps,
+        num_warps=config.warps,
     )
 
 
@@ -266,8 +350,10 @@ def _check(
             raise ValueError(f"index of {tensor.dtype}, shape {list(tensor.shape)}: expected contiguous torch.int32")
     if any(tensor.device != q.device for tensor in (k_cache, *index, workspace.scores)):
         raise ValueError(f"tensors on several devices: expected all on {q.device}")
-    expected = (q.shape[1], max(split.selected, 1))
-    if (workspace.scores.shape[1], workspace.ranked.shape[2]) != expected:
-        raise ValueError(f"workspace for another head count or budget: expected H, m = {expected}")
+    short = shortlist_length(split.selected)
+    if workspace.ranked.shape[1:] != (q.shape[1], max(split.selected, short)) or workspace.shortlists.shape[2] != short:
+        raise ValueError(
+            f"workspace for another head count or budget: expected {q.shape[1]} heads, m = {split.selected}"
+        )
     if len(index[3]) < q.shape[0] * split.budget:
         raise ValueError(f"sparse_indices of {len(index[3])}: expected at least B * K = {q.shape[0] * split.budget}")

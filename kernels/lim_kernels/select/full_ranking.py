@@ -1,0 +1,139 @@
+"""The complete ranking: every head's first ``m`` candidates, for requests whose shortlists ended too early.
+
+Slower than the shortlists and right for any scores, however many are tied or shared between heads.
+"""
+
+import triton
+import triton.language as tl
+
+from lim_kernels.select.kernel import NUMBERS, write_slots
+
+_RADIX_BITS = tl.constexpr(8)
+_RADIX = tl.constexpr(256)
+_SIGN = tl.constexpr(0x80000000)
+
+
+@triton.jit
+def _load_digits(source, position, inside, limit, KEYS: tl.constexpr):
+    """uint32 whose largest come first: scores, or keys below ``limit`` counted down."""
+    value = tl.load(source + position, mask=inside, other=0)
+    if KEYS:
+        return (limit - 1 - value).to(tl.uint32), inside & (value < limit)
+    return value.to(tl.uint32, bitcast=True) ^ _SIGN, inside
+
+
+@triton.jit
+def _kth_largest(source, begin, end, k, limit, KEYS: tl.constexpr, PASSES: tl.constexpr, BLOCK: tl.constexpr):
+    """The ``k``-th largest digit string in ``source[begin:end]`` and how many equal ones belong to the first ``k``.
+
+    A radix search from the most significant of ``PASSES`` digits down.
+    """
+    prefix = tl.zeros((), tl.uint32)
+    need = k
+    bins = tl.arange(0, _RADIX)
+    for step in tl.static_range(PASSES):
+        shift = (PASSES - 1 - step) * _RADIX_BITS
+        counts = tl.zeros([_RADIX], tl.int32)
+        for tile in range(begin, end, BLOCK):
+            position = tile + tl.arange(0, BLOCK)
+            digits, valid = _load_digits(source, position, position < end, limit, KEYS)
+            if step > 0:
+                valid = valid & ((digits >> (shift + _RADIX_BITS)) == (prefix >> (shift + _RADIX_BITS)))
+            counts += tl.histogram(((digits >> shift) & (_RADIX - 1)).to(tl.int32), _RADIX, mask=valid)
+        at_least = tl.cumsum(counts, 0, reverse=True)
+        digit = tl.max(tl.where(at_least >= need, bins, 0), 0)
+        need -= tl.sum(tl.where(bins > digit, counts, 0), 0)
+        prefix = prefix | (digit.to(tl.uint32) << shift)
+    return prefix, need
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def full_rank_kernel(
+    scores,
+    keys,
+    ranked,
+    unfinished,
+    kv_indptr,
+    first_request,
+    scores_stride_b,
+    scores_stride_h,
+    keys_stride_b,
+    ranked_stride_b,
+    ranked_stride_h,
+    selected,
+    sinks,
+    recent,
+    num_heads,
+    SELECTED_PAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """One head's first ``m`` candidates in order, for flagged requests; each lowers its token's key.
+
+    Grid: (heads, requests).
+
+    ``ranked`` is scratch: [requests, H, m] int64.
+    """
+    head, row = tl.program_id(0), tl.program_id(1)
+    begin = tl.load(kv_indptr + first_request + row)
+    length = tl.load(kv_indptr + first_request + row + 1) - begin
+    if tl.load(unfinished + row) == 0:
+        return
+    own = scores + row.to(tl.int64) * scores_stride_b + head.to(tl.int64) * scores_stride_h
+    scratch = ranked + row.to(tl.int64) * ranked_stride_b + head.to(tl.int64) * ranked_stride_h
+    end = length - recent
+    threshold, ties = _kth_largest(own, sinks, end, selected, 0, False, 4, BLOCK)
+    taken = tl.zeros((), tl.int32)
+    tied = tl.zeros((), tl.int32)
+    for tile in range(sinks, end, BLOCK):
+        position = tile + tl.arange(0, BLOCK)
+        digits, valid = _load_digits(own, position, position < end, 0, False)
+        tie = valid & (digits == threshold)
+        order = tied + tl.cumsum(tie.to(tl.int32), 0)
+        take = valid & ((digits > threshold) | (tie & (order <= ties)))
+        index = taken + tl.cumsum(take.to(tl.int32), 0) - 1
+        falling = (digits ^ 0xFFFFFFFF).to(tl.int64) << 31  # higher scores sort first, then lower positions
+        tl.store(scratch + index, falling | position.to(tl.int64), mask=take)
+        tied += tl.sum(tie.to(tl.int32), 0)
+        taken += tl.sum(take.to(tl.int32), 0)
+    tl.debug_barrier()  # the program reads back what its other threads wrote
+    rank = tl.arange(0, SELECTED_PAD)
+    found = tl.load(scratch + rank, mask=rank < selected, other=0x7FFFFFFFFFFFFFFF)
+    position = tl.sort(found) & 0x7FFFFFFF
+    tl.atomic_min(
+        keys + row.to(tl.int64) * keys_stride_b + position,
+        rank * num_heads + head,
+        mask=rank < selected,
+        sem="relaxed",
+    )
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def full_emit_kernel(
+    keys,
+    unfinished,
+    kv_indptr,
+    kv_indices,
+    sparse_indptr,
+    sparse_indices,
+    first_request,
+    keys_stride_b,
+    selected,
+    sinks,
+    recent,
+    key_limit,
+    KEY_PASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The set's cache slots in ascending position order, for flagged requests. Grid: (requests,)."""
+    row = tl.program_id(0)
+    if tl.load(unfinished + row) == 0:
+        return
+    begin = tl.load(kv_indptr + first_request + row)
+    length = tl.load(kv_indptr + first_request + row + 1) - begin
+    own = keys + row.to(tl.int64) * keys_stride_b
+    end = length - recent
+    smallest, _ = _kth_largest(own, sinks, end, selected, key_limit, True, KEY_PASSES, BLOCK)
+    last_key = key_limit - 1 - smallest.to(tl.int32)
+    out = sparse_indices + tl.load(sparse_indptr + first_request + row)
+    none = tl.zeros((), tl.int32)
+    write_slots(own, kv_indices + begin, out, 0, length, none, length, sinks, end, last_key, True, BLOCK)
