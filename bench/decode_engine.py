@@ -53,7 +53,10 @@ def main() -> None:
             arms[arm].append(start_arm(args, arm))
     rows = compare(args, arms)
     write(out / "decode_engine.csv", rows)
-    (out / "decode_engine.json").write_text(json.dumps({"about": about(args), "arms": arms}, indent=1))
+    for run in (*arms["flashinfer"], *arms["lim"]):
+        for measured in run["shapes"].values():
+            del measured["tokens"]  # compared already, and long
+    (out / "decode_engine.json").write_text(json.dumps({"about": about(), "arms": arms}, indent=1))
     print_table(rows)
 
 
@@ -177,15 +180,15 @@ def compare(args: argparse.Namespace, arms: dict[str, list[dict[str, Any]]]) -> 
     return rows
 
 
-def about(args: argparse.Namespace) -> dict[str, str]:
+def about() -> dict[str, str]:
     from importlib.metadata import version
 
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    found = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)
     packages = {name: version(name) for name in ("torch", "triton", "sglang", "flashinfer-python")}
     return {
         **packages,
         "python": platform.python_version(),
-        "commit": found.stdout.strip() or os.environ.get("LIM_COMMIT", "unknown"),
+        "commit": os.environ.get("LIM_COMMIT") or found.stdout.strip() or "unknown",
         "command": " ".join(["python", *sys.argv]),
     }
 

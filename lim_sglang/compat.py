@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import socket
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from lim_sglang.host_check import HostName, Verdict, check
@@ -199,9 +200,10 @@ def model_config(server_args: Any) -> Any:
 
 
 def model_config_of_command_line(args: Any) -> Any | None:
-    """The same from a parsed command line, or None where SGLang has to resolve the model's source first.
+    """The same from a parsed command line, or None where SGLang has to find the model first (a hub, a bucket).
 
-    SGLang then reads the config itself and reports what is wrong with it.
+    Raises:
+        ValueError: the model is a local folder and its config cannot be read.
     """
     from sglang.srt.configs.model_config import ModelConfig
 
@@ -212,8 +214,10 @@ def model_config_of_command_line(args: Any) -> Any | None:
             revision=args.revision,
             model_override_args=args.json_model_override_args,
         )
-    except (OSError, ValueError) as error:
-        logger.debug("the model's config is not readable yet: %s", error)
+    except Exception as error:  # transformers and SGLang raise anything from OSError to AttributeError here
+        if Path(args.model_path).is_dir():
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        logger.debug("no config at %s yet: %s", args.model_path, error)
         return None
 
 

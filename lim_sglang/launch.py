@@ -104,7 +104,12 @@ def _check_early(args: Namespace, flags: dict[str, Any]) -> None:
     resolve_config(flags, overrides.get(MODEL_CONFIG_KEY), os.environ.get(ENV_CONFIG))
     if compat.port_in_use(args.host, args.port):
         raise UnsupportedError(f"port {args.port} on {args.host} is in use; choose another one with --port")
-    model = compat.model_config_of_command_line(args)
+    try:
+        model = compat.model_config_of_command_line(args)
+    except ValueError as error:
+        raise UnsupportedError(
+            f"{args.model_path} holds no usable model config: {error}; check its config.json"
+        ) from error
     if model is not None:
         _check_model(args, args, model)
 

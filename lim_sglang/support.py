@@ -123,6 +123,12 @@ REFUSALS: tuple[Refusal, ...] = (
         "leave out --kv-cache-dtype",
     ),
     Refusal(
+        "deterministic inference",
+        _flag("enable_deterministic_inference"),
+        "that a request's output does not depend on its batch has not been shown for the sparse layers yet",
+        "leave out --enable-deterministic-inference",
+    ),
+    Refusal(
         "torch.compile",
         _flag("enable_torch_compile"),
         "the step's host planning would be traced away",

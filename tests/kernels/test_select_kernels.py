@@ -269,3 +269,26 @@ def test_bad_arguments_get_one_line(change: dict[str, object], message: str) -> 
 def test_limits_are_named() -> None:
     with pytest.raises(ValueError, match="expected at most 8192; lower the budget"):
         SelectWorkspace.allocate(1, 100, 4, split_budget(20_000, 0.25, 4), DEVICE)
+
+
+@pytest.mark.gpu
+def test_a_step_neither_synchronises_nor_allocates() -> None:
+    case = Case([5000, 100, 2049], 32, 8, 128, 2048, 0.25, 4, torch.bfloat16)
+    workspace = case.poisoned_workspace()
+    indptr = torch.zeros(4, dtype=torch.int32, device=DEVICE)
+    indices = torch.zeros(3 * 2048, dtype=torch.int32, device=DEVICE)
+
+    def step() -> None:
+        write_sparse_indptr(case.kv_indptr, indptr, 3, 2048)
+        index = case.kv_indptr, case.kv_indices, indptr, indices
+        select_slots(case.q, case.k_cache, *index, case.split, workspace)
+
+    step()  # compiles
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before

@@ -6,6 +6,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,21 @@ def underlying(target: str) -> Any:
     return getattr(found, "__func__", found)
 
 
+@pytest.fixture
+def unpatched() -> Iterator[None]:
+    """A host without our hooks, whatever other tests of this process have loaded."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    applied = [patch for patch in PATCHES if patch.applied]
+    for patch in applied:
+        patch.undo()
+    yield
+    for patch in applied:
+        patch.register()
+    HookRegistry.apply_hooks()
+
+
+@pytest.mark.usefixtures("unpatched")
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target.rsplit(".", 1)[1])
 def test_a_patch_applies_and_undoes_fully(patch: Any) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
@@ -61,6 +77,7 @@ def test_a_patch_applies_and_undoes_fully(patch: Any) -> None:
     assert patch.target not in HookRegistry._hooks
 
 
+@pytest.mark.usefixtures("unpatched")
 def test_undo_restores_names_that_other_modules_imported() -> None:
     from sglang.srt.mem_cache import allocation
     from sglang.srt.plugins.hook_registry import HookRegistry

@@ -141,6 +141,7 @@ def test_models_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         ("tp_size", 2, "--tp-size 2"),
         ("speculative_algorithm", "EAGLE", "--speculative-algorithm EAGLE"),
+        ("enable_deterministic_inference", True, "--enable-deterministic-inference"),
         ("enable_torch_compile", True, "--enable-torch-compile"),
         ("enable_two_batch_overlap", True, "--enable-two-batch-overlap"),
         ("dcp_size", 2, "--dcp-size 2"),
@@ -157,6 +158,17 @@ def test_options_that_are_refused(launch: Launch, option: str, value: Any, flag:
     text = refusal(launch(), **{option: value})
     assert text.startswith(f"{flag} does not work with lim: ")
     assert "\n" not in text
+
+
+def test_a_config_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sglang.srt.server_args import prepare_server_args
+
+    (tmp_path / "config.json").write_text("{not json")
+    with pytest.raises(SystemExit):
+        prepare_server_args(["--model-path", str(tmp_path), "--attention-backend", "lim"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"lim-sglang: error: {tmp_path} holds no usable model config: ")
+    assert line.endswith("check its config.json")
 
 
 def test_every_refusal_gives_a_reason_and_a_way_out() -> None:

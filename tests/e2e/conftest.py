@@ -1,0 +1,86 @@
+"""Real servers for the end-to-end tests, each started once per session, on the bundled small model in float32."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lim_sglang.embedded_model import ensure_model
+from lim_sglang.server_process import ServerProcess
+
+from .hf_oracle import OracleSettings, SparseOracle
+
+SETTINGS = OracleSettings(budget=256, recency_ratio=0.25, sink_tokens=4, select_layers=(2, 20))
+LIM_CONFIG = {
+    "budget": SETTINGS.budget,
+    "recency_ratio": SETTINGS.recency_ratio,
+    "sink_tokens": SETTINGS.sink_tokens,
+    "select_layers": list(SETTINGS.select_layers),
+}
+# Threads that wait for each other crawl as soon as one of them shares its core with something else.
+THREADS = max(1, (os.cpu_count() or 1) // 2)
+# A small KV pool, so that several servers fit into memory; an idle server that leaves the cores to the oracle; a log
+# line per decode step, which tells the batch size.
+COMMON_ARGS = ["--dtype", "float32", "--max-total-tokens", "16384", "--sleep-on-idle", "--decode-log-interval", "1"]
+
+
+@pytest.fixture(scope="session")
+def model_path() -> Path:
+    return Path(ensure_model())
+
+
+@pytest.fixture(scope="session")
+def tokenizer(model_path: Path) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(model_path)
+
+
+@pytest.fixture(scope="session")
+def oracle(model_path: Path) -> SparseOracle:
+    torch.set_num_threads(THREADS)
+    return SparseOracle.load(str(model_path), SETTINGS)
+
+
+def start_server(model_path: Path, log_path: Path, *args: str, env: dict[str, str] | None = None) -> ServerProcess:
+    """A server that has been started and may not be ready yet."""
+    environment = {"OMP_NUM_THREADS": str(THREADS)} | (env or {})
+    server = ServerProcess(str(model_path), [*args, *COMMON_ARGS], env=environment, log_path=log_path)
+    server.start()
+    return server
+
+
+def running(server: ServerProcess) -> Iterator[ServerProcess]:
+    """The body of a server fixture: ready for the tests, stopped after them."""
+    try:
+        server.wait_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+def start_lim(model_path: Path, log_path: Path, *args: str) -> ServerProcess:
+    env = {"SGLANG_LIM_CONFIG": json.dumps(LIM_CONFIG)}
+    return start_server(model_path, log_path, "--attention-backend", "lim", *args, env=env)
+
+
+@pytest.fixture(scope="session")
+def lim_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """`--attention-backend lim` with everything else as it comes."""
+    yield from running(start_lim(model_path, tmp_path_factory.mktemp("lim") / "server.log"))
+
+
+@pytest.fixture(scope="session")
+def chunked_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The lim backend with prompts prefilled 512 tokens at a time."""
+    log_path = tmp_path_factory.mktemp("chunked") / "server.log"
+    yield from running(start_lim(model_path, log_path, "--chunked-prefill-size", "512"))
+
+
+@pytest.fixture(scope="session")
+def dense_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """SGLang's own dense CPU backend."""
+    log_path = tmp_path_factory.mktemp("dense") / "server.log"
+    yield from running(start_server(model_path, log_path, "--attention-backend", "torch_native"))

@@ -1,0 +1,77 @@
+"""SGLang's native HTTP interface: token ids in, token ids and their log-probabilities out."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import httpx
+
+REQUEST_TIMEOUT = 300.0
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished greedy request; `logprobs[i]` is the server's log-probability of `tokens[i]`."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    cached_tokens: int
+
+
+class NativeClient:
+    """A client of one server; every request is greedy and runs for exactly the number of tokens asked for."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
+        response = httpx.post(f"{self.url}/generate", json=_body(prompt, max_new_tokens), timeout=REQUEST_TIMEOUT)
+        assert response.status_code == 200, response.text
+        meta = response.json()["meta_info"]
+        pairs = [(token, logprob) for logprob, token, *_ in meta["output_token_logprobs"]]
+        tokens, logprobs = map(list, zip(*pairs, strict=True))
+        assert response.json()["output_ids"] == tokens
+        assert len(tokens) == max_new_tokens
+        return Generation(tokens, logprobs, meta["cached_tokens"])
+
+    def generate_together(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Generation]:
+        """All prompts at once, each a request of its own."""
+        with ThreadPoolExecutor(len(prompts)) as pool:
+            return list(pool.map(lambda prompt: self.generate(prompt, max_new_tokens), prompts))
+
+    def disconnect_after(self, prompt: Sequence[int], max_new_tokens: int, events: int) -> int:
+        """Stream a request and close the connection after `events` events; the number of events read."""
+        body = _body(prompt, max_new_tokens) | {"stream": True}
+        seen = 0
+        with httpx.stream("POST", f"{self.url}/generate", json=body, timeout=REQUEST_TIMEOUT) as response:
+            assert response.status_code == 200
+            for line in response.iter_lines():
+                seen += line.startswith("data: {")
+                if seen == events:
+                    break
+        return seen
+
+    def running_requests(self) -> int:
+        response = httpx.get(f"{self.url}/v1/loads", timeout=REQUEST_TIMEOUT)
+        assert response.status_code == 200, response.text
+        return sum(load["num_running_reqs"] for load in response.json()["loads"])
+
+    def wait_running(self, count: int, timeout: float) -> bool:
+        """Whether the number of running requests became `count` within `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        while self.running_requests() != count:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.25)
+        return True
+
+    def flush_cache(self) -> None:
+        """Empty the radix cache; the server refuses while a request runs."""
+        response = httpx.post(f"{self.url}/flush_cache", params={"timeout": 30}, timeout=REQUEST_TIMEOUT)
+        assert response.status_code == 200, response.text
+
+
+def _body(prompt: Sequence[int], max_new_tokens: int) -> dict[str, object]:
+    sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": max_new_tokens}
+    return {"input_ids": list(prompt), "sampling_params": sampling, "return_logprob": True}

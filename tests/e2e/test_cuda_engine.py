@@ -1,0 +1,152 @@
+"""The CUDA backend in SGLang's Engine: real weights and text, against the CPU oracle and against itself.
+
+bfloat16 rounds differently from the oracle's float32, and a rounded score can move a token into or out of the set; so
+log-probabilities are held to the error that dense FlashInfer shows against the dense oracle on the same prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .hf_oracle import OracleSettings, SparseOracle
+from .prompts import make_prompt
+
+pytestmark = [pytest.mark.gpu, pytest.mark.e2e]
+
+CONFIG = {"budget": 256, "recency_ratio": 0.25, "sink_tokens": 4, "select_layers": [2, 20]}
+NEW_TOKENS = 48
+LENGTHS = (20, 207, 208, 209, 255, 256, 257, 300, 511, 700, 1024, 1500, 2000, 2500, 3000, 4000)
+NEAR_TIE = 0.15  # two log-probabilities that bfloat16 cannot tell apart reliably
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    from lim_sglang.embedded_model import ensure_model
+
+    return ensure_model()
+
+
+@pytest.fixture(scope="module")
+def prompts(model: Path) -> list[list[int]]:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return [make_prompt(tokenizer, seed, length) for seed, length in enumerate(LENGTHS)]
+
+
+@contextmanager
+def engine(model: Path, backend: str, **options: Any) -> Iterator[Any]:
+    import sglang
+
+    os.environ["SGLANG_LIM_CONFIG"] = json.dumps(CONFIG)
+    settings = {
+        "attention_backend": backend,
+        "dtype": "bfloat16",
+        "context_length": 8192,
+        "mem_fraction_static": 0.4,
+        "cuda_graph_max_bs_decode": 16,
+        "disable_prefill_cuda_graph": True,
+        "sampling_backend": "pytorch",
+        "grammar_backend": "none",
+        "skip_tokenizer_init": True,
+        "log_level": "error",
+    }
+    running = sglang.Engine(model_path=str(model), **(settings | options))
+    try:
+        yield running
+    finally:
+        running.shutdown()
+
+
+class Answer:
+    """Tokens, their log-probabilities, and by how much each leads the runner-up."""
+
+    def __init__(self, output: dict[str, Any]) -> None:
+        meta = output["meta_info"]
+        self.tokens: list[int] = output["output_ids"]
+        self.logprobs = [entry[0] for entry in meta["output_token_logprobs"]]
+        self.leads = [top[0][0] - top[1][0] for top in meta["output_top_logprobs"]]
+        self.cached: int = meta["cached_tokens"]
+
+
+def generate(running: Any, prompts: Sequence[Sequence[int]]) -> list[Answer]:
+    sampling = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True, "temperature": 0}
+    outputs = running.generate(
+        input_ids=[list(p) for p in prompts], sampling_params=sampling, return_logprob=True, top_logprobs_num=2
+    )
+    return [Answer(output) for output in outputs]
+
+
+def assert_same(ours: Answer, theirs: Answer) -> None:
+    """The same tokens, up to the first place where the two best differ by less than bfloat16 resolves."""
+    for place, (one, other) in enumerate(zip(ours.tokens, theirs.tokens, strict=True)):
+        if one != other:
+            assert min(ours.leads[place], theirs.leads[place]) < NEAR_TIE, f"token {place} differs without a near-tie"
+            return
+
+
+@pytest.fixture(scope="module")
+def graph_answers(model: Path, prompts: list[list[int]]) -> dict[str, Any]:
+    """One engine with CUDA graphs: the ragged batch, one by one, again from the radix cache."""
+    with engine(model, "lim") as running:
+        batch = generate(running, prompts)
+        again = generate(running, prompts)
+        running.flush_cache()
+        alone = [generate(running, [prompts[i]])[0] for i in (2, 7, 14)]
+        state = running.get_server_info()["internal_states"][0]["lim"]
+    return {"batch": batch, "again": again, "alone": alone, "state": state}
+
+
+def test_a_ragged_batch_equals_single_requests(graph_answers: dict[str, Any]) -> None:
+    for ours, index in zip(graph_answers["alone"], (2, 7, 14), strict=True):
+        assert_same(ours, graph_answers["batch"][index])
+
+
+def test_radix_hits_change_nothing(graph_answers: dict[str, Any]) -> None:
+    for length, first, second in zip(LENGTHS, graph_answers["batch"], graph_answers["again"], strict=True):
+        assert second.cached == length - 1
+        assert_same(second, first)
+
+
+def test_sparse_layers_attended_to_the_budget(graph_answers: dict[str, Any]) -> None:
+    counters = graph_answers["state"]["counters"]
+    assert counters["decode_steps"] > 3 * NEW_TOKENS
+    assert counters["attended_tokens"]["sparse"] < 0.5 * counters["context_tokens"]["sparse"]
+
+
+@pytest.mark.parametrize(
+    "options", [{"disable_cuda_graph": True}, {"chunked_prefill_size": 512}], ids=["without graphs", "chunked prefill"]
+)
+def test_other_ways_to_serve_give_the_same(
+    model: Path, prompts: list[list[int]], graph_answers: dict[str, Any], options: dict[str, Any]
+) -> None:
+    with engine(model, "lim", **options) as running:
+        for ours, theirs in zip(generate(running, prompts), graph_answers["batch"], strict=True):
+            assert_same(ours, theirs)
+
+
+def test_logprobs_are_the_oracles_within_bfloat16(
+    model: Path, prompts: list[list[int]], graph_answers: dict[str, Any]
+) -> None:
+    settings = OracleSettings(256, 0.25, 4, (2, 20))
+    oracle = SparseOracle.load(str(model), settings)
+    dense_oracle = oracle.with_settings(settings.always_dense())
+    with engine(model, "flashinfer") as running:
+        dense = generate(running, [prompts[i] for i in (9, 12)])
+    for index, dense_answer in zip((9, 12), dense, strict=True):
+        ours = graph_answers["batch"][index]
+        error = mean_difference(ours, oracle.score([(prompts[index], ours.tokens)])[0])
+        dense_error = mean_difference(dense_answer, dense_oracle.score([(prompts[index], dense_answer.tokens)])[0])
+        print(f"{LENGTHS[index]} tokens: mean |logprob difference| lim {error:.4f}, dense {dense_error:.4f}")
+        assert error <= 2 * dense_error + 0.02
+
+
+def mean_difference(answer: Answer, expected: Sequence[float]) -> float:
+    return sum(abs(a - b) for a, b in zip(answer.logprobs, expected, strict=True)) / len(expected)

@@ -1,0 +1,88 @@
+"""The README's commands, as written; only the port is another one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from lim_sglang.server_process import free_port
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+MAKE, GPU, CPU, CURL = BLOCKS
+BIN = Path(sys.executable).parent
+ENV = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
+def commands(block: str) -> list[str]:
+    """Lines of a block, continued ones joined, comments cut."""
+    return [line.split(" #")[0].strip() for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def test_make_commands_are_what_ci_runs() -> None:
+    run = (ROOT / ".ci" / "run").read_text()
+    assert commands(MAKE) == ["make demo", "make test"]
+    for command in commands(MAKE):
+        assert re.search(rf"^{command}\b", run, re.MULTILINE), command
+
+
+def test_the_gpu_command_is_one_that_sglang_takes() -> None:
+    """Serving Qwen3-8B needs a GPU and its weights; that the flags parse and select lim needs neither."""
+    install, serve = commands(GPU)
+    assert install == "pip install ."
+    program, verb, *flags = shlex.split(serve)
+    assert (program, verb) == ("sglang", "serve")
+    code = (
+        "import argparse, sys; from sglang.srt.plugins import load_plugins; load_plugins()\n"
+        "from sglang.srt.server_args import ServerArgs\n"
+        "parser = argparse.ArgumentParser(); ServerArgs.add_cli_args(parser)\n"
+        "args = parser.parse_args(sys.argv[1:]); print(args.model_path, args.attention_backend)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *flags], env=ENV, capture_output=True, text=True, timeout=600)
+    assert done.stdout.split()[-2:] == ["Qwen/Qwen3-8B", "lim"], done.stderr[-2000:]
+
+
+def test_the_cpu_commands_serve_and_answer(tmp_path: Path) -> None:
+    activate, doctor, serve = commands(CPU)
+    assert activate == "source .venv/bin/activate"
+    report = subprocess.run(["bash", "-c", doctor], env=ENV, capture_output=True, text=True, timeout=600)
+    assert report.returncode == 0, report.stdout
+    assert report.stdout.splitlines()[-1] == "lim can serve here"
+
+    port = str(free_port())
+    assert "30000" in serve
+    log = tmp_path / "server.log"
+    with log.open("w") as output:
+        command = ["bash", "-c", f"exec {serve.replace('30000', port)}"]
+        server = subprocess.Popen(command, env=ENV, stdout=output, stderr=output, start_new_session=True)
+    try:
+        wait_until_healthy(server, port, log)
+        curl = CURL.replace("30000", port)
+        done = subprocess.run(["bash", "-c", curl], env=ENV, capture_output=True, text=True, timeout=600)
+        assert json.loads(done.stdout)["choices"][0]["message"]["content"], done.stderr
+    finally:
+        server.terminate()
+        server.wait(timeout=120)
+
+
+def wait_until_healthy(server: subprocess.Popen[bytes], port: str, log: Path) -> None:
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        assert server.poll() is None, log.read_text()[-3000:]
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=20).status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.5)
+    pytest.fail(f"not healthy after 600 s: {log.read_text()[-3000:]}")
