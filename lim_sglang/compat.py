@@ -45,6 +45,7 @@ PLUGIN_NAMES: tuple[HostName, ...] = (
     HostName(f"{_SRT}.configs.model_config", "ModelConfig.is_encoder_decoder", (), "refusing encoder-decoders"),
     HostName(f"{_SRT}.configs.model_config", "ModelConfig.has_attention_sinks", (), "refusing attention sinks"),
     HostName(f"{_SRT}.configs.model_config", "ModelConfig.num_hidden_layers", (), "the layer plan"),
+    HostName(f"{_SRT}.configs.model_config", "ModelConfig.num_attention_heads", (), "the largest budget on a GPU"),
     HostName(f"{_SRT}.configs.model_config", "ModelConfig.num_key_value_heads", (), "the layer plan's presets"),
     HostName(f"{_SRT}.configs.hybrid_arch", "mambaish_config", ("model_config",), "refusing linear attention"),
     HostName(f"{_SRT}.distributed.utils", "get_pp_indices", ("num_hidden_layers", "pp_rank", "pp_size"), "PP stages"),

@@ -7,6 +7,7 @@ import os
 from argparse import Namespace
 from typing import Any
 
+from lim_kernels.select.budget import check_device_limits
 from lim_sglang import compat
 from lim_sglang.config import (
     ENV_CONFIG,
@@ -117,6 +118,11 @@ def _check_early(args: Namespace, flags: dict[str, Any]) -> None:
 def _check_model(server_args: Any, args: Any, model: Any) -> None:
     """``args`` are the options in effect; ``server_args`` carries the ``--lim-*`` flags."""
     check_supported(args, model)
-    _, plan = resolve(server_args, model)
+    config, plan = resolve(server_args, model)
+    if args.device == "cuda":
+        try:
+            check_device_limits(config.split, model.num_attention_heads)
+        except ValueError as error:
+            raise LimConfigError(str(error)) from error
     for start, end in compat.pipeline_stages(model.num_hidden_layers, args.pp_size):
         plan.check_stage(start, end)

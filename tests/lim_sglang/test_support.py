@@ -190,6 +190,23 @@ def test_a_pipeline_stage_without_a_select_layer_is_refused(launch: Launch, monk
         check_launch(server_args)
 
 
+def test_a_budget_beyond_the_device_kernels_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"budget": 20000}')
+    server_args = launch()
+    check_launch(server_args)  # the reference serves it
+
+    class OnGpu:
+        device = "cuda"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(compat_args, name)
+
+    compat_args = compat.effective_args(server_args)
+    monkeypatch.setattr(compat, "effective_args", lambda _args: OnGpu())
+    with pytest.raises(ValueError, match="budget=20000 selects 15000 tokens by rank: expected at most 8192; lower"):
+        check_launch(server_args)
+
+
 def test_pipeline_stages_are_sglangs() -> None:
     assert compat.pipeline_stages(12, 1) == [(0, 12)]
     assert compat.pipeline_stages(12, 2) == [(0, 6), (6, 12)]

@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING
 
-from lim_kernels.select.budget import MAX_BUDGET, BudgetSplit, split_budget
+from lim_kernels.select.budget import MAX_BUDGET, BudgetSplit, check_device_limits, split_budget
 
 if TYPE_CHECKING:
     from lim_kernels.select.reference import NOT_A_CANDIDATE, TokenSet, head_scores, select_token_set, unified_keys
@@ -24,6 +24,7 @@ __all__ = [
     "NOT_A_CANDIDATE",
     "BudgetSplit",
     "TokenSet",
+    "check_device_limits",
     "head_scores",
     "select_token_set",
     "split_budget",

@@ -6,6 +6,8 @@ Standard library only: the configuration layer uses this without loading torch.
 from dataclasses import dataclass
 
 MAX_BUDGET = 2**31 - 1  # token positions are int32 on the device
+MAX_SELECTED = 8192  # one program of the device kernels sorts this many
+MAX_KEYS = 1 << 24  # the device kernels search keys of three digits of eight bits
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,21 @@ def split_budget(budget: int, recency_ratio: float, sink_tokens: int) -> BudgetS
 def _require_int(name: str, value: object, minimum: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MAX_BUDGET:
         raise ValueError(f"{name} = {value!r}: expected an integer from {minimum} to {MAX_BUDGET}")
+
+
+def check_device_limits(split: BudgetSplit, num_qo_heads: int) -> None:
+    """Check that the device kernels can serve a budget; the reference serves any.
+
+    Raises:
+        ValueError: one line with the limit and a way out.
+    """
+    fix = "lower the budget or raise recency_ratio"
+    if split.selected > MAX_SELECTED:
+        raise ValueError(
+            f"budget={split.budget} selects {split.selected} tokens by rank: expected at most {MAX_SELECTED}; {fix}"
+        )
+    if split.selected * num_qo_heads >= MAX_KEYS:
+        raise ValueError(
+            f"budget={split.budget} selects {split.selected} tokens by rank of {num_qo_heads} heads: expected a "
+            f"product below {MAX_KEYS}; {fix}"
+        )

@@ -8,12 +8,10 @@ import torch
 import triton
 from torch import Tensor
 
-from lim_kernels.select.budget import BudgetSplit
+from lim_kernels.select.budget import BudgetSplit, check_device_limits
 from lim_kernels.select.full_ranking import full_emit_kernel, full_rank_kernel
 from lim_kernels.select.kernel import emit_kernel, score_kernel, shortlist_kernel, sparse_indptr_kernel
 
-MAX_SELECTED = 8192  # one program sorts this many; a power of two
-MAX_KEY_BITS = 24
 SCORE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn)
 
 
@@ -81,7 +79,7 @@ class SelectWorkspace:
         Raises:
             ValueError: the budget or the number of heads is beyond what the kernels sort.
         """
-        check_limits(split, num_qo_heads)
+        check_device_limits(split, num_qo_heads)
         width = -(-max_length // 128) * 128
         short = shortlist_length(split.selected)
         longest = max(split.selected, short)
@@ -105,19 +103,6 @@ class SelectWorkspace:
 def shortlist_length(selected: int) -> int:
     """Candidates that a shortlist holds: 1,024 for the default ``m`` of 1,536."""
     return min(1024, max(16, triton.next_power_of_2(max(selected, 1)) // 2))
-
-
-def check_limits(split: BudgetSplit, num_qo_heads: int) -> None:
-    """Raise ``ValueError`` for a budget or head count that the kernels cannot serve."""
-    if split.selected > MAX_SELECTED:
-        raise ValueError(
-            f"budget = {split.budget} selects {split.selected} tokens by rank: expected at most {MAX_SELECTED}; "
-            "lower the budget or raise recency_ratio"
-        )
-    if split.selected * num_qo_heads >= 1 << MAX_KEY_BITS:
-        raise ValueError(
-            f"budget = {split.budget} with {num_qo_heads} heads: expected selected * heads below {1 << MAX_KEY_BITS}"
-        )
 
 
 def write_sparse_indptr(kv_indptr: Tensor, sparse_indptr: Tensor, batch: int, budget: int) -> None:
