@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,27 +25,17 @@ from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.table import Table
 
+from lim_sglang.demo_chat import WORKED_CASES, Chat, DemoError, question
+from lim_sglang.demo_report import Turn, count_agreement, counted_since, lim_part, role_rows, role_table, turn_table
 from lim_sglang.embedded_model import ensure_model
 from lim_sglang.errors import PREFIX, one_line
 from lim_sglang.server_process import ServerProcess
 
-MIN_PREFIX_TOKENS = 3000
-CONTEXT_LIMIT = 8192
-WORKED_CASES = 36
-ROLES = ("dense", "select", "sparse")
-
-# Reserved per turn for the question and the chat template's own tokens, when the context is checked beforehand.
-_QUESTION_TOKENS = 120
 _REQUEST_TIMEOUT = 1800.0
 _SERVER_ARGS = ["--enable-cache-report", "--max-total-tokens", "10240", "--max-running-requests", "4"]
 _CPU_ARGS = ["--device", "cpu", "--dtype", "float32"]
 _GPU_ARGS = ["--mem-fraction-static", "0.3"]
-
-
-class DemoError(RuntimeError):
-    """The demo cannot go on; the message is one line with the fix."""
 
 
 @dataclass(frozen=True)
@@ -56,23 +46,6 @@ class Device:
     dense_args: list[str]
     env: dict[str, str] = field(default_factory=dict)
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One answer of the `lim` server. `exact` tells whether the ids are the server's own or made from the text."""
-
-    prompt_ids: list[int]
-    output_ids: list[int]
-    cached_tokens: int
-    decode_seconds: float
-    text: str
-    exact: bool = True
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Decode speed: the first token belongs to the prefill."""
-        return (len(self.output_ids) - 1) / self.decode_seconds if self.decode_seconds > 0 else 0.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,12 +110,12 @@ def _run(args: argparse.Namespace, logs: Path) -> None:
         agreed = [_agreement_of(dense.url, turn, number, talk) for number, turn in enumerate(turns, 1)]
 
     out.print("\nThe conversation, served with lim")
-    out.print(_turn_table(turns, agreed))
+    out.print(turn_table(turns, agreed))
     if not all(turn.exact for turn in turns):
         out.print("~ the server's token ids could not be told from its text; the text was tokenized again")
     layers = ", ".join(str(layer) for layer in after["plan"]["select_layers"])
     out.print(f"\nTokens read by decode attention: budget {after['config']['budget']}, select layers {layers}")
-    out.print(_role_table(role_rows(after["plan"], counted_since(before, after))))
+    out.print(role_table(role_rows(after["plan"], counted_since(before, after))))
 
 
 def _model_folder(args: argparse.Namespace) -> Path:
@@ -212,139 +185,6 @@ def _serving(server: ServerProcess, title: str, talk: Console) -> Iterator[None]
             # SGLang takes several seconds to end after one of its processes crashed.
             server.check_running(wait=0 if isinstance(error, APIStatusError | httpx.HTTPStatusError) else 15)
             raise DemoError(f"a request failed: {type(error).__name__}: {error} (log: {server.log_path})") from error
-
-
-# What is said
-
-
-def build_prefix(cases: int = WORKED_CASES) -> str:
-    """Worked arithmetic and logic cases, the same text each time; about 85 tokens each for SmolLM2."""
-    head = "You reason step by step. Follow the worked cases below and end every solution with its answer.\n"
-    kinds = (_stock_case, _packing_case, _lamp_case, _order_case)
-    return head + "".join(f"\nCase {number}. {kinds[number % 4](number)}\n" for number in range(1, cases + 1))
-
-
-def _stock_case(n: int) -> str:
-    start, trucks, load, sold = 17 + n * 13 % 80, 2 + n % 7, 5 + n * 7 % 19, 3 + n * 5 % 14
-    total = start + trucks * load
-    return (
-        f"A depot holds {start} crates. {trucks} trucks bring {load} crates each, then {sold} crates are sold. "
-        f"Step 1: the trucks bring {trucks} * {load} = {trucks * load} crates. Step 2: now there are {start} + "
-        f"{trucks * load} = {total} crates. Step 3: after the sale {total} - {sold} = {total - sold} are left. "
-        f"Answer: {total - sold}."
-    )
-
-
-def _packing_case(n: int) -> str:
-    rate, hours, box = 11 + n * 3 % 17, 3 + n % 5, 4 + n % 6
-    total = rate * hours
-    return (
-        f"A crew picks {rate} apples per minute for {hours} minutes and packs boxes of {box}. Step 1: they pick "
-        f"{rate} * {hours} = {total} apples. Step 2: {total} // {box} = {total // box} boxes are full. Step 3: "
-        f"{total} - {total // box} * {box} = {total % box} are left over. Answer: {total // box} boxes, "
-        f"{total % box} left over."
-    )
-
-
-def _lamp_case(n: int) -> str:
-    first, second, third = (("red", "green", "blue", "white", "amber")[(n + k) % 5] for k in (0, 1, 3))
-    lit = n % 3 != 0
-    end = (
-        f"Step 2: since the {second} lamp is on, the {third} lamp is off. Answer: the {third} lamp is off."
-        if lit
-        else f"Step 2: without the {second} lamp, rule 2 says nothing. Answer: the {third} lamp is undecided."
-    )
-    return (
-        f"Rule 1: the {second} lamp is on exactly when the {first} lamp is on. Rule 2: if the {second} lamp is on, the "
-        f"{third} lamp is off. Fact: the {first} lamp is {'on' if lit else 'off'}. Step 1: by rule 1 the {second} lamp "
-        f"is {'on' if lit else 'off'}. {end}"
-    )
-
-
-def _order_case(n: int) -> str:
-    one, two, three = (("Ada", "Ben", "Cleo", "Dan", "Eve")[(n * 2 + k) % 5] for k in (0, 1, 2))
-    age, gap, more = 20 + n * 11 % 40, 2 + n % 6, 1 + n % 4
-    return (
-        f"{one} is {age} years old. {two} is {gap} years older than {one}, and {three} is {more} years younger than "
-        f"{two}. Step 1: {two} is {age} + {gap} = {age + gap}. Step 2: {three} is {age + gap} - {more} = "
-        f"{age + gap - more}. Step 3: {two} has the largest number. Answer: {two} is the oldest, {three} is "
-        f"{age + gap - more}."
-    )
-
-
-def question(turn: int) -> str:
-    """What the user asks in a turn, counted from 0; after the first, each builds on the conversation."""
-    opening = (
-        "Solve a new case like the ones above, step by step: a depot holds 64 crates, 5 trucks bring 12 crates each, "
-        "then 29 crates are sold. How many are left?"
-    )
-    bring, take = 3 + turn % 5, 7 + turn * 4 % 11
-    follow_ups = (
-        "Which two worked cases are most like this one? Say why, step by step.",
-        "Check your first solution again, step by step, and say whether the answer stands.",
-        f"Go on from the crates that were left: {bring} more trucks bring {take} crates each. How many are there now?",
-    )
-    return opening if turn == 0 else follow_ups[turn % 3]
-
-
-@dataclass(frozen=True)
-class Chat:
-    """The model's tokenizer and chat template, with the shared prefix as the system message."""
-
-    tokenizer: Any
-    id_of_text: Mapping[str, int]
-
-    @classmethod
-    def load(cls, model: Path) -> Chat:
-        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(model)
-        return cls(tokenizer, unambiguous(tokenizer.batch_decode([[number] for number in range(len(tokenizer))])))
-
-    @staticmethod
-    def opening() -> list[dict[str, str]]:
-        return [{"role": "system", "content": build_prefix()}]
-
-    def render(self, messages: Sequence[Mapping[str, str]], *, answer: bool = True) -> list[int]:
-        """The prompt's token ids, as the server makes them from the same messages."""
-        return list(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=answer, return_dict=False))
-
-    def check_fits(self, turns: int, max_tokens: int) -> None:
-        """Raise DemoError if the prefix is too short or the whole conversation could outgrow the context."""
-        prefix = len(self.render(self.opening(), answer=False))
-        if prefix < MIN_PREFIX_TOKENS:
-            raise DemoError(
-                f"the shared prefix is {prefix} tokens for this tokenizer, {MIN_PREFIX_TOKENS} are needed; "
-                "leave out --model-path"
-            )
-        most = prefix + turns * (max_tokens + _QUESTION_TOKENS)
-        if most >= CONTEXT_LIMIT:
-            raise DemoError(
-                f"--turns {turns} with --max-tokens {max_tokens} could reach {most} tokens, the context holds "
-                f"{CONTEXT_LIMIT}; lower one of them"
-            )
-
-    def output_ids(self, pieces: Sequence[str], text: str, stop_id: int | None, count: int) -> tuple[list[int], bool]:
-        """The ids of a streamed answer of `count` tokens, and whether they are certainly the server's own.
-
-        The stream names tokens by their text only, and leaves out those that add no text of their own: the stop
-        token and parts of a character. Where that is ambiguous the whole text is tokenized again.
-        """
-        ids = [self.id_of_text.get(piece, -1) for piece in pieces]
-        if stop_id is not None and ids[-1:] != [stop_id]:
-            ids.append(stop_id)
-        if -1 not in ids and len(ids) == count:
-            return ids, True
-        again = list(self.tokenizer.encode(text, add_special_tokens=False))
-        return again + ([] if stop_id is None else [stop_id]), False
-
-
-def unambiguous(texts: Sequence[str]) -> dict[str, int]:
-    """Token text to id, without the texts that several tokens share."""
-    last = {text: number for number, text in enumerate(texts)}
-    first = {text: number for number, text in reversed(list(enumerate(texts)))}
-    return {text: number for text, number in first.items() if last[text] == number}
 
 
 # The conversation
@@ -451,16 +291,6 @@ def _agreement_of(url: str, turn: Turn, number: int, talk: Console) -> int:
     return count_agreement(response.json(), turn.output_ids)
 
 
-def count_agreement(response: Mapping[str, Any], output_ids: Sequence[int]) -> int:
-    """Generated tokens that equal the arg-max in a /generate answer that starts one token before them."""
-    meta = response["meta_info"]
-    given = [entry[1] for entry in meta["input_token_logprobs"]][1:]
-    best = [entries[0][1] if entries else None for entries in meta["input_top_logprobs"]][1:]
-    if given != list(output_ids) or len(best) != len(given):
-        raise DemoError(f"the dense server scored {len(given)} tokens, not the {len(output_ids)} that were generated")
-    return sum(one == other for one, other in zip(given, best, strict=True))
-
-
 def _lim_state(url: str) -> dict[str, Any]:
     """The `lim` part of /server_info; older servers call it /get_server_info."""
     with httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT, trust_env=False) as client:
@@ -469,65 +299,3 @@ def _lim_state(url: str) -> dict[str, Any]:
             response = client.get("/get_server_info")
         response.raise_for_status()
     return lim_part(response.json())
-
-
-def lim_part(server_info: Mapping[str, Any]) -> dict[str, Any]:
-    """`internal_states[0]["lim"]`, or DemoError if the server runs without lim."""
-    for state in server_info.get("internal_states") or []:
-        if "lim" in state:
-            return dict(state["lim"])
-    raise DemoError('the server reports no "lim" state in /server_info; run `lim-sglang doctor`')
-
-
-def counted_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, int]]:
-    """Tokens attended and context tokens by role between two states: {"attended": ..., "context": ...}."""
-    old, new = before["counters"], after["counters"]
-    names = {"attended": "attended_tokens", "context": "context_tokens"}
-    return {short: {role: new[key][role] - old[key][role] for role in ROLES} for short, key in names.items()}
-
-
-# The tables
-
-
-def turn_rows(turns: Sequence[Turn], agreed: Sequence[int]) -> list[tuple[str, ...]]:
-    """One row per turn: number, prompt, cached, generated, tokens per second, agreement."""
-    return [
-        (
-            str(number),
-            f"{len(turn.prompt_ids):,}",
-            f"{turn.cached_tokens:,}",
-            f"{len(turn.output_ids):,}",
-            f"{turn.tokens_per_second:.1f}",
-            f"{'' if turn.exact else '~'}{same}/{len(turn.output_ids)} ({same / max(1, len(turn.output_ids)):.0%})",
-        )
-        for number, (turn, same) in enumerate(zip(turns, agreed, strict=True), 1)
-    ]
-
-
-def role_rows(plan: Mapping[str, Any], counted: Mapping[str, Mapping[str, int]]) -> list[tuple[str, ...]]:
-    """One row per layer role and their sum: name, layers, tokens attended, what dense reads, the share."""
-    attended, context = counted["attended"], counted["context"]
-    numbers = [(role.upper(), plan[role], attended[role], context[role]) for role in ROLES]
-    total = ("all", sum(plan[r] for r in ROLES), sum(attended[r] for r in ROLES), sum(context[r] for r in ROLES))
-    return [
-        (name, str(layers), f"{read:,}", f"{full:,}", f"{read / full:.1%}" if full else "-")
-        for name, layers, read, full in [*numbers, total]
-    ]
-
-
-def _turn_table(turns: Sequence[Turn], agreed: Sequence[int]) -> Table:
-    table = Table("turn")
-    for heading in ("prompt", "cached", "generated", "tokens/s", "agrees with dense"):
-        table.add_column(heading, justify="right")
-    for row in turn_rows(turns, agreed):
-        table.add_row(*row)
-    return table
-
-
-def _role_table(rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table("layer role")
-    for heading in ("layers", "attended", "dense reads", "share"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        table.add_row(*row, end_section=row is rows[-2])
-    return table

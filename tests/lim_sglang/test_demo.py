@@ -15,22 +15,18 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from lim_sglang import demo
-from lim_sglang.demo import (
-    Chat,
-    DemoError,
+from lim_sglang import demo, demo_chat
+from lim_sglang.demo import device_args, run_demo, server_options
+from lim_sglang.demo_chat import QUESTION_TOKENS, Chat, DemoError, build_prefix, question, unambiguous
+from lim_sglang.demo_report import (
     Turn,
-    build_prefix,
     count_agreement,
     counted_since,
-    device_args,
     lim_part,
-    question,
     role_rows,
-    run_demo,
-    server_options,
+    role_table,
     turn_rows,
-    unambiguous,
+    turn_table,
 )
 from lim_sglang.embedded_model import is_complete, model_dir
 from lim_sglang.server_process import ServerError
@@ -73,7 +69,7 @@ def test_import_is_light() -> None:
 
 
 def test_prefix_is_the_same_each_time_also_in_another_process() -> None:
-    code = "import sys; from lim_sglang.demo import build_prefix; sys.stdout.write(build_prefix())"
+    code = "import sys; from lim_sglang.demo_chat import build_prefix; sys.stdout.write(build_prefix())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert other.stdout == build_prefix()
 
@@ -140,14 +136,14 @@ def test_output_ids(
 
 
 def test_conversation_that_could_outgrow_the_context_is_refused(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "MIN_PREFIX_TOKENS", 1000)
+    monkeypatch.setattr(demo_chat, "MIN_PREFIX_TOKENS", 1000)
     chat.check_fits(turns=4, max_tokens=160)
     with pytest.raises(DemoError, match=r"--turns 4 with --max-tokens 5000 .*8192; lower one"):
         chat.check_fits(turns=4, max_tokens=5000)
 
 
 def test_short_prefix_is_refused(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "build_prefix", lambda: "a b")
+    monkeypatch.setattr(demo_chat, "build_prefix", lambda: "a b")
     with pytest.raises(DemoError, match="the shared prefix is 3 tokens for this tokenizer, 3000 are needed"):
         chat.check_fits(turns=1, max_tokens=1)
 
@@ -160,7 +156,7 @@ def test_prefix_and_context_with_the_real_tokenizer() -> None:
     assert 3200 <= len(chat.render(Chat.opening(), answer=False)) <= 4000
     for turn in range(4):
         messages = [{"role": "user", "content": question(turn)}]
-        assert len(chat.render(messages)) < demo._QUESTION_TOKENS
+        assert len(chat.render(messages)) < QUESTION_TOKENS
     ids = chat.tokenizer.encode("Step 1: 5 * 12 = 60 crates.")
     pieces = [chat.tokenizer.decode([number]) for number in ids]
     assert chat.output_ids(pieces, "", None, len(ids)) == (ids, True)
@@ -249,8 +245,8 @@ def test_tables_fit_80_columns() -> None:
     screen = io.StringIO()
     console = Console(file=screen, width=80)
     turn = Turn(prompt_ids=[0] * 8000, output_ids=[0] * 160, cached_tokens=7800, decode_seconds=1.0, text="")
-    console.print(demo._turn_table([turn], [160]))
-    console.print(demo._role_table(role_rows(LIM_AFTER["plan"], counted_since(LIM_BEFORE, LIM_AFTER))))
+    console.print(turn_table([turn], [160]))
+    console.print(role_table(role_rows(LIM_AFTER["plan"], counted_since(LIM_BEFORE, LIM_AFTER))))
     assert "160/160 (100%)" in screen.getvalue()
     assert "…" not in screen.getvalue()
     assert max(len(line) for line in screen.getvalue().splitlines()) <= 80
