@@ -27,11 +27,10 @@ from torch import Tensor
 from lim_kernels.select import head_scores, select_token_set, split_budget
 from lim_kernels.select.launch import (
     LaunchConfig,
+    Round,
     SelectWorkspace,
-    _emit,
-    _finish,
-    _score,
-    _shortlist,
+    SlotIndex,
+    rounds,
     select_slots,
     write_sparse_indptr,
 )
@@ -109,24 +108,28 @@ class Problem:
 
     def stages(self, config: LaunchConfig) -> dict[str, Callable[[int], Any]]:
         """What to time; the argument is the layer."""
-        work, every = self.workspace, (0, self.batch)
         keys = [cache[0] for cache in self.caches]
-        index = self.kv_indptr, self.kv_indices, self.sparse_indptr, self.sparse_indices
+        parts = [self.round(cache, config) for cache in keys]
         return {
             "dense": lambda i: self.dense.run(self.q, self.caches[i % CACHES]),
             "sparse": lambda i: self.sparse.run(self.q, self.caches[i % CACHES]),
-            "score": lambda i: _score(
-                self.q, keys[i % CACHES], self.kv_indptr, self.kv_indices, *every, self.split, work, config
-            ),
-            "shortlist": lambda i: _shortlist(self.kv_indptr, *every, self.split, work, config),
-            "emit": lambda i: _emit(*index, *every, self.split, work, config),
-            "finish": lambda i: _finish(*index, *every, self.split, work, config),
+            "score": lambda i: parts[i % CACHES].score(),
+            "shortlist": lambda i: parts[i % CACHES].shortlist(),
+            "emit": lambda i: parts[i % CACHES].emit(),
+            "finish": lambda i: parts[i % CACHES].finish(),
             "select": lambda i: self.select(keys[i % CACHES], config),
         }
 
+    def index(self) -> SlotIndex:
+        return SlotIndex(self.kv_indptr, self.kv_indices, self.sparse_indptr, self.sparse_indices)
+
+    def round(self, keys: Tensor, config: LaunchConfig) -> Round:
+        """The launches for the whole batch."""
+        (only,) = rounds(self.q, keys, self.index(), self.split, self.workspace, config)
+        return only
+
     def select(self, keys: Tensor, config: LaunchConfig) -> None:
-        index = self.kv_indptr, self.kv_indices, self.sparse_indptr, self.sparse_indices
-        select_slots(self.q, keys, *index, self.split, self.workspace, config)
+        select_slots(self.q, keys, *self.index(), self.split, self.workspace, config)
 
     def check(self, config: LaunchConfig) -> bool:
         """Whether the kernels' set of the first and last request is the reference's, from the kernels' own scores."""

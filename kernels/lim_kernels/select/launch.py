@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -139,186 +140,178 @@ def select_slots(
         sparse_indices: [>= B * K] int32, written from ``sparse_indptr[b]`` on for request ``b``.
         split: the parts of the budget.
         workspace: from ``SelectWorkspace.allocate``; no request may be longer than its width.
+        config: launch constants; results do not depend on them.
 
     Raises:
         ValueError: a shape, dtype, stride or device is not as above.
     """
-    _check(q, k_cache, (kv_indptr, kv_indices, sparse_indptr, sparse_indices), split, workspace)
-    config = config or LaunchConfig()
-    for first in range(0, q.shape[0], workspace.scores.shape[0]):
-        rows = min(workspace.scores.shape[0], q.shape[0] - first)
+    index = SlotIndex(kv_indptr, kv_indices, sparse_indptr, sparse_indices)
+    _check(q, k_cache, index, split, workspace)
+    for part in rounds(q, k_cache, index, split, workspace, config or LaunchConfig()):
         if split.selected:
-            _score(q, k_cache, kv_indptr, kv_indices, first, rows, split, workspace, config)
-            _shortlist(kv_indptr, first, rows, split, workspace, config)
-        _emit(kv_indptr, kv_indices, sparse_indptr, sparse_indices, first, rows, split, workspace, config)
+            part.score()
+            part.shortlist()
+        part.emit()
         if split.selected:
-            _finish(kv_indptr, kv_indices, sparse_indptr, sparse_indices, first, rows, split, workspace, config)
+            part.finish()
 
 
-def _score(
+class SlotIndex(NamedTuple):
+    """Where a batch's slots are read and written; see ``select_slots``."""
+
+    kv_indptr: Tensor
+    kv_indices: Tensor
+    sparse_indptr: Tensor
+    sparse_indices: Tensor
+
+
+def rounds(
     q: Tensor,
     k_cache: Tensor,
-    kv_indptr: Tensor,
-    kv_indices: Tensor,
-    first: int,
-    rows: int,
+    index: SlotIndex,
     split: BudgetSplit,
     workspace: SelectWorkspace,
     config: LaunchConfig,
-) -> None:
-    num_kv_heads, head_dim = k_cache.shape[1:]
-    group = q.shape[1] // num_kv_heads
-    tiles = triton.cdiv(workspace.keys.shape[1], config.block_n)
-    splits = min(tiles, max(1, config.score_programs // (rows * num_kv_heads)))
-    score_kernel[(splits, num_kv_heads, rows)](
-        q,
-        k_cache,
-        kv_indptr,
-        kv_indices,
-        workspace.scores,
-        workspace.keys,
-        first,
-        splits,
-        q.stride(0),
-        q.stride(1),
-        k_cache.stride(0),
-        k_cache.stride(1),
-        workspace.scores.stride(0),
-        workspace.scores.stride(1),
-        workspace.keys.stride(0),
-        budget=split.budget,
-        sinks=split.sinks,
-        recent=split.recent,
-        group=group,
-        GROUP_PAD=max(16, triton.next_power_of_2(group)),
-        HEAD_DIM=head_dim,
-        HEAD_DIM_PAD=triton.next_power_of_2(head_dim),
-        BLOCK_N=config.block_n,
-        UPCAST=q.dtype == torch.float32,
-        num_warps=config.score_warps,
-    )
+) -> list[Round]:
+    """The batch in parts that fit into the workspace; the arguments are not checked."""
+    rows = workspace.scores.shape[0]
+    return [
+        Round(q, k_cache, index, split, workspace, config, first, min(rows, q.shape[0] - first))
+        for first in range(0, q.shape[0], rows)
+    ]
 
 
-def _shortlist(
-    kv_indptr: Tensor, first: int, rows: int, split: BudgetSplit, workspace: SelectWorkspace, config: LaunchConfig
-) -> None:
-    num_heads, short = workspace.shortlists.shape[1:]
-    shortlist_kernel[(num_heads, rows)](
-        workspace.scores,
-        workspace.keys,
-        workspace.shortlists,
-        workspace.counts,
-        workspace.ranked,
-        kv_indptr,
-        first,
-        workspace.scores.stride(0),
-        workspace.scores.stride(1),
-        workspace.keys.stride(0),
-        budget=split.budget,
-        sinks=split.sinks,
-        recent=split.recent,
-        num_heads=num_heads,
-        least=short * 3 // 4,
-        MOST=short,
-        BLOCK=config.shortlist_block,
-        num_warps=config.shortlist_warps,
-    )
+@dataclass(frozen=True)
+class Round:
+    """The four launches for ``rows`` requests from number ``first`` on, in the order of the methods."""
+
+    q: Tensor
+    k_cache: Tensor
+    index: SlotIndex
+    split: BudgetSplit
+    workspace: SelectWorkspace
+    config: LaunchConfig
+    first: int
+    rows: int
+
+    def score(self) -> None:
+        """Every query head's scores of all candidates."""
+        config, num_kv_heads, head_dim = self.config, *self.k_cache.shape[1:]
+        group = self.q.shape[1] // num_kv_heads
+        tiles = triton.cdiv(self.workspace.keys.shape[1], config.block_n)
+        splits = min(tiles, max(1, config.score_programs // (self.rows * num_kv_heads)))
+        score_kernel[(splits, num_kv_heads, self.rows)](
+            self.q,
+            self.k_cache,
+            kv_indices=self.index.kv_indices,
+            num_splits=splits,
+            q_stride_b=self.q.stride(0),
+            q_stride_h=self.q.stride(1),
+            k_stride_t=self.k_cache.stride(0),
+            k_stride_h=self.k_cache.stride(1),
+            budget=self.split.budget,
+            group=group,
+            GROUP_PAD=max(16, triton.next_power_of_2(group)),
+            HEAD_DIM=head_dim,
+            HEAD_DIM_PAD=triton.next_power_of_2(head_dim),
+            BLOCK_N=config.block_n,
+            UPCAST=self.q.dtype == torch.float32,
+            num_warps=config.score_warps,
+            **self._scores(),
+            **self._keys(),
+        )
+
+    def shortlist(self) -> None:
+        """Every head's best candidates in order, and the keys that follow from them."""
+        num_heads, short = self.workspace.shortlists.shape[1:]
+        shortlist_kernel[(num_heads, self.rows)](
+            shortlists=self.workspace.shortlists,
+            counts=self.workspace.counts,
+            scratch=self.workspace.ranked,
+            budget=self.split.budget,
+            num_heads=num_heads,
+            least=short * 3 // 4,
+            MOST=short,
+            BLOCK=self.config.shortlist_block,
+            num_warps=self.config.shortlist_warps,
+            **self._scores(),
+            **self._keys(),
+        )
+
+    def emit(self) -> None:
+        """The sets' slots, or a flag where the shortlists end too early."""
+        config, (num_heads, short) = self.config, self.workspace.shortlists.shape[1:]
+        tiles = triton.cdiv(self.workspace.keys.shape[1], config.emit_block)
+        splits = min(tiles, max(1, config.emit_programs // self.rows))
+        emit_kernel[(splits, self.rows)](
+            shortlists=self.workspace.shortlists,
+            counts=self.workspace.counts,
+            unfinished=self.workspace.unfinished,
+            num_splits=splits,
+            budget=self.split.budget,
+            selected=self.split.selected,
+            num_heads=num_heads,
+            SELECTS=self.split.selected > 0,
+            MOST=short,
+            HEADS=triton.next_power_of_2(max(num_heads, 2)),
+            BLOCK=config.emit_block,
+            num_warps=config.emit_warps,
+            **self._slots(),
+            **self._keys(),
+        )
+
+    def finish(self) -> None:
+        """The complete ranking of flagged requests; its programs end at once for all others."""
+        config, selected, num_heads = self.config, self.split.selected, self.workspace.scores.shape[1]
+        full_rank_kernel[(num_heads, self.rows)](
+            ranked=self.workspace.ranked,
+            unfinished=self.workspace.unfinished,
+            ranked_stride_b=self.workspace.ranked.stride(0),
+            ranked_stride_h=self.workspace.ranked.stride(1),
+            selected=selected,
+            num_heads=num_heads,
+            SELECTED_PAD=triton.next_power_of_2(max(selected, 2)),
+            BLOCK=config.block,
+            num_warps=config.warps,
+            **self._scores(),
+            **self._keys(),
+        )
+        full_emit_kernel[(self.rows,)](
+            unfinished=self.workspace.unfinished,
+            selected=selected,
+            key_limit=selected * num_heads,
+            KEY_PASSES=max(1, -(-max(selected * num_heads - 1, 1).bit_length() // 8)),
+            BLOCK=config.block,
+            num_warps=config.warps,
+            **self._slots(),
+            **self._keys(),
+        )
+
+    def _scores(self) -> dict[str, Any]:
+        scores = self.workspace.scores
+        return {"scores": scores, "scores_stride_b": scores.stride(0), "scores_stride_h": scores.stride(1)}
+
+    def _keys(self) -> dict[str, Any]:
+        """What every launch takes: the keys, the requests, where the candidates begin and end."""
+        return {
+            "keys": self.workspace.keys,
+            "keys_stride_b": self.workspace.keys.stride(0),
+            "kv_indptr": self.index.kv_indptr,
+            "first_request": self.first,
+            "sinks": self.split.sinks,
+            "recent": self.split.recent,
+        }
+
+    def _slots(self) -> dict[str, Any]:
+        index = self.index
+        return {
+            "kv_indices": index.kv_indices,
+            "sparse_indptr": index.sparse_indptr,
+            "sparse_indices": index.sparse_indices,
+        }
 
 
-def _emit(
-    kv_indptr: Tensor,
-    kv_indices: Tensor,
-    sparse_indptr: Tensor,
-    sparse_indices: Tensor,
-    first: int,
-    rows: int,
-    split: BudgetSplit,
-    workspace: SelectWorkspace,
-    config: LaunchConfig,
-) -> None:
-    num_heads, short = workspace.shortlists.shape[1:]
-    splits = min(triton.cdiv(workspace.keys.shape[1], config.emit_block), max(1, config.emit_programs // rows))
-    emit_kernel[(splits, rows)](
-        workspace.keys,
-        workspace.shortlists,
-        workspace.counts,
-        workspace.unfinished,
-        kv_indptr,
-        kv_indices,
-        sparse_indptr,
-        sparse_indices,
-        first,
-        splits,
-        workspace.keys.stride(0),
-        budget=split.budget,
-        selected=split.selected,
-        sinks=split.sinks,
-        recent=split.recent,
-        num_heads=num_heads,
-        SELECTS=split.selected > 0,
-        MOST=short,
-        HEADS=triton.next_power_of_2(max(num_heads, 2)),
-        BLOCK=config.emit_block,
-        num_warps=config.emit_warps,
-    )
-
-
-def _finish(
-    kv_indptr: Tensor,
-    kv_indices: Tensor,
-    sparse_indptr: Tensor,
-    sparse_indices: Tensor,
-    first: int,
-    rows: int,
-    split: BudgetSplit,
-    workspace: SelectWorkspace,
-    config: LaunchConfig,
-) -> None:
-    """The complete ranking of requests that ``emit_kernel`` flagged; its programs end at once for all others."""
-    num_heads = workspace.scores.shape[1]
-    full_rank_kernel[(num_heads, rows)](
-        workspace.scores,
-        workspace.keys,
-        workspace.ranked,
-        workspace.unfinished,
-        kv_indptr,
-        first,
-        workspace.scores.stride(0),
-        workspace.scores.stride(1),
-        workspace.keys.stride(0),
-        workspace.ranked.stride(0),
-        workspace.ranked.stride(1),
-        selected=split.selected,
-        sinks=split.sinks,
-        recent=split.recent,
-        num_heads=num_heads,
-        SELECTED_PAD=triton.next_power_of_2(max(split.selected, 2)),
-        BLOCK=config.block,
-        num_warps=config.warps,
-    )
-    key_limit = split.selected * num_heads
-    full_emit_kernel[(rows,)](
-        workspace.keys,
-        workspace.unfinished,
-        kv_indptr,
-        kv_indices,
-        sparse_indptr,
-        sparse_indices,
-        first,
-        workspace.keys.stride(0),
-        selected=split.selected,
-        sinks=split.sinks,
-        recent=split.recent,
-        key_limit=key_limit,
-        KEY_PASSES=max(1, -(-max(key_limit - 1, 1).bit_length() // 8)),
-        BLOCK=config.block,
-        num_warps=config.warps,
-    )
-
-
-def _check(
-    q: Tensor, k_cache: Tensor, index: tuple[Tensor, ...], split: BudgetSplit, workspace: SelectWorkspace
-) -> None:
+def _check(q: Tensor, k_cache: Tensor, index: SlotIndex, split: BudgetSplit, workspace: SelectWorkspace) -> None:
     if q.ndim != 3 or k_cache.ndim != 3 or q.shape[2] != k_cache.shape[2] or q.shape[1] % k_cache.shape[1]:
         raise ValueError(
             f"q {list(q.shape)} and k_cache {list(k_cache.shape)}: expected [B, H, D] and [slots, Hk, D] with H a "
@@ -340,5 +333,7 @@ def _check(
         raise ValueError(
             f"workspace for another head count or budget: expected {q.shape[1]} heads, m = {split.selected}"
         )
-    if len(index[3]) < q.shape[0] * split.budget:
-        raise ValueError(f"sparse_indices of {len(index[3])}: expected at least B * K = {q.shape[0] * split.budget}")
+    if len(index.sparse_indices) < q.shape[0] * split.budget:
+        raise ValueError(
+            f"sparse_indices of {len(index.sparse_indices)}: expected at least B * K = {q.shape[0] * split.budget}"
+        )
