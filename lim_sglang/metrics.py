@@ -30,7 +30,11 @@ class DecodeMetrics:
         self._prometheus = _Prometheus() if prometheus else None
 
     def observe_decode(self, seq_lens: Sequence[int]) -> None:
-        """Count one decode step of requests that hold ``seq_lens`` tokens, the current one included."""
+        """Count one decode step of requests that hold ``seq_lens`` tokens, the current one included.
+
+        A request that decodes holds at least two tokens; rows of one token pad a captured batch and do not count.
+        """
+        seq_lens = [n for n in seq_lens if n > 1]
         full = sum(seq_lens)
         kept = sum(min(n, self.config.budget) for n in seq_lens)
         self.decode_steps += 1

@@ -17,7 +17,7 @@ PLAN = LayerPlan.from_select_layers(6, (2, 4))  # 2 dense, 2 select, 2 sparse
 def test_two_steps() -> None:
     metrics = DecodeMetrics(CONFIG, PLAN)
     metrics.observe_decode([4, 30])
-    metrics.observe_decode([10, 11])
+    metrics.observe_decode([10, 11, 1, 1])  # padded to four
     metrics.observe_mixed(3)
     report = json.loads(json.dumps(metrics.report()))
     assert report["counters"] == {
