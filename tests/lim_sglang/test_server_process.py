@@ -9,7 +9,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -166,6 +166,15 @@ def interrupted_while_waiting(server: ServerProcess) -> None:
         server.wait_ready()
 
 
+@pytest.fixture
+def sigint_is_heard() -> Iterator[None]:
+    """A shell that starts us in the background has us ignore SIGINT; these tests need what a terminal gives."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("sigint_is_heard")
 def test_ctrl_c_while_waiting_leaves_nothing(tmp_path: Path) -> None:
     server = stand_in(tmp_path, "starting")
     thread = interrupt_from(lambda: len(server.processes()) >= 3)
@@ -175,6 +184,7 @@ def test_ctrl_c_while_waiting_leaves_nothing(tmp_path: Path) -> None:
     assert server.processes() == []
 
 
+@pytest.mark.usefixtures("sigint_is_heard")
 def test_ctrl_c_inside_stop_leaves_nothing(tmp_path: Path) -> None:
     server = stand_in(tmp_path, "stubborn")
     server.start()
