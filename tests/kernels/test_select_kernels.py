@@ -8,21 +8,32 @@ their dot products are exact in float32, and most of them tie.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lim_kernels.decode.launch import AttendConfig, AttendWorkspace, KVCache
+from lim_kernels.decode.reference import decode_attention
 from lim_kernels.select import head_scores, select_token_set, split_budget
-from lim_kernels.select.launch import LaunchConfig, SelectWorkspace, select_slots, write_sparse_indptr
+from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace, SlotIndex, write_sparse_indptr
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 SMALL = (
     LaunchConfig()
     if ON_GPU
-    else LaunchConfig(block_n=16, block=64, score_programs=8, shortlist_block=64, emit_block=32, emit_programs=12)
+    else LaunchConfig(
+        AttendConfig(block_n=16, programs=40, min_splits=2, max_splits=8),
+        block=64,
+        shortlist_block=64,
+        rank_block=32,
+        emit_block=32,
+        emit_programs=12,
+    )
 )
 POISON = -77
 
@@ -52,7 +63,8 @@ class Case:
         self.q = self._values(generator, len(self.lengths), self.heads, self.head_dim).to(DEVICE, self.dtype)
         # NHD pools hold K beside other data: strided, not contiguous
         pool = self._values(generator, slots, self.kv_heads, 2 * self.head_dim).to(DEVICE, self.k_dtype or self.dtype)
-        self.k_cache = pool[:, :, : self.head_dim]
+        self.k_cache, self.v_cache = pool.split(self.head_dim, dim=2)
+        self.sm_scale = self.head_dim**-0.5
         self.kv_indices = torch.randperm(slots, generator=generator)[: sum(self.lengths)].int().to(DEVICE)
         self.kv_indptr = torch.tensor([0, *self.lengths]).cumsum(0).int().to(DEVICE)
 
@@ -65,10 +77,30 @@ class Case:
         workspace = SelectWorkspace.allocate(len(self.lengths), max(self.lengths), self.heads, self.split, DEVICE)
         if self.rows is not None:
             workspace = SelectWorkspace(*(t[: self.rows] for t in vars(workspace).values()))
-        workspace.scores.fill_(2**31 - 1)  # the highest score there is
-        for buffer in (workspace.keys, workspace.shortlists, workspace.ranked, workspace.counts, workspace.unfinished):
+        for buffer in vars(workspace).values():
             buffer.fill_(-1)  # below every key, beside every list, neither flag
+        workspace.scores.fill_(2**31 - 1)  # the highest score there is
+        workspace.maxima.fill_(2**31 - 1)
         return workspace
+
+    def poisoned_attend_workspace(self) -> AttendWorkspace:
+        shape = len(self.lengths), self.heads, self.kv_heads, self.head_dim
+        workspace = AttendWorkspace.allocate(*shape, DEVICE, self.config.attend)
+        workspace.partial.fill_(float("nan"))
+        workspace.lse.fill_(float("nan"))
+        return workspace
+
+    def layer(self, workspace: SelectWorkspace, sparse_indptr: Tensor, sparse_indices: Tensor) -> SelectLayer:
+        return SelectLayer(
+            self.q,
+            KVCache(self.k_cache, self.v_cache, self.sm_scale),
+            SlotIndex(self.kv_indptr, self.kv_indices, sparse_indptr, sparse_indices),
+            torch.full_like(self.q, float("nan")),
+            self.split,
+            workspace,
+            self.poisoned_attend_workspace(),
+            self.config,
+        )
 
     def run(self) -> tuple[list[list[int]], SelectWorkspace]:
         """The slots that the kernels chose, by request; nothing beyond them may have been written."""
@@ -77,22 +109,22 @@ class Case:
         indices = torch.full((batch * self.budget + 9,), POISON, dtype=torch.int32, device=DEVICE)
         workspace = self.poisoned_workspace()
         write_sparse_indptr(self.kv_indptr, indptr, batch, self.budget)
-        select_slots(
-            self.q,
-            self.k_cache,
-            self.kv_indptr,
-            self.kv_indices,
-            indptr,
-            indices,
-            self.split,
-            workspace,
-            self.config,
-        )
+        layer = self.layer(workspace, indptr, indices)
+        layer.run()
+        self.check_output(layer.out)
         ends = indptr.tolist()
         assert ends[: batch + 1] == [0, *torch.tensor(self.lengths).clamp(max=self.budget).cumsum(0).tolist()]
         assert ends[batch + 1] == POISON
         assert bool((indices[ends[batch] :] == POISON).all())
         return [indices[ends[b] : ends[b + 1]].tolist() for b in range(batch)], workspace
+
+    def check_output(self, out: Tensor) -> None:
+        """The layer's attention, whatever is selected; 2 units of the output's dtype cover the rounded weights."""
+        caches = self.k_cache.to(self.dtype), self.v_cache.to(self.dtype)
+        exact = decode_attention(self.q, *caches, self.kv_indptr, self.kv_indices, self.sm_scale)
+        scale = float(exact.abs().max())
+        tolerance = 2e-6 if self.dtype == torch.float32 else 2 * torch.finfo(self.dtype).eps
+        torch.testing.assert_close(out.float(), exact, rtol=0, atol=tolerance * max(scale, 1.0))
 
     def expected(self, scores: list[Tensor] | None = None) -> list[list[int]]:
         """The reference's slots, from its own scores or from given ones ([H, n] each)."""
@@ -245,24 +277,24 @@ def test_batch_of_256() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"q": torch.zeros(2, 5, 64)}, "a multiple of Hk"),
+        ({"q": torch.zeros(2, 6, 32)}, "a multiple of Hk"),
         ({"q": torch.zeros(2, 6, 64, dtype=torch.float64)}, "q of torch.float64"),
-        ({"kv_indptr": torch.zeros(3, dtype=torch.int64)}, "contiguous torch.int32"),
-        ({"k_cache": torch.zeros(9, 2, 128, device=DEVICE)[:, :, ::2]}, "contiguous last dimension"),
+        ({"sparse_indptr": torch.zeros(3, dtype=torch.int64)}, "contiguous torch.int32"),
+        ({"sparse_indices": torch.zeros(31, dtype=torch.int32)}, "expected at least B * K = 32"),
         ({"budget": 24}, "workspace for another head count or budget"),
     ],
-    ids=["heads", "dtype", "index", "stride", "workspace"],
+    ids=["head size", "dtype", "index", "room", "workspace"],
 )
-def test_bad_arguments_get_one_line(change: dict[str, object], message: str) -> None:
+def test_bad_arguments_get_one_line(change: dict[str, Any], message: str) -> None:
     case = Case([20, 30])
-    workspace = case.poisoned_workspace()
-    budget = change.pop("budget", case.budget)
-    inputs: dict[str, object] = {name: getattr(case, name) for name in ("q", "k_cache", "kv_indptr", "kv_indices")}
-    inputs |= {name: value.to(DEVICE) for name, value in change.items()}
-    room = torch.zeros(2 * 24 + 3, dtype=torch.int32, device=DEVICE)
-    inputs |= {"sparse_indptr": room[:3], "sparse_indices": room, "workspace": workspace}
-    with pytest.raises(ValueError, match=message) as caught:
-        select_slots(**inputs, split=split_budget(int(str(budget)), 0.25, 2))
+    room = torch.zeros(2 * 24, dtype=torch.int32, device=DEVICE)
+    layer = case.layer(case.poisoned_workspace(), room[:3], room)
+    tensors = {name: value.to(DEVICE) for name, value in change.items() if name != "budget"}
+    index = {name: tensors.pop(name) for name in list(tensors) if name.startswith("sparse")}
+    split = split_budget(change.get("budget", case.budget), 0.25, 2)
+    layer = replace(layer, index=layer.index._replace(**index), split=split, **tensors)
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        layer.run()
     assert "\n" not in str(caught.value)
 
 
@@ -278,10 +310,11 @@ def test_a_step_neither_synchronises_nor_allocates() -> None:
     indptr = torch.zeros(4, dtype=torch.int32, device=DEVICE)
     indices = torch.zeros(3 * 2048, dtype=torch.int32, device=DEVICE)
 
+    layer = case.layer(workspace, indptr, indices)
+
     def step() -> None:
         write_sparse_indptr(case.kv_indptr, indptr, 3, 2048)
-        index = case.kv_indptr, case.kv_indices, indptr, indices
-        select_slots(case.q, case.k_cache, *index, case.split, workspace)
+        layer.run()
 
     step()  # compiles
     torch.cuda.synchronize()

@@ -6,6 +6,7 @@ Slower than the shortlists and right for any scores, however many are tied or sh
 import triton
 import triton.language as tl
 
+from lim_kernels.chain import await_previous
 from lim_kernels.select.kernel import NUMBERS, write_slots
 
 _RADIX_BITS = tl.constexpr(8)
@@ -66,6 +67,7 @@ def full_rank_kernel(
     num_heads,
     SELECTED_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """One head's first ``m`` candidates in order, for flagged requests; each lowers its token's key.
 
@@ -73,6 +75,7 @@ def full_rank_kernel(
 
     ``ranked`` is scratch: [requests, H, m] int64.
     """
+    await_previous(CHAINED)
     head, row = tl.program_id(0), tl.program_id(1)
     begin = tl.load(kv_indptr + first_request + row)
     length = tl.load(kv_indptr + first_request + row + 1) - begin
@@ -123,8 +126,10 @@ def full_emit_kernel(
     key_limit,
     KEY_PASSES: tl.constexpr,
     BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """The set's cache slots in ascending position order, for flagged requests. Grid: (requests,)."""
+    await_previous(CHAINED)
     row = tl.program_id(0)
     if tl.load(unfinished + row) == 0:
         return

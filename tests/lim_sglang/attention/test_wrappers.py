@@ -36,15 +36,15 @@ def executor(monkeypatch: pytest.MonkeyPatch) -> Any:
     fake = ModuleType("flashinfer")
     fake.BatchDecodeWithPagedKVCacheWrapper = RecordingWrapper  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flashinfer", fake)
-    monkeypatch.delitem(sys.modules, "lim_sglang.attention.sparse_executor", raising=False)
-    from lim_sglang.attention.sparse_executor import AttentionShape, FlashInferSparseExecutor
+    monkeypatch.delitem(sys.modules, "lim_sglang.attention.wrappers", raising=False)
+    from lim_sglang.attention.wrappers import AttentionShape, FlashInferSparse
 
     RecordingWrapper.made = []
     shape = AttentionShape(32, 8, 128, torch.bfloat16, torch.float8_e4m3fn, 2048, True)
     indptr = torch.zeros(MAX_BATCH + 1, dtype=torch.int32)
     indices = torch.zeros(MAX_BATCH * BUDGET, dtype=torch.int32)
-    yield FlashInferSparseExecutor(torch.zeros(16, dtype=torch.uint8), indptr, indices, BUDGET, shape)
-    monkeypatch.delitem(sys.modules, "lim_sglang.attention.sparse_executor", raising=False)
+    yield FlashInferSparse(torch.zeros(16, dtype=torch.uint8), indptr, indices, BUDGET, shape)
+    monkeypatch.delitem(sys.modules, "lim_sglang.attention.wrappers", raising=False)
 
 
 def test_one_wrapper_and_one_plan_per_batch_size(executor: Any) -> None:

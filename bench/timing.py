@@ -1,0 +1,62 @@
+"""Timing on a GPU, and what a result has to say about its circumstances."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+
+
+def graph_us(run: Callable[[], Any], repeats: int = 15) -> tuple[float, float]:
+    """Median microseconds of one replay of a CUDA graph of ``run``, and the spread of all (largest less smallest)."""
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    times = []
+    for _ in range(repeats + 2):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end) * 1e3)
+    return statistics.median(times[2:]), max(times[2:]) - min(times[2:])
+
+
+def layer_us(run: Callable[[int], Any], layers: int = 12) -> float:
+    """Median microseconds of one layer, from replays of a graph of ``layers`` layers; ``run`` takes the layer."""
+    return graph_us(lambda: [run(layer) for layer in range(layers)])[0] / layers
+
+
+def copy_tb_s() -> float:
+    """Bytes read and written per second by a copying kernel (a graph would turn a copy into a slower memcpy node)."""
+    source = torch.randn(1 << 30, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / layer_us(lambda _: torch.mul(source, 1, out=target), layers=2) / 1e6
+
+
+def about() -> dict[str, str]:
+    """Versions, commit and command of this run; a package that is not installed is left out."""
+    found = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)
+    packages = {}
+    for name in ("torch", "triton", "sglang", "flashinfer-python", "transformers"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        **packages,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "python": platform.python_version(),
+        "commit": os.environ.get("LIM_COMMIT") or found.stdout.strip() or "unknown",
+        "command": " ".join(["python", *sys.argv]),
+    }

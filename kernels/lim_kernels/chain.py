@@ -1,0 +1,38 @@
+"""Kernels that are launched before the one ahead of them has ended (programmatic dependent launch, Hopper on)."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def await_previous(CHAINED: tl.constexpr) -> None:
+    """Come first in a kernel: everything before it in the stream is done and visible after this call.
+
+    Every program calls it, those with nothing to do as well: the kernel after this one waits for this one only.
+    """
+    if CHAINED:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+def chained(device: torch.device, follows: bool = True) -> dict[str, Any]:
+    """Launch options of a kernel that calls ``await_previous``.
+
+    Args:
+        device: where it runs.
+        follows: whether the kernel before it in the stream calls ``await_previous`` too; the first of a chain waits for
+            the end of all that came before, like any kernel.
+    """
+    supported = device.type == "cuda" and _supported(device)
+    return {"CHAINED": supported} | ({"launch_pdl": True} if supported and follows else {})
+
+
+@cache
+def _supported(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (9, 0)

@@ -1,0 +1,252 @@
+"""Checks, buffers and launches of decode attention. Buffers are made once; a launch allocates nothing."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from lim_kernels.chain import chained
+from lim_kernels.decode.kernel import attend_kernel, merge_kernel
+
+Q_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@dataclass(frozen=True)
+class AttendConfig:
+    """Constants of the launches; results depend on them by rounding only.
+
+    Attributes:
+        block_n: tokens per tile.
+        warps, stages: of a program; ``stages`` tiles are in flight.
+        programs: what a launch aims for over all requests and KV heads.
+        min_splits, max_splits: bounds on the splits of one request; ``max_splits`` is a power of two.
+    """
+
+    block_n: int = 64
+    warps: int = 2
+    stages: int = 2
+    programs: int = 1056
+    min_splits: int = 8
+    max_splits: int = 64
+
+    def splits(self, requests: int, num_kv_heads: int) -> int:
+        """Splits of every request of a launch, whose lengths the host need not know."""
+        return min(self.max_splits, max(self.min_splits, self.programs // (requests * num_kv_heads)))
+
+
+@dataclass(frozen=True)
+class AttendWorkspace:
+    """What splits leave for the merge; launches share it, one after another.
+
+    Attributes:
+        partial: [splits of all requests, H, D] float32.
+        lse: [splits of all requests, H] float32.
+    """
+
+    partial: Tensor
+    lse: Tensor
+
+    @classmethod
+    def allocate(
+        cls,
+        max_requests: int,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        device: torch.device | str,
+        config: AttendConfig,
+    ) -> AttendWorkspace:
+        """Make buffers for launches of 1 to ``max_requests`` requests."""
+        splits = max(n * config.splits(n, num_kv_heads) for n in range(1, max_requests + 1))
+        return cls(
+            torch.empty(splits, num_qo_heads, head_dim, dtype=torch.float32, device=device),
+            torch.empty(splits, num_qo_heads, dtype=torch.float32, device=device),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory, in bytes."""
+        return self.partial.nbytes + self.lse.nbytes
+
+
+class KVCache(NamedTuple):
+    """One layer's cache and how its scores become weights.
+
+    Attributes:
+        keys, values: [slots, Hk, D], strided views allowed, the last dimension contiguous.
+        sm_scale: factor of ``q . k`` before the softmax, a scale of quantised keys included.
+        value_scale: factor of the output, for quantised values.
+        logits_soft_cap: ``c * tanh(x / c)`` of the logits where above 0.
+    """
+
+    keys: Tensor
+    values: Tensor
+    sm_scale: float
+    value_scale: float = 1.0
+    logits_soft_cap: float = 0.0
+
+
+class ScoreSink(NamedTuple):
+    """Where a SELECT layer's scores go, for requests beyond the budget.
+
+    Attributes:
+        scores: [rows, H, N] int32, ordered as the scores are; N a multiple of every tile.
+        maxima: [rows, H, N // span] int32.
+        keys: [rows, N] int32, reset.
+        budget, sinks, recent: which requests, and which of their positions are candidates.
+    """
+
+    scores: Tensor
+    maxima: Tensor
+    keys: Tensor
+    budget: int
+    sinks: int
+    recent: int
+
+    @property
+    def span(self) -> int:
+        """Positions that share a maximum."""
+        return self.scores.shape[2] // self.maxima.shape[2]
+
+
+class Requests(NamedTuple):
+    """``size`` requests of a batch from number ``first`` on, and their slots: see ``attend``."""
+
+    kv_indptr: Tensor
+    kv_indices: Tensor
+    first: int
+    size: int
+
+
+def attend(
+    q: Tensor,
+    cache: KVCache,
+    requests: Requests,
+    out: Tensor,
+    workspace: AttendWorkspace,
+    config: AttendConfig,
+    sink: ScoreSink | None = None,
+) -> None:
+    """Attend with one query token per request to the slots listed for it; see ``reference.decode_attention``.
+
+    Args:
+        q: [B, H, D] bfloat16, float16 or float32; the last dimension contiguous.
+        cache: keys and values in the dtype of ``q`` or float8_e4m3fn.
+        requests: kv_indptr: [>= B + 1] int32, ends of the requests' slots in kv_indices, int32, position order.
+        out: [B, H, D], written for these requests only; the last dimension contiguous.
+        workspace: for at least ``size`` requests.
+        sink: where the scores go if this is a SELECT layer; its rows belong to these requests.
+
+    Raises:
+        ValueError: a shape, dtype, stride or device is not as above.
+    """
+    check_attend(q, cache, requests, out, workspace, config)
+    num_heads, head_dim = q.shape[1:]
+    num_kv_heads = cache.keys.shape[1]
+    splits = config.splits(requests.size, num_kv_heads)
+    capped = cache.logits_soft_cap > 0
+    log2e = 1.0 if capped else math.log2(math.e)
+    common: dict[str, Any] = {
+        "partial": workspace.partial,
+        "partial_lse": workspace.lse,
+        "kv_indptr": requests.kv_indptr,
+        "first_request": requests.first,
+        "num_splits": splits,
+        "num_heads": num_heads,
+        "HEAD_DIM": head_dim,
+        "HEAD_DIM_PAD": triton.next_power_of_2(head_dim),
+        "BLOCK_N": config.block_n,
+    }
+    group = num_heads // num_kv_heads
+    attend_kernel[(num_kv_heads, splits, requests.size)](
+        q,
+        cache.keys,
+        cache.values,
+        kv_indices=requests.kv_indices,
+        group=group,
+        logits_scale=cache.sm_scale * log2e / (cache.logits_soft_cap if capped else 1.0),
+        soft_cap=cache.logits_soft_cap * math.log2(math.e),
+        q_stride_b=q.stride(0),
+        q_stride_h=q.stride(1),
+        k_stride_t=cache.keys.stride(0),
+        k_stride_h=cache.keys.stride(1),
+        v_stride_t=cache.values.stride(0),
+        v_stride_h=cache.values.stride(1),
+        GROUP_PAD=max(16, triton.next_power_of_2(group)),
+        STAGES=config.stages,
+        CAPPED=capped,
+        UPCAST=q.dtype == torch.float32,
+        num_warps=config.warps,
+        **_sink(sink, workspace),
+        **common,
+        **chained(q.device, follows=False),
+    )
+    merge_kernel[(num_heads, requests.size)](
+        out=out,
+        value_scale=cache.value_scale,
+        out_stride_b=out.stride(0),
+        out_stride_h=out.stride(1),
+        MAX_SPLITS=config.max_splits,
+        num_warps=4,
+        **common,
+        **chained(q.device),
+    )
+
+
+def _sink(sink: ScoreSink | None, workspace: AttendWorkspace) -> dict[str, Any]:
+    if sink is None:
+        unused = workspace.lse  # never dereferenced
+        strides = dict.fromkeys(
+            ["scores_stride_b", "scores_stride_h", "maxima_stride_b", "maxima_stride_h", "keys_stride_b"], 0
+        )
+        numbers = {"budget": 0, "sinks": 0, "recent": 0}
+        return {"scores": unused, "maxima": unused, "keys": unused, "SELECTS": False, "SPAN": 16, **strides, **numbers}
+    return {
+        "scores": sink.scores,
+        "maxima": sink.maxima,
+        "keys": sink.keys,
+        "scores_stride_b": sink.scores.stride(0),
+        "scores_stride_h": sink.scores.stride(1),
+        "maxima_stride_b": sink.maxima.stride(0),
+        "maxima_stride_h": sink.maxima.stride(1),
+        "keys_stride_b": sink.keys.stride(0),
+        "budget": sink.budget,
+        "sinks": sink.sinks,
+        "recent": sink.recent,
+        "SELECTS": True,
+        "SPAN": sink.span,
+    }
+
+
+def check_attend(
+    q: Tensor, cache: KVCache, requests: Requests, out: Tensor, workspace: AttendWorkspace, config: AttendConfig
+) -> None:
+    """Raise ``ValueError`` with one line where ``attend`` could not run on these tensors."""
+    keys, values = cache.keys, cache.values
+    if q.ndim != 3 or keys.ndim != 3 or q.shape[2] != keys.shape[2] or q.shape[1] % keys.shape[1]:
+        raise ValueError(
+            f"q {list(q.shape)} and k_cache {list(keys.shape)}: expected [B, H, D] and [slots, Hk, D] with H a "
+            "multiple of Hk"
+        )
+    if values.shape != keys.shape or values.dtype != keys.dtype:
+        raise ValueError(f"v_cache {list(values.shape)} of {values.dtype}: expected {list(keys.shape)} of {keys.dtype}")
+    if q.dtype not in Q_DTYPES or keys.dtype not in (q.dtype, torch.float8_e4m3fn):
+        raise ValueError(f"q of {q.dtype} with k_cache of {keys.dtype}: expected one of {Q_DTYPES} and the same or fp8")
+    if out.shape != q.shape:
+        raise ValueError(f"out of shape {list(out.shape)}: expected {list(q.shape)}, as q")
+    if any(tensor.stride(2) != 1 for tensor in (q, keys, values, out)):
+        raise ValueError("q, k_cache, v_cache and out: expected a contiguous last dimension")
+    for tensor in requests[:2]:
+        if tensor.dtype != torch.int32 or not tensor.is_contiguous():
+            raise ValueError(f"index of {tensor.dtype}, shape {list(tensor.shape)}: expected contiguous torch.int32")
+    if any(tensor.device != q.device for tensor in (keys, values, out, *requests[:2], workspace.lse)):
+        raise ValueError(f"tensors on several devices: expected all on {q.device}")
+    needed = [requests.size * config.splits(requests.size, keys.shape[1]), *q.shape[1:]]
+    found = list(workspace.partial.shape)
+    if found[0] < needed[0] or found[1:] != needed[1:]:
+        raise ValueError(f"workspace for [splits, H, D] = {found}: expected {needed}, with splits at least that")

@@ -1,0 +1,195 @@
+"""Who attends in SELECT and SPARSE layers on a GPU: objects that are called like FlashInfer's decode wrappers.
+
+Two attend in SPARSE layers: the split-KV kernel where requests are few and its launches are what counts, FlashInfer
+elsewhere. ``bench/decode_attention.py`` measures both; ``SPLIT_KV_HEADS`` is where they meet on an H100.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from flashinfer import BatchDecodeWithPagedKVCacheWrapper
+from torch import Tensor
+
+from lim_kernels.decode.launch import AttendConfig, AttendWorkspace, KVCache, Requests, attend
+from lim_kernels.select.budget import BudgetSplit
+from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace, SlotIndex
+
+SPLIT_KV_HEADS = 128  # requests times KV heads up to which SPARSE layers take the split-KV kernel
+SPARSE_LAUNCH = AttendConfig(warps=4, stages=3, programs=264, min_splits=1)
+SELECT_WORKSPACE_BYTES = 256 << 20  # larger batches select in several rounds
+INT_WORKSPACE_BYTES = 2 << 20  # FlashInfer's own default is 8 MiB per wrapper; too little fails at plan time
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """What FlashInfer plans with: head counts on this rank, head size, dtypes, split settings."""
+
+    num_qo_heads: int
+    num_kv_heads: int
+    head_dim: int
+    q_dtype: torch.dtype
+    kv_dtype: torch.dtype
+    fixed_split_size: int | None
+    disable_split_kv: bool
+
+
+@dataclass(frozen=True)
+class StepBuffers:
+    """What a captured step reads and writes, made once; layers use them one after another.
+
+    Attributes:
+        sparse_indptr: [max_batch + 1] int32, ends of the sets' slots.
+        sparse_indices: [max_batch * K] int32, the sets' slots.
+        out: [max_batch, H, D], attention's output of one layer.
+        select: scratch of the selection.
+        attend: scratch of split-KV attention.
+    """
+
+    sparse_indptr: Tensor
+    sparse_indices: Tensor
+    out: Tensor
+    select: SelectWorkspace
+    attend: AttendWorkspace
+
+    @classmethod
+    def allocate(
+        cls, max_batch: int, max_length: int, split: BudgetSplit, shape: AttentionShape, device: torch.device
+    ) -> StepBuffers:
+        """Make the buffers for up to ``max_batch`` requests of up to ``max_length`` tokens."""
+        heads, kv_heads = shape.num_qo_heads, shape.num_kv_heads
+        select = SelectWorkspace.allocate(max_batch, max_length, heads, split, device, SELECT_WORKSPACE_BYTES)
+        sparse_requests = min(max_batch, max(1, SPLIT_KV_HEADS // kv_heads))
+        workspaces = [
+            AttendWorkspace.allocate(requests, heads, kv_heads, shape.head_dim, device, config)
+            for requests, config in ((len(select.keys), LaunchConfig().attend), (sparse_requests, SPARSE_LAUNCH))
+        ]
+        return cls(
+            torch.zeros(max_batch + 1, dtype=torch.int32, device=device),
+            torch.zeros(max_batch * split.budget, dtype=torch.int32, device=device),
+            torch.empty(max_batch, heads, shape.head_dim, dtype=shape.q_dtype, device=device),
+            select,
+            max(workspaces, key=lambda workspace: workspace.nbytes),
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory, in bytes."""
+        own = self.sparse_indptr.nbytes + self.sparse_indices.nbytes + self.out.nbytes
+        return own + self.select.nbytes + self.attend.nbytes
+
+
+@dataclass(frozen=True)
+class SelectWrapper:
+    """Attends to everything and selects: the slots of ``dense`` are read, those of the sets written."""
+
+    buffers: StepBuffers
+    split: BudgetSplit
+    dense: Any
+
+    def forward(self, q: Tensor, kv_cache: tuple[Tensor, Tensor], **scales: Any) -> Tensor:
+        """[B, H, D]; ``scales`` are those of FlashInfer's ``run``."""
+        buffers, dense = self.buffers, self.dense
+        index = SlotIndex(
+            dense._paged_kv_indptr_buf, dense._paged_kv_indices_buf, buffers.sparse_indptr, buffers.sparse_indices
+        )
+        out = buffers.out[: len(q)]
+        cache = _scaled(kv_cache, **scales)
+        SelectLayer(q, cache, index, out, self.split, buffers.select, buffers.attend).run()
+        return out
+
+
+@dataclass(frozen=True)
+class SplitKVWrapper:
+    """Attends to the sets' slots with the split-KV kernel."""
+
+    buffers: StepBuffers
+
+    def forward(self, q: Tensor, kv_cache: tuple[Tensor, Tensor], **scales: Any) -> Tensor:
+        """[B, H, D]; ``scales`` are those of FlashInfer's ``run``."""
+        buffers = self.buffers
+        out = buffers.out[: len(q)]
+        requests = Requests(buffers.sparse_indptr, buffers.sparse_indices, 0, len(q))
+        attend(q, _scaled(kv_cache, **scales), requests, out, buffers.attend, SPARSE_LAUNCH)
+        return out
+
+
+def _scaled(
+    kv_cache: tuple[Tensor, Tensor],
+    sm_scale: float,
+    logits_soft_cap: float | None = None,
+    k_scale: float | None = None,
+    v_scale: float | None = None,
+) -> KVCache:
+    k_scale, v_scale = (1.0 if scale is None else scale for scale in (k_scale, v_scale))
+    return KVCache(*kv_cache, sm_scale * k_scale, v_scale, logits_soft_cap or 0.0)
+
+
+class FlashInferSparse:
+    """FlashInfer's paged decode at page size 1 over ``sparse_indices``, one wrapper per batch size.
+
+    Every wrapper is planned once, for ``K`` tokens per request. Shorter requests run on the same plan: the
+    tensor-core kernels read the real lengths from ``sparse_indptr`` on the device, and a chunk beyond a request's
+    end is empty and drops out when chunks are merged. So no step plans anything on the host.
+
+    Args:
+        float_workspace: FlashInfer's split-KV scratch, shared with the dense wrappers: layers run one after another.
+        sparse_indptr: [max_batch + 1] int32 on the device.
+        sparse_indices: [max_batch * K] int32 on the device.
+        budget: ``K``, tokens.
+    """
+
+    def __init__(
+        self, float_workspace: Tensor, sparse_indptr: Tensor, sparse_indices: Tensor, budget: int, shape: AttentionShape
+    ) -> None:
+        self.float_workspace = float_workspace
+        self.sparse_indptr = sparse_indptr
+        self.sparse_indices = sparse_indices
+        self.budget = budget
+        self.shape = shape
+        self._ones = torch.ones(len(sparse_indptr) - 1, dtype=torch.int32, device=sparse_indptr.device)
+        self._wrappers: dict[int, Any] = {}
+
+    def wrapper(self, batch: int) -> Any:
+        """The planned wrapper for ``batch`` requests, made on first use (never while a graph is being captured)."""
+        if batch not in self._wrappers:
+            self._wrappers[batch] = self._planned(batch)
+        return self._wrappers[batch]
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory of the plans, in bytes; the float workspace is SGLang's."""
+        return len(self._wrappers) * INT_WORKSPACE_BYTES
+
+    def _planned(self, batch: int) -> Any:
+        device = self.sparse_indptr.device
+        wrapper = BatchDecodeWithPagedKVCacheWrapper(
+            self.float_workspace,
+            "NHD",
+            backend="fa2",
+            use_cuda_graph=True,
+            use_tensor_cores=True,  # the other path reads out of bounds when a request is shorter than planned
+            paged_kv_indptr_buffer=self.sparse_indptr[: batch + 1],
+            paged_kv_indices_buffer=self.sparse_indices,
+            paged_kv_last_page_len_buffer=self._ones[:batch],
+        )
+        wrapper.reset_workspace_buffer(
+            self.float_workspace, torch.empty(INT_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+        )
+        shape = self.shape
+        wrapper.plan(
+            torch.arange(batch + 1, dtype=torch.int32) * self.budget,  # on the host: plan() would copy it there
+            torch.empty(0, dtype=torch.int32, device=device),  # filled by the selection kernels
+            torch.ones(batch, dtype=torch.int32),
+            shape.num_qo_heads,
+            shape.num_kv_heads,
+            shape.head_dim,
+            1,
+            q_data_type=shape.q_dtype,
+            kv_data_type=shape.kv_dtype,
+            fixed_split_size=shape.fixed_split_size,
+            disable_split_kv=shape.disable_split_kv,
+        )
+        return wrapper
