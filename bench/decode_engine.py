@@ -1,11 +1,15 @@
-"""SGLang's Engine, dense FlashInfer against lim: milliseconds per decode step, in one run on one machine.
+"""SGLang's Engine, dense attention against lim: milliseconds per decode step, in one run on one machine.
 
     python bench/decode_engine.py --model .gpu/qwen3-8b --shapes 8x32000 16x16000 1x32000 16x1500
+    python bench/decode_engine.py --device cpu --shapes 1x2000 4x2000 --budget 256 --steps 16
 
 Every arm is a fresh engine in a process of its own, dense and lim in turn. A shape's prompts are random tokens,
 prefilled once; a second call finds them in the radix cache, so the time of ``--steps`` decode steps is the difference
 between a long and a short generation. Where no request outgrows the budget, lim must give dense's tokens exactly, or
-no speed is reported. Weights are dummies (``load_format="dummy"``): timings hold, texts and near-tied scores do not.
+no speed is reported. On a GPU, weights are dummies of the model's shape: timings hold, texts do not. On a CPU the
+embedded model serves, with its weights.
+
+Byte bound: weights once, K and V as often as layers read them, over the copy bandwidth of the same run.
 """
 
 from __future__ import annotations
@@ -13,18 +17,15 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import platform
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-WARM_STEPS = 8
+from timing import about
+
 COLUMNS = [
     "gpu",
     "model",
@@ -36,33 +37,32 @@ COLUMNS = [
     "speedup",
     "dense_spread_ms",
     "lim_spread_ms",
+    "dense_tok_s",
+    "lim_tok_s",
+    "byte_bound_share",
+    "extra_mib",
     "same_tokens",
 ]
+Arms = dict[str, list[dict[str, Any]]]
 
 
 def main() -> None:
     args = parse()
-    if args.arm:
-        json.dump(run_arm(args), args.result.open("w"))
-        return
-    out = args.out
-    out.mkdir(parents=True, exist_ok=True)
-    arms: dict[str, list[dict[str, Any]]] = {"flashinfer": [], "lim": []}
+    args.out.mkdir(parents=True, exist_ok=True)
+    arms: Arms = {"dense": [], "lim": []}
     for _round in range(args.rounds):
-        for arm in arms:
-            arms[arm].append(start_arm(args, arm))
-    rows = compare(args, arms)
-    write(out / "decode_engine.csv", rows)
-    for run in (*arms["flashinfer"], *arms["lim"]):
-        for measured in run["shapes"].values():
-            del measured["tokens"]  # compared already, and long
-    (out / "decode_engine.json").write_text(json.dumps({"about": about(), "arms": arms}, indent=1))
+        for arm, runs in arms.items():
+            runs.append(start_arm(args, arm))
+        rows = compare(args, arms)
+        write(args.out / "decode_engine.csv", rows)  # what is measured so far
+        save(args.out / "decode_engine.json", arms)
     print_table(rows)
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder with config.json")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--model", help="folder with config.json; on a CPU the embedded model if left out")
     parser.add_argument(
         "--shapes", nargs="+", default=["8x32000", "16x16000", "1x32000", "16x1500"], help="batch x tokens"
     )
@@ -70,17 +70,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=128, help="decode steps per measurement")
     parser.add_argument("--repeats", type=int, default=3, help="measurements per shape and engine")
     parser.add_argument("--rounds", type=int, default=1, help="engines per arm")
+    parser.add_argument("--profile", action="store_true", help="also record where a step's time goes (GPU)")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
-    parser.add_argument("--arm", choices=["flashinfer", "lim"], help=argparse.SUPPRESS)
-    parser.add_argument("--result", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.model is None:
+        if args.device == "cuda":
+            parser.error("--model is needed on a GPU: a folder with config.json")
+        from lim_sglang.embedded_model import ensure_model
+
+        args.model = str(ensure_model())
+    args.shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
+    return args
 
 
 def start_arm(args: argparse.Namespace, arm: str) -> dict[str, Any]:
     """Run one arm in a process of its own; its result, or an exit with its last words."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        command = [sys.executable, __file__, *sys.argv[1:], "--arm", arm, "--result", str(result)]
+        request = {name: value for name, value in vars(args).items() if name != "out"} | {"arm": arm}
+        command = [sys.executable, str(Path(__file__).with_name("engine_arm.py")), json.dumps(request), str(result)]
         done = subprocess.run(command, check=False)
         if done.returncode or not result.exists():
             sys.exit(f"arm {arm} ended with code {done.returncode}")
@@ -88,109 +96,66 @@ def start_arm(args: argparse.Namespace, arm: str) -> dict[str, Any]:
         return found
 
 
-def run_arm(args: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds per step and the generated tokens, by shape."""
-    os.environ["SGLANG_LIM_CONFIG"] = json.dumps({"budget": args.budget})
-    import sglang
-    import torch
-
-    shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
-    longest = max(context for _, context in shapes) + args.steps + WARM_STEPS + 8
-    began = time.perf_counter()
-    engine = sglang.Engine(
-        model_path=args.model,
-        load_format="dummy",
-        skip_tokenizer_init=True,
-        grammar_backend="none",
-        sampling_backend="pytorch",
-        attention_backend=args.arm,
-        cuda_graph_max_bs_decode=max(batch for batch, _ in shapes),
-        disable_prefill_cuda_graph=True,
-        context_length=max(longest, 40960),
-        mem_fraction_static=0.8,
-        random_seed=0,
-        log_level="warning",
-    )
-    print(f"{args.arm}: engine up in {time.perf_counter() - began:.0f} s", flush=True)
-    result: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "shapes": {}}
-    try:
-        for batch, context in shapes:
-            measured = measure(engine, batch, context, args)
-            result["shapes"][f"{batch}x{context}"] = measured
-            print(f"{args.arm}: {batch}x{context} {statistics.median(measured['ms']):.3f} ms/step", flush=True)
-        result["memory_mib"] = used_mib()
-    finally:
-        engine.shutdown()
-    return result
+def compare(args: argparse.Namespace, arms: Arms) -> list[dict[str, Any]]:
+    """A row per shape."""
+    return [compare_shape(args, arms, batch, context) for batch, context in args.shapes]
 
 
-def measure(engine: Any, batch: int, context: int, args: argparse.Namespace) -> dict[str, Any]:
-    draw = random.Random(batch * context)
-    prompts = [[draw.randrange(1000, 100_000) for _ in range(context)] for _ in range(batch)]
-
-    def generate(tokens: int) -> tuple[float, list[list[int]]]:
-        sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0}
-        began = time.perf_counter()
-        outputs = engine.generate(input_ids=prompts, sampling_params=sampling)
-        return time.perf_counter() - began, [output["output_ids"] for output in outputs]
-
-    generate(1)
-    times = []
-    for _ in range(args.repeats):
-        short, _ = generate(WARM_STEPS)
-        long, tokens = generate(WARM_STEPS + args.steps)
-        times.append((long - short) / args.steps * 1e3)
-    return {"ms": times, "tokens": tokens}
-
-
-def used_mib() -> int:
-    import torch
-
-    free, total = torch.cuda.mem_get_info()
-    return (total - free) >> 20
-
-
-def compare(args: argparse.Namespace, arms: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    rows = []
-    for shape in args.shapes:
-        batch, context = map(int, shape.split("x"))
-        dense, lim = ([ms for run in arms[arm] for ms in run["shapes"][shape]["ms"]] for arm in ("flashinfer", "lim"))
-        same = [
-            ours == theirs
-            for run, other in zip(arms["lim"], arms["flashinfer"], strict=True)
-            for ours, theirs in zip(run["shapes"][shape]["tokens"], other["shapes"][shape]["tokens"], strict=True)
-        ]
-        within = context + args.steps + WARM_STEPS <= args.budget
-        speed = statistics.median(dense) / statistics.median(lim)
-        rows.append(
-            {
-                "gpu": arms["lim"][0]["gpu"],
-                "model": Path(args.model).name,
-                "batch": batch,
-                "context": context,
-                "budget": args.budget,
-                "dense_ms": round(statistics.median(dense), 3),
-                "lim_ms": round(statistics.median(lim), 3),
-                "speedup": round(speed, 3) if all(same) or not within else "wrong tokens",
-                "dense_spread_ms": round(max(dense) - min(dense), 3),
-                "lim_spread_ms": round(max(lim) - min(lim), 3),
-                "same_tokens": f"{sum(same)}/{len(same)}",
-            }
-        )
-    return rows
-
-
-def about() -> dict[str, str]:
-    from importlib.metadata import version
-
-    found = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)
-    packages = {name: version(name) for name in ("torch", "triton", "sglang", "flashinfer-python")}
-    return {
-        **packages,
-        "python": platform.python_version(),
-        "commit": os.environ.get("LIM_COMMIT") or found.stdout.strip() or "unknown",
-        "command": " ".join(["python", *sys.argv]),
+def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int) -> dict[str, Any]:
+    shape = f"{batch}x{context}"
+    dense, lim = ([ms for run in arms[arm] for ms in run["shapes"][shape]["ms"]] for arm in ("dense", "lim"))
+    same = [
+        ours == theirs
+        for run, other in zip(arms["lim"], arms["dense"], strict=True)
+        for ours, theirs in zip(run["shapes"][shape]["tokens"], other["shapes"][shape]["tokens"], strict=True)
+    ]
+    within = context + args.steps + 8 <= args.budget
+    dense_ms, lim_ms = statistics.median(dense), statistics.median(lim)
+    row = {
+        "gpu": arms["lim"][0].get("gpu", "none"),
+        "model": Path(args.model).name,
+        "batch": batch,
+        "context": context,
+        "budget": args.budget,
+        "dense_ms": round(dense_ms, 3),
+        "lim_ms": round(lim_ms, 3),
+        "speedup": round(dense_ms / lim_ms, 3) if all(same) or not within else "wrong tokens",
+        "dense_spread_ms": round(max(dense) - min(dense), 3),
+        "lim_spread_ms": round(max(lim) - min(lim), 3),
+        "dense_tok_s": round(batch / dense_ms * 1e3, 1),
+        "lim_tok_s": round(batch / lim_ms * 1e3, 1),
+        "same_tokens": f"{sum(same)}/{len(same)}",
     }
+    if args.device == "cuda":
+        copy = statistics.median(run["copy_tb_s"] for run in (*arms["dense"], *arms["lim"]))
+        bound_ms = step_bytes(Path(args.model), batch, context + args.steps // 2, args.budget) / copy / 1e9
+        row["byte_bound_share"] = round(bound_ms / lim_ms, 3)
+        row["extra_mib"] = arms["lim"][0]["memory_mib"] - arms["dense"][0]["memory_mib"]
+    return row
+
+
+def step_bytes(model: Path, batch: int, context: int, budget: int) -> int:
+    """Bytes that one step of lim must read, bf16: the weights, and K and V by layer role."""
+    config = json.loads((model / "config.json").read_text())
+    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
+    head_dim, kv_heads = config.get("head_dim") or hidden // heads, config["num_key_value_heads"]
+    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+    weights = layers * (attention + 3 * hidden * config["intermediate_size"]) + config["vocab_size"] * hidden
+    full = 4  # two dense, two select layers
+    tokens = full * context + (layers - full) * min(context, budget)
+    return 2 * weights + batch * tokens * 2 * kv_heads * head_dim * 2
+
+
+def save(path: Path, arms: Arms) -> None:
+    """All times, without the generated tokens: they are compared already, and long."""
+    kept = {
+        arm: [
+            run | {"shapes": {name: {k: v for k, v in s.items() if k != "tokens"} for name, s in run["shapes"].items()}}
+            for run in runs
+        ]
+        for arm, runs in arms.items()
+    }
+    path.write_text(json.dumps({"about": about(), "arms": kept}, indent=1) + "\n")
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -201,8 +166,9 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
+    names = COLUMNS[2:]
     for row in [dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]:
-        print("  ".join(f"{row[name]!s:>12}" for name in COLUMNS[2:]))
+        print("  ".join(f"{row.get(name, '')!s:>{max(8, len(name))}}" for name in names))
 
 
 if __name__ == "__main__":

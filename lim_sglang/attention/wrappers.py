@@ -89,16 +89,20 @@ class SelectWrapper:
     split: BudgetSplit
     dense: Any
 
-    def forward(self, q: Tensor, kv_cache: tuple[Tensor, Tensor], **scales: Any) -> Tensor:
-        """[B, H, D]; ``scales`` are those of FlashInfer's ``run``."""
+    def layer(self, q: Tensor, kv_cache: tuple[Tensor, Tensor], **scales: Any) -> SelectLayer:
+        """What ``forward`` runs."""
         buffers, dense = self.buffers, self.dense
         index = SlotIndex(
             dense._paged_kv_indptr_buf, dense._paged_kv_indices_buf, buffers.sparse_indptr, buffers.sparse_indices
         )
-        out = buffers.out[: len(q)]
         cache = _scaled(kv_cache, **scales)
-        SelectLayer(q, cache, index, out, self.split, buffers.select, buffers.attend).run()
-        return out
+        return SelectLayer(q, cache, index, buffers.out[: len(q)], self.split, buffers.select, buffers.attend)
+
+    def forward(self, q: Tensor, kv_cache: tuple[Tensor, Tensor], **scales: Any) -> Tensor:
+        """[B, H, D]; ``scales`` are those of FlashInfer's ``run``."""
+        layer = self.layer(q, kv_cache, **scales)
+        layer.run()
+        return layer.out
 
 
 @dataclass(frozen=True)

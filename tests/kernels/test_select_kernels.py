@@ -204,6 +204,31 @@ def test_heads_that_agree_need_the_complete_ranking() -> None:
     assert chosen == case.expected(scores_of(case, workspace))
 
 
+def test_best_candidates_in_one_place_are_searched_twice() -> None:
+    """Spans full of high scores list more candidates than are wanted: a second cut, inside them."""
+    case = Case([700], heads=2, kv_heads=1, budget=64, integers=False)
+    own = case.kv_indices[:700].long()
+    case.k_cache[own[100:420]] = 3 * case.q[0, 0] + case.k_cache[own[100:420]]
+    chosen, workspace = case.run()
+    assert chosen == case.expected(scores_of(case, workspace))
+    listed = workspace.spans[0, 0].ge(0).sum() * 16  # the poison is -1
+    assert int(workspace.counts[0, 0]) < int(listed) // 2, "the case must need the second search"
+
+
+@pytest.mark.parametrize("length", [17, 18, 33, 64], ids=str)
+def test_few_candidates_beyond_the_budget(length: int) -> None:
+    case = Case([length], integers=False)
+    chosen, workspace = case.run()
+    assert chosen == case.expected(scores_of(case, workspace))
+
+
+def test_more_sinks_than_a_span_holds() -> None:
+    case = Case([150, 90], budget=64, recency_ratio=0.5, sinks=30, integers=False)
+    chosen, workspace = case.run()
+    assert workspace.unfinished.tolist() == [0, 0]
+    assert chosen == case.expected(scores_of(case, workspace))
+
+
 def test_negative_zero_ties_with_zero() -> None:
     case = Case([90], heads=1, kv_heads=1, head_dim=16)
     case.q.fill_(-1.0)

@@ -115,20 +115,20 @@ def _find_cut(own, spans, count, low, highest, least, most, SPAN: tl.constexpr, 
 
 @triton.jit
 def _wanted_ranks(candidates, selected, num_heads, MOST: tl.constexpr):
-    """Ranks per head that a shortlist should hold: four times what heads of independent taste would need.
+    """Ranks per head that a shortlist should hold: 3.5 times what heads of independent taste would need.
 
     ``d`` ranks of ``H`` such heads cover ``1 - exp(-d * H / candidates)`` of the candidates. In SmolLM2's layers, on
     text, the heads' merged list is 1.4 to 3.2 times as deep.
     """
     free = tl.maximum(candidates - selected, 1).to(tl.float32) / candidates
     independent = -tl.log(free) * candidates / num_heads
-    return tl.minimum(tl.maximum((4 * independent).to(tl.int32), 16), MOST // 2)
+    return tl.minimum(tl.maximum((3.5 * independent).to(tl.int32), 16), MOST // 2)
 
 
 @triton.jit
-def _spans_to_list(num_spans, least):
-    """Spans that hold the best ``1.25 * least`` candidates, were these spread evenly."""
-    share = tl.exp(-1.25 * least.to(tl.float32) / num_spans)
+def _spans_with(num_spans, count):
+    """Spans that hold the best ``count`` candidates, were these spread evenly."""
+    share = tl.exp(-count.to(tl.float32) / num_spans)
     return tl.maximum((num_spans * (1 - share)).to(tl.int32), 1)
 
 
@@ -224,12 +224,11 @@ def shortlist_kernel(
     best += list_index * 2 * MOST
     num_spans = tl.cdiv(length - recent, SPAN)
     least = _wanted_ranks(length - sinks - recent, selected, num_heads, MOST)
-    wanted = _spans_to_list(num_spans - sinks // SPAN, least)
+    real_spans = num_spans - sinks // SPAN
+    wanted, most = _spans_with(real_spans, least), tl.minimum(_spans_with(real_spans, least * 3 // 2) + 1, MOST)
     highest = _highest(own_maxima, num_spans, BLOCK)
     lowest = tl.full((), -(2**31), tl.int64)
-    cut, reach = _find_cut(
-        own_maxima, spans, num_spans, lowest, highest, wanted * 7 // 8, tl.minimum(wanted * 5 // 4 + 1, MOST), 1, BLOCK
-    )
+    cut, reach = _find_cut(own_maxima, spans, num_spans, lowest, highest, wanted, most, 1, BLOCK)
     count = tl.zeros((), tl.int32)
     if reach > 0:
         listed = tl.zeros((), tl.int32)

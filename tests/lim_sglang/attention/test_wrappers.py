@@ -1,13 +1,19 @@
-"""What FlashInfer is told to read in sparse layers, recorded by a stand-in where FlashInfer cannot be installed."""
+"""Who attends on a GPU: what FlashInfer is told, recorded by a stand-in, and this project's kernels, interpreted."""
 
 from __future__ import annotations
 
+import importlib
 import sys
-from types import ModuleType
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+
+from lim_kernels.decode.reference import decode_attention
+from lim_kernels.select import head_scores, select_token_set, split_budget
+from lim_kernels.select.launch import write_sparse_indptr
 
 BUDGET, MAX_BATCH = 64, 8
 
@@ -32,19 +38,23 @@ class RecordingWrapper:
 
 
 @pytest.fixture
-def executor(monkeypatch: pytest.MonkeyPatch) -> Any:
+def wrappers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """``lim_sglang.attention.wrappers`` with a FlashInfer that only records."""
     fake = ModuleType("flashinfer")
     fake.BatchDecodeWithPagedKVCacheWrapper = RecordingWrapper  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flashinfer", fake)
     monkeypatch.delitem(sys.modules, "lim_sglang.attention.wrappers", raising=False)
-    from lim_sglang.attention.wrappers import AttentionShape, FlashInferSparse
-
     RecordingWrapper.made = []
-    shape = AttentionShape(32, 8, 128, torch.bfloat16, torch.float8_e4m3fn, 2048, True)
+    yield importlib.import_module("lim_sglang.attention.wrappers")
+    monkeypatch.delitem(sys.modules, "lim_sglang.attention.wrappers", raising=False)
+
+
+@pytest.fixture
+def executor(wrappers: Any) -> Any:
+    shape = wrappers.AttentionShape(32, 8, 128, torch.bfloat16, torch.float8_e4m3fn, 2048, True)
     indptr = torch.zeros(MAX_BATCH + 1, dtype=torch.int32)
     indices = torch.zeros(MAX_BATCH * BUDGET, dtype=torch.int32)
-    yield FlashInferSparse(torch.zeros(16, dtype=torch.uint8), indptr, indices, BUDGET, shape)
-    monkeypatch.delitem(sys.modules, "lim_sglang.attention.wrappers", raising=False)
+    return wrappers.FlashInferSparse(torch.zeros(16, dtype=torch.uint8), indptr, indices, BUDGET, shape)
 
 
 def test_one_wrapper_and_one_plan_per_batch_size(executor: Any) -> None:
@@ -88,3 +98,47 @@ def test_memory_is_counted(executor: Any) -> None:
     int_workspaces = [wrapper.int_workspace for wrapper in RecordingWrapper.made]
     assert executor.nbytes - empty == sum(workspace.nbytes for workspace in int_workspaces if workspace is not None)
     assert len({id(workspace) for workspace in int_workspaces}) == 2, "plans are read while graphs run"
+
+
+LENGTHS = [100, 7, 64, 65]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted shapes; a GPU serves in tests/e2e")
+@pytest.mark.parametrize("k_scale", [None, 0.5], ids=["plain", "scaled keys and values"])
+def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None) -> None:
+    """A SELECT layer, then a SPARSE one, as SGLang's backend calls them, on other keys and values."""
+    heads, kv_heads, head_dim = 4, 2, 16
+    shape = wrappers.AttentionShape(heads, kv_heads, head_dim, torch.float32, torch.float32, None, False)
+    split = split_budget(BUDGET, 0.25, 2)
+    buffers = wrappers.StepBuffers.allocate(MAX_BATCH, 128, split, shape, torch.device("cpu"))
+    buffers.out.fill_(float("nan"))
+    indptr = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    slots = torch.randperm(sum(LENGTHS) + 2).int()
+    dense = SimpleNamespace(_paged_kv_indptr_buf=indptr, _paged_kv_indices_buf=slots)
+    q = torch.randn(len(LENGTHS), heads, head_dim)
+    first, second = (tuple(torch.randn(len(slots), kv_heads, head_dim) for _ in "kv") for _layer in range(2))
+    scales = {"sm_scale": 0.3, "logits_soft_cap": 0.0, "k_scale": k_scale, "v_scale": k_scale}
+    factor = 1.0 if k_scale is None else k_scale
+
+    write_sparse_indptr(indptr, buffers.sparse_indptr, len(LENGTHS), BUDGET)
+    output = wrappers.SelectWrapper(buffers, split, dense).forward(q, first, **scales).clone()
+    torch.testing.assert_close(output, factor * decode_attention(q, *first, indptr, slots, 0.3 * factor))
+    sets = []
+    for request, length in enumerate(LENGTHS):
+        own = slots[indptr[request] : indptr[request + 1]]
+        scores = head_scores(q[request], first[0][own.long()])
+        chosen = select_token_set(scores[None], torch.tensor([length]), split)
+        sets.append(own[chosen.positions[0, : int(chosen.lengths[0])]])
+    assert buffers.sparse_indices[: int(buffers.sparse_indptr[len(LENGTHS)])].tolist() == torch.cat(sets).tolist()
+
+    output = wrappers.SplitKVWrapper(buffers).forward(q, second, **scales)
+    index = buffers.sparse_indptr, torch.cat(sets)
+    torch.testing.assert_close(output, factor * decode_attention(q, *second, *index, 0.3 * factor))
+
+
+def test_memory_stays_within_what_is_promised(wrappers: Any) -> None:
+    """At most 512 MiB at 64 running requests of 40K context, Qwen3-8B's shape, all captured sizes included."""
+    shape = wrappers.AttentionShape(32, 8, 128, torch.bfloat16, torch.bfloat16, None, False)
+    buffers = wrappers.StepBuffers.allocate(64, 40 * 1024, split_budget(2048, 0.25, 4), shape, torch.device("meta"))
+    captured = 36
+    assert buffers.nbytes + captured * wrappers.INT_WORKSPACE_BYTES <= 512 << 20

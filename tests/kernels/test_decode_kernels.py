@@ -1,0 +1,150 @@
+"""Split-KV decode attention against the definition: poisoned scratch, ragged requests, strided caches."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from lim_kernels.decode.launch import AttendConfig, AttendWorkspace, KVCache, Requests, attend
+from lim_kernels.decode.reference import decode_attention
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+SMALL = AttendConfig() if ON_GPU else AttendConfig(block_n=16, programs=40, min_splits=2, max_splits=8)
+
+
+@dataclass
+class Case:
+    """One layer of one decode step."""
+
+    lengths: list[int]
+    heads: int = 6
+    kv_heads: int = 2
+    head_dim: int = 64
+    dtype: torch.dtype = torch.bfloat16 if ON_GPU else torch.float32
+    k_dtype: torch.dtype | None = None
+    soft_cap: float = 0.0
+    value_scale: float = 1.0
+    config: AttendConfig = field(default_factory=lambda: SMALL)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(sum(self.lengths))
+        slots = sum(self.lengths) + 3
+        pool = torch.randn(slots, self.kv_heads, 2 * self.head_dim, generator=generator)
+        k_dtype = self.k_dtype or self.dtype
+        self.keys, self.values = pool.to(DEVICE, k_dtype).split(self.head_dim, dim=2)
+        q = torch.randn(len(self.lengths), self.heads, self.head_dim, generator=generator)
+        self.q = (2 * q).to(DEVICE, self.dtype)
+        slots_in_order = torch.randperm(slots, generator=generator)[: sum(self.lengths)]
+        indptr = torch.tensor([0, *self.lengths]).cumsum(0)
+        self.requests = Requests(indptr.int().to(DEVICE), slots_in_order.int().to(DEVICE), 0, len(self.lengths))
+        self.cache = KVCache(self.keys, self.values, self.head_dim**-0.5, self.value_scale, self.soft_cap)
+
+    def workspace(self) -> AttendWorkspace:
+        shape = len(self.lengths), self.heads, self.kv_heads, self.head_dim
+        made = AttendWorkspace.allocate(*shape, DEVICE, self.config)
+        made.partial.fill_(float("nan"))
+        made.lse.fill_(float("nan"))
+        return made
+
+    def run(self, requests: Requests | None = None) -> torch.Tensor:
+        out = torch.full_like(self.q, float("nan"))
+        attend(self.q, self.cache, requests or self.requests, out, self.workspace(), self.config)
+        return out
+
+    def expected(self) -> torch.Tensor:
+        caches = self.keys.to(self.dtype), self.values.to(self.dtype)
+        index = self.requests.kv_indptr, self.requests.kv_indices
+        return decode_attention(self.q, *caches, *index, self.cache.sm_scale, self.soft_cap) * self.value_scale
+
+    def check(self, out: torch.Tensor, expected: torch.Tensor) -> None:
+        """float32 to rounding, else to two units of the dtype, which the rounded weights cost."""
+        tolerance = 2e-6 if self.dtype == torch.float32 else 2 * torch.finfo(self.dtype).eps
+        largest = max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(out.float(), expected, rtol=0, atol=tolerance * largest)
+
+
+CASES = {
+    "ragged": Case([1, 15, 16, 17, 63, 111, 200]),
+    "one request": Case([1000]),
+    "an empty request": Case([5, 0, 7]),
+    "one split": Case([40, 3], config=replace(SMALL, min_splits=1, max_splits=1)),
+    "multi-query": Case([63, 40], heads=20, kv_heads=1),
+    "multi-head": Case([63, 40], heads=3, kv_heads=3),
+    "head dim 96": Case([63, 40], head_dim=96),
+    "head dim 256": Case([63, 40], head_dim=256),
+    "fp16": Case([63, 40], dtype=torch.float16),
+    "soft cap": Case([63, 40], soft_cap=2.0),
+    "quantised values' scale": Case([63, 40], value_scale=0.5),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_attention_is_the_references(case: Case) -> None:
+    case.check(case.run(), case.expected())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("k_dtype", [None, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("config", [AttendConfig(), AttendConfig(64, 4, 3, 264, 1)], ids=["select", "sparse"])
+def test_serving_shapes(k_dtype: torch.dtype | None, config: AttendConfig) -> None:
+    case = Case([32_768, 2048, 1, 4097], 32, 8, 128, k_dtype=k_dtype, config=config)
+    case.check(case.run(), case.expected())
+
+
+def test_some_requests_of_a_batch() -> None:
+    """Requests 1 and 2 only: nothing is written for the others."""
+    case = Case([20, 30, 40, 50])
+    out = case.run(case.requests._replace(first=1, size=2))
+    case.check(out[1:3], case.expected()[1:3])
+    assert bool(out[[0, 3]].isnan().all())
+
+
+def test_the_soft_cap_matters() -> None:
+    """The case above would not notice a cap that no logit reaches."""
+    capped, plain = Case([63, 40], soft_cap=2.0).expected(), Case([63, 40]).expected()
+    assert float((capped - plain).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"q": torch.zeros(2, 5, 64)}, "a multiple of Hk"),
+        ({"q": torch.zeros(2, 6, 64, dtype=torch.float64)}, "q of torch.float64"),
+        ({"out": torch.zeros(2, 6, 32)}, "expected [2, 6, 64], as q"),
+        ({"cache": {"values": torch.zeros(73, 2, 64, dtype=torch.float64)}}, "v_cache [73, 2, 64] of torch.float64"),
+        ({"cache": {"keys": torch.zeros(73, 2, 128)[:, :, ::2]}}, "contiguous last dimension"),
+        ({"requests": {"kv_indptr": torch.zeros(3, dtype=torch.int64)}}, "contiguous torch.int32"),
+        ({"workspace": AttendWorkspace(torch.zeros(3, 6, 64), torch.zeros(3, 6))}, "with splits at least that"),
+    ],
+    ids=["heads", "dtype", "out", "values", "stride", "index", "workspace"],
+)
+def test_bad_arguments_get_one_line(change: dict[str, object], message: str) -> None:
+    case = Case([20, 50], dtype=torch.float32)
+    arguments: dict[str, object] = {
+        "q": case.q,
+        "cache": case.cache,
+        "requests": case.requests,
+        "out": torch.zeros_like(case.q),
+        "workspace": case.workspace(),
+    }
+    for name, value in change.items():
+        old = arguments[name]
+        arguments[name] = old._replace(**value) if isinstance(old, KVCache | Requests) else value  # type: ignore[arg-type]
+    moved = {name: to_device(value) for name, value in arguments.items()}
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
+        attend(**moved, config=case.config)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def to_device(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return value.to(DEVICE)
+    if isinstance(value, KVCache | Requests):
+        return type(value)(*(to_device(part) for part in value))
+    if isinstance(value, AttendWorkspace):
+        return AttendWorkspace(value.partial.to(DEVICE), value.lse.to(DEVICE))
+    return value
