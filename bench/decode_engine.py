@@ -70,7 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=128, help="decode steps per measurement")
     parser.add_argument("--repeats", type=int, default=3, help="measurements per shape and engine")
     parser.add_argument("--rounds", type=int, default=1, help="engines per arm")
-    parser.add_argument("--profile", action="store_true", help="also record where a step's time goes (GPU)")
+    parser.add_argument("--profile", nargs="*", default=[], help="shapes whose steps are taken apart (GPU)")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     args = parser.parse_args()
     if args.model is None:

@@ -45,7 +45,7 @@ def run_arm(args: argparse.Namespace) -> dict[str, Any]:
     with engine(args) as running:
         for batch, context in args.shapes:
             measured = measure(running, batch, context, args)
-            if args.profile and args.device == "cuda":
+            if f"{batch}x{context}" in args.profile and args.device == "cuda":
                 measured["profile"] = profile(running, batch, context)
             result["shapes"][f"{batch}x{context}"] = measured
             print(f"{args.arm}: {batch}x{context} {statistics.median(measured['ms']):.3f} ms/step", flush=True)

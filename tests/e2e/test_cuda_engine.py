@@ -121,15 +121,20 @@ def test_sparse_layers_attended_to_the_budget(graph_answers: dict[str, Any]) -> 
     assert counters["attended_tokens"]["sparse"] < 0.5 * counters["context_tokens"]["sparse"]
 
 
-@pytest.mark.parametrize(
-    "options", [{"disable_cuda_graph": True}, {"chunked_prefill_size": 512}], ids=["without graphs", "chunked prefill"]
-)
-def test_other_ways_to_serve_give_the_same(
-    model: Path, prompts: list[list[int]], graph_answers: dict[str, Any], options: dict[str, Any]
+def test_without_graphs_and_with_chunked_prefill_the_same(
+    model: Path, prompts: list[list[int]], graph_answers: dict[str, Any]
 ) -> None:
-    with engine(model, "lim", **options) as running:
+    with engine(model, "lim", disable_cuda_graph=True, chunked_prefill_size=512) as running:
         for ours, theirs in zip(generate(running, prompts), graph_answers["batch"], strict=True):
             assert_same(ours, theirs)
+
+
+def test_deterministic_inference_is_refused(model: Path) -> None:
+    with (
+        pytest.raises(ValueError, match=r"--enable-deterministic-inference does not work with lim: .*; leave out"),
+        engine(model, "lim", enable_deterministic_inference=True),
+    ):
+        pass
 
 
 def test_logprobs_are_the_oracles_within_bfloat16(

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Checks, then measures, on one NVIDIA GPU: kernel tests, memcheck, both decode benchmarks.
+#   bench/on_gpu.sh FOLDER MODEL [check|measure]   results go to FOLDER; MODEL holds a config.json, weights are dummies
+# Needs an environment with SGLang, this project and pytest; pytest-xdist shortens compilation, compute-sanitizer checks.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:?the folder for results}
+model=${2:?a folder with config.json}
+what=${3:-all}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+
+if [ "$what" != measure ]; then
+  workers=()
+  $python -c 'import xdist' 2>/dev/null && workers=(-n 14 --dist worksteal)
+  $python -m pytest tests/kernels -q -p no:cacheprovider "${workers[@]}" --ignore tests/kernels/test_select_reference.py \
+    2>&1 | tail -15 | tee "$out/kernel_tests.txt"
+  # The kernels are compiled by now. Without torch's caching allocator, a read beyond a tensor is a read beyond a block.
+  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 $python -m pytest -q \
+    -p no:cacheprovider tests/kernels -k "ragged or some_requests or fp16 or complete or time" 2>&1 |
+    tail -8 | tee "$out/memcheck.txt"
+fi
+if [ "$what" != check ]; then
+  $python bench/decode_attention.py --out "$out" ${ATTENTION:-}
+  $python bench/decode_engine.py --model "$model" --out "$out" --profile 8x32000 ${ENGINE:-}
+fi
