@@ -116,7 +116,7 @@ def test_the_soft_cap_matters() -> None:
         ({"q": torch.zeros(2, 6, 64, dtype=torch.float64)}, "q of torch.float64"),
         ({"out": torch.zeros(2, 6, 32)}, "expected [2, 6, 64], as q"),
         ({"cache": {"values": torch.zeros(73, 2, 64, dtype=torch.float64)}}, "v_cache [73, 2, 64] of torch.float64"),
-        ({"cache": {"keys": torch.zeros(73, 2, 128)[:, :, ::2]}}, "contiguous last dimension"),
+        ({"cache": {"keys": torch.zeros(73, 2, 128, device=DEVICE)[:, :, ::2]}}, "contiguous last dimension"),
         ({"requests": {"kv_indptr": torch.zeros(3, dtype=torch.int64)}}, "contiguous torch.int32"),
         ({"workspace": AttendWorkspace(torch.zeros(3, 6, 64), torch.zeros(3, 6))}, "with splits at least that"),
     ],
