@@ -12,7 +12,8 @@ if not torch.cuda.is_available():
     import triton.experimental.gluon  # noqa: F401  (it takes over functions that must be interpreted as well)
 
     import lim_kernels.decode.kernel
-    import lim_kernels.select.full_ranking  # noqa: F401
+    import lim_kernels.select.full_ranking
+    import lim_kernels.select.shortlist  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]  # not for SGLang's kernels, and not for servers that tests start
 

@@ -44,7 +44,7 @@ KERNELS = {
     "attend capped": ("decode.kernel:attend_kernel", ATTEND | {"CAPPED": True, "SELECTS": False}, {}, 4),
     "merge": ("decode.kernel:merge_kernel", HEAD | {"MAX_SPLITS": 64}, {}, 4),
     "sparse_indptr": ("select.kernel:sparse_indptr_kernel", {"BLOCK": 64}, {}, 4),
-    "shortlist": ("select.kernel:shortlist_kernel", SHORTLIST, {}, 8),
+    "shortlist": ("select.shortlist:shortlist_kernel", SHORTLIST, {}, 8),
     "emit": ("select.kernel:emit_kernel", {"SELECTS": True, "MOST": 1024, "HEADS": 32, "BLOCK": 4096}, {}, 16),
     "full rank": ("select.full_ranking:full_rank_kernel", {"SELECTED_PAD": 2048, "BLOCK": 4096}, {}, 16),
     "full emit": ("select.full_ranking:full_emit_kernel", {"KEY_PASSES": 2, "BLOCK": 4096}, {}, 16),

@@ -21,7 +21,8 @@ from lim_kernels.decode.launch import (
 )
 from lim_kernels.select.budget import BudgetSplit, check_device_limits
 from lim_kernels.select.full_ranking import full_emit_kernel, full_rank_kernel
-from lim_kernels.select.kernel import emit_kernel, shortlist_kernel, sparse_indptr_kernel
+from lim_kernels.select.kernel import emit_kernel, sparse_indptr_kernel
+from lim_kernels.select.shortlist import shortlist_kernel
 
 SPAN = 16  # positions that share a maximum
 WIDTH_MULTIPLE = 128  # every tile of scores ends within a row

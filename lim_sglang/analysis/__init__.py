@@ -1,0 +1,1 @@
+"""What sparse attention does to a model, measured with Hugging Face's implementation of it: no server, any device."""

@@ -1,0 +1,149 @@
+"""A Hugging Face causal language model whose decode steps attend to what a policy says.
+
+Teacher-forced decode steps are independent but for the keys and values they leave behind, and within a layer those of
+all steps are known before any of them attends. So one forward pass of ``Q`` tokens, each with its own mask, computes
+exactly what ``Q`` decode steps of one token would.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
+
+_registrations = itertools.count()
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer's attention of ``Q`` decode steps.
+
+    Attributes:
+        layer: its number, from 0.
+        queries: [Q, H, D] float32, after position encoding.
+        keys, values: [n, Hk, D], those of the cached prefix and of the steps; float32.
+        scores: [Q, H, n] float32, ``q . k`` without scale; step ``i`` may read positions below ``lengths[i]`` only.
+        lengths: [Q] int64, tokens that a step sees, its own included.
+        scale: factor of the scores before the softmax.
+    """
+
+    layer: int
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scores: Tensor
+    lengths: Tensor
+    scale: float
+
+    @property
+    def causal(self) -> Tensor:
+        """[Q, 1, n] bool, what each step may read."""
+        return (torch.arange(self.scores.shape[2], device=self.scores.device) < self.lengths[:, None])[:, None, :]
+
+    def weights(self, mask: Tensor) -> Tensor:
+        """[Q, H, n] float32, softmax over what ``mask`` ([Q, 1 or H, n] bool) leaves."""
+        return (self.scores * self.scale).masked_fill(~mask, float("-inf")).softmax(-1)
+
+
+class Policy(Protocol):
+    """Who reads what, layer by layer, in order, for one block of decode steps."""
+
+    name: str
+
+    def mask(self, view: LayerView) -> Tensor:
+        """[Q, 1 or H, n] bool, within ``view.causal``, at least one token for every step and head."""
+        ...
+
+
+Observer = Callable[[LayerView, Tensor], None]
+"""Called for every layer of a block with what the layer saw and the policy's mask."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """A densely prefilled prefix.
+
+    Attributes:
+        cache: its keys and values, never changed.
+        length: in tokens.
+        logits: [V] float32, for the token after it.
+    """
+
+    cache: DynamicCache
+    length: int
+    logits: Tensor
+
+
+class PolicyModel:
+    """See the module. One block at a time; not for several threads."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model.eval()
+        self.num_layers = int(model.config.num_hidden_layers)
+        self._policy: Policy | None = None
+        self._observer: Observer | None = None
+        name = f"lim_policy_{next(_registrations)}"
+        AttentionInterface.register(name, self._attend)
+        model.config._attn_implementation = name
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> PolicyModel:
+        """Load a model from a folder in Hugging Face's format; nothing is downloaded."""
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        return cls(model.to(device))
+
+    @torch.inference_mode()
+    def prefill(self, ids: Sequence[int]) -> Prefix:
+        """Dense attention over ``ids``, at least one token."""
+        cache = DynamicCache()
+        tokens = torch.tensor([list(ids)], device=self.model.device)
+        output = self.model(tokens, past_key_values=cache, logits_to_keep=1)
+        return Prefix(cache, len(ids), output.logits[0, -1].float())
+
+    @torch.inference_mode()
+    def decode(
+        self, prefix: Prefix, ids: Sequence[int], policy: Policy, observer: Observer | None = None
+    ) -> tuple[Tensor, Prefix]:
+        """Feed ``ids`` one decode step each, behind ``prefix``.
+
+        Returns:
+            [Q, V] float32 logits, those of step ``i`` for the token after ``ids[i]``; the prefix longer by ``Q``.
+        """
+        cache = copy.deepcopy(prefix.cache)
+        self._policy, self._observer = policy, observer
+        try:
+            tokens = torch.tensor([list(ids)], device=self.model.device)
+            logits = self.model(tokens, past_key_values=cache).logits[0].float()
+        finally:
+            self._policy = self._observer = None
+        return logits, Prefix(cache, prefix.length + len(ids), logits[-1])
+
+    def _attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, scaling: float, **_: Any
+    ) -> tuple[Tensor, None]:
+        """Hugging Face's attention: query [1, H, Q, D], key and value [1, Hk, n, D] to [1, Q, H, D]."""
+        if self._policy is None:
+            output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+            return output.transpose(1, 2).contiguous(), None
+        group = query.shape[1] // key.shape[1]
+        keys, values = (tensor[0].transpose(0, 1).float() for tensor in (key, value))
+        queries = query[0].transpose(0, 1).float()  # [Q, H, D]
+        grouped = queries.unflatten(1, (-1, group))  # [Q, Hk, group, D]
+        scores = torch.einsum("qhgd,nhd->qhgn", grouped, keys).flatten(1, 2)
+        steps, total = queries.shape[0], keys.shape[0]
+        lengths = torch.arange(total - steps + 1, total + 1, device=keys.device)
+        view = LayerView(module.layer_idx, queries, keys, values, scores, lengths, scaling)
+        mask = self._policy.mask(view)
+        weights = view.weights(mask).unflatten(1, (-1, group))
+        output = torch.einsum("qhgn,nhd->qhgd", weights, values).flatten(1, 2)
+        if self._observer is not None:
+            self._observer(view, mask)
+        return output[None].to(query.dtype), None
