@@ -99,6 +99,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--recall-budget", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--free-tokens", type=int, default=96)
+    parser.add_argument("--policies", nargs="+", help="of the part curves, these only")
     parser.add_argument("--plan", action="append", default=[], help="one more plan for the part plans: 1,20")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     parser.add_argument("--quiet", action="store_true")
@@ -189,7 +190,11 @@ class Bench:
     def curves(self, progress: Progress) -> None:
         """Every policy, by text, context and budget."""
         with Table(self.args.out / "fidelity.csv", CURVE_COLUMNS, keys=6) as table:
-            arms = {b: policies(self.model.num_layers, b, self.select_layers) for b in self.args.budgets}
+            chosen = self.args.policies
+            arms = {
+                b: [arm for arm in policies(self.model.num_layers, b, self.select_layers) if arm_wanted(arm[0], chosen)]
+                for b in self.args.budgets
+            }
 
             def key(
                 text: str, context: int, number: int, budget: int, arm: tuple[Policy, tuple[int, ...]]
@@ -313,6 +318,10 @@ class Table:
         self._writer.writerow([*key, *(f"{values[name]:.6g}" for name in self.columns[self.keys :])])
         self._file.flush()
         self._seen.add(tuple(map(str, key)))
+
+
+def arm_wanted(policy: Policy, names: Sequence[str] | None) -> bool:
+    return names is None or policy.name in names
 
 
 def plan_name(layers: Sequence[int]) -> str:

@@ -114,9 +114,11 @@ def sign_test(ours: Sequence[Row], theirs: Sequence[Row]) -> tuple[int, int, flo
 def curve_tables(rows: Sequence[Row]) -> str:
     lines = []
     for budget, of_budget in sorted(group(rows, lambda row: int(row["budget"])).items()):
-        arms = group(of_budget, lambda row: row["policy"])
+        arms = group(complete(of_budget), lambda row: row["policy"])
+        if OURS not in arms:
+            continue  # a rival's, for its curve
         lines += [
-            f"## K = {budget}\n",
+            f"## K = {budget}, {len({window(row) for row in arms[OURS]})} windows\n",
             "| policy | plan | KL to dense | 95 % | NLL difference | top-1 | recall | attended tokens | "
             "LessIsMore lower in | p |",
             "|---|---|---|---|---|---|---|---|---|---|",
@@ -134,11 +136,20 @@ def curve_tables(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def same_windows(rows: Sequence[Row]) -> list[Row]:
-    """Rows of windows that were measured at every budget, so that a curve has the same windows everywhere."""
-    budgets = {row["budget"] for row in rows}
+def complete(rows: Sequence[Row]) -> list[Row]:
+    """Rows of windows in which every policy of these rows was measured."""
+    policies = {row["policy"] for row in rows}
     at = group(rows, window)
-    return [row for of_window in at.values() if {r["budget"] for r in of_window} == budgets for row in of_window]
+    return [row for of_window in at.values() if {r["policy"] for r in of_window} == policies for row in of_window]
+
+
+def same_windows(rows: Sequence[Row]) -> list[Row]:
+    """Rows of windows in which all was measured, so that every curve has the same windows everywhere."""
+    arms = {(row["policy"], row["budget"]) for row in rows}
+    at = group(rows, window)
+    return [
+        row for of_window in at.values() if {(r["policy"], r["budget"]) for r in of_window} == arms for row in of_window
+    ]
 
 
 def curve(rows: Sequence[Row], policy: str) -> list[tuple[float, float]]:
@@ -160,12 +171,13 @@ def equal_cost(rows: Sequence[Row]) -> str:
     rows = same_windows(rows)
     lines = [
         "## At the same attended tokens\n",
-        "Over windows measured at every budget; a rival's KL at LessIsMore's attended tokens, from its own curve.\n",
+        f"Over the {len({window(row) for row in rows})} windows in which all of this was measured; a rival's KL at "
+        "LessIsMore's attended tokens, from its own curve.\n",
         f"| K | attended tokens | {OURS} | {' | '.join(RIVALS)} | lower than TidalDecode and Quest |",
         "|---|---|---|" + "---|" * (len(RIVALS) + 1),
     ]
     curves = {policy: curve(rows, policy) for policy in (OURS, *RIVALS)}
-    budgets = sorted({int(row["budget"]) for row in rows})
+    budgets = sorted({int(row["budget"]) for row in rows if row["policy"] == OURS})
     for budget, (attended, kl) in zip(budgets, curves[OURS], strict=True):
         found = {policy: read_off(curves[policy], attended) for policy in RIVALS}
         needed = [found["tidaldecode"], found["quest"]]

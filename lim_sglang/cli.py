@@ -1,4 +1,4 @@
-"""``lim-sglang doctor | model | demo``."""
+"""``lim-sglang doctor | model | demo | calibrate | inspect``."""
 
 from __future__ import annotations
 
@@ -26,6 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo = commands.add_parser("demo", help="serve the embedded model and hold one multi-step conversation")
     _add_demo_arguments(demo)
     demo.set_defaults(run=_demo)
+
+    calibrate = commands.add_parser("calibrate", help="choose a model's select layers from its own attention on text")
+    _add_calibrate_arguments(calibrate)
+    calibrate.set_defaults(run=_calibrate)
+
+    inspect = commands.add_parser("inspect", help="write an HTML page of what a prompt's decode steps attended to")
+    _add_inspect_arguments(inspect)
+    inspect.set_defaults(run=_inspect)
 
     args = parser.parse_args(argv)
     return int(args.run(args))
@@ -59,6 +67,30 @@ def _demo(args: argparse.Namespace) -> int:
     from lim_sglang.demo import run_demo
 
     return run_demo(args)
+
+
+def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
+    from lim_sglang.calibrate import add_arguments
+
+    add_arguments(parser)
+
+
+def _calibrate(args: argparse.Namespace) -> int:
+    from lim_sglang.calibrate import run_calibrate
+
+    return run_calibrate(args)
+
+
+def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    from lim_sglang.inspect_command import add_arguments
+
+    add_arguments(parser)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from lim_sglang.inspect_command import run_inspect
+
+    return run_inspect(args)
 
 
 if __name__ == "__main__":

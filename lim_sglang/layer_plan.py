@@ -171,7 +171,8 @@ def rule_warning(model_name: str | None, select_layers: Sequence[int]) -> str:
     layers = ",".join(map(str, select_layers))
     return (
         f"no preset for {' '.join((model_name or 'this model').split())}: select layers {layers} follow a rule of "
-        f"thumb, and their choice matters for accuracy; try others with {FLAGS['select_layers']}"
+        f"thumb, and their choice matters for accuracy; choose them with lim-sglang calibrate, set "
+        f"them with {FLAGS['select_layers']}"
     )
 
 

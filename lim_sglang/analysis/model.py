@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
 
+BEYOND_PLAIN = ("sliding_window", "softcap", "s_aux")  # what Hugging Face passes to attention that is not plain
 _registrations = itertools.count()
 
 
@@ -127,9 +128,18 @@ class PolicyModel:
         return logits, Prefix(cache, prefix.length + len(ids), logits[-1])
 
     def _attend(
-        self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, scaling: float, **_: Any
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, scaling: float, **options: Any
     ) -> tuple[Tensor, None]:
-        """Hugging Face's attention: query [1, H, Q, D], key and value [1, Hk, n, D] to [1, Q, H, D]."""
+        """Hugging Face's attention: query [1, H, Q, D], key and value [1, Hk, n, D] to [1, Q, H, D].
+
+        Raises:
+            ValueError: the model's attention is not plain: a window, capped logits, learned sinks.
+        """
+        beyond = [name for name in BEYOND_PLAIN if options.get(name) is not None]
+        if beyond:
+            raise ValueError(
+                f"attention with {beyond[0]}={options[beyond[0]]}: expected plain attention; use another model"
+            )
         if self._policy is None:
             output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
             return output.transpose(1, 2).contiguous(), None

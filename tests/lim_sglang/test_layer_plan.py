@@ -190,4 +190,5 @@ def test_rule_warning(name: str | None) -> None:
     assert "\n" not in hint
     assert "--lim-select-layers" in hint
     assert "2,24" in hint
+    assert "lim-sglang calibrate" in hint
     assert (name or "this model").split()[0] in hint

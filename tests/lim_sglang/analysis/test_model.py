@@ -111,6 +111,16 @@ def test_the_observer_sees_every_layer_and_what_was_read(model: PolicyModel, ids
     assert seen == [(0, everything), (1, everything), (2, sparse), (3, everything), (4, sparse)]
 
 
+def test_attention_that_is_not_plain_is_refused() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = MistralConfig(**sizes, num_attention_heads=6, num_key_value_heads=2, sliding_window=16)
+    with pytest.raises(ValueError, match="sliding_window=16: expected plain attention") as caught:
+        PolicyModel(MistralForCausalLM(config)).prefill([1, 2, 3])
+    assert "\n" not in str(caught.value)
+
+
 def load_oracle() -> Any:
     path = Path(__file__).parents[2] / "e2e" / "hf_oracle.py"
     spec = importlib.util.spec_from_file_location("hf_oracle_for_analysis", path)

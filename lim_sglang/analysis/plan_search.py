@@ -1,0 +1,89 @@
+"""The best layer plan by exact dynamic programming over what it costs layer ``j`` to reuse the set of layer ``i``.
+
+A plan's cost is a sum over its sparse layers, each of which pays for the nearest select layer before it. So the
+layers behind a select layer form a problem of their own, whatever was chosen before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+PAPER_FIRST_SELECT = 2  # layers 0 and 1 are dense in the paper's plans (arXiv 2508.07101)
+
+Costs = Sequence[Sequence[float]]
+"""[L][L]: row ``i``, column ``j > i``, what it costs layer ``j`` to attend to the set of layer ``i``; others unused."""
+
+
+@dataclass(frozen=True)
+class FoundPlan:
+    """Ascending select layers and the sum of the costs of the sparse layers."""
+
+    select_layers: tuple[int, ...]
+    cost: float
+
+    @property
+    def full_layers(self) -> int:
+        """Layers that read the whole cache: those before the first select layer, and the select layers."""
+        return self.select_layers[0] + len(self.select_layers)
+
+
+def plan_cost(costs: Costs, select_layers: Sequence[int]) -> float:
+    """The sum over the sparse layers of the plan with these select layers."""
+    ends = [*select_layers[1:], len(costs)]
+    return sum(sum(costs[i][i + 1 : end]) for i, end in zip(select_layers, ends, strict=True))
+
+
+def best_plan(costs: Costs, num_selects: int, max_full_layers: int) -> FoundPlan:
+    """The cheapest plan with ``num_selects`` select layers and at most ``max_full_layers`` that read everything.
+
+    Among plans of equal cost the one with fewer full layers, then the one with lower select layers.
+
+    Raises:
+        ValueError: there is no such plan.
+    """
+    limit = min(max_full_layers, len(costs))
+    if not 1 <= num_selects <= limit:
+        raise ValueError(f"num_selects={num_selects}: expected 1 to {limit}, the layers that may read everything")
+    return _best_start(_cheapest_behind(costs, num_selects)[-1], limit - num_selects)
+
+
+def best_plan_within(costs: Costs, max_full_layers: int) -> FoundPlan:
+    """The cheapest plan with at most ``max_full_layers`` layers that read everything, of any number of select layers.
+
+    Raises:
+        ValueError: ``max_full_layers`` is below 1.
+    """
+    limit = min(max_full_layers, len(costs))
+    if limit < 1:
+        raise ValueError(f"max_full_layers={max_full_layers}: expected at least 1")
+    behind = _cheapest_behind(costs, limit)
+    found = [_best_start(row, limit - num_selects) for num_selects, row in enumerate(behind, 1)]
+    return min(found, key=lambda plan: (plan.cost, plan.full_layers))
+
+
+def _best_start(behind: Sequence[FoundPlan], max_first: int) -> FoundPlan:
+    """The cheapest of ``behind[0 .. max_first]``; of equals the first, which has the fewest full layers."""
+    return min(behind[: max_first + 1], key=lambda plan: plan.cost)
+
+
+def _cheapest_behind(costs: Costs, num_selects: int) -> list[list[FoundPlan]]:
+    """Item ``[m][i]``: the cheapest way to treat layers ``i .. L-1`` with ``i`` and ``m`` later ones selecting.
+
+    Where ``m`` layers do not fit behind ``i`` the cost is infinite.
+    """
+    num_layers = len(costs)
+    # reused[i][k - i - 1]: layers i+1 .. k-1 attend to the set of layer i.
+    reused = [[0.0, *accumulate(costs[i][i + 1 :])] for i in range(num_layers)]
+    table = [[FoundPlan((i,), reused[i][-1]) for i in range(num_layers)]]
+    for _ in range(1, num_selects):
+        row = []
+        for i in range(num_layers):
+            ways = [
+                FoundPlan((i, *rest.select_layers), reused[i][rest.select_layers[0] - i - 1] + rest.cost)
+                for rest in table[-1][i + 1 :]
+            ]
+            row.append(min(ways, key=lambda plan: plan.cost, default=FoundPlan((i,), float("inf"))))
+        table.append(row)
+    return table

@@ -1,0 +1,62 @@
+"""What it costs layer ``j`` to attend to the token set that layer ``i`` chose, for every pair of layers.
+
+Everything is measured at dense attention's own queries, keys and values, so one forward pass over text tells the
+costs of all plans.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lim_kernels.select import BudgetSplit, select_token_set
+from lim_sglang.analysis.model import LayerView
+from lim_sglang.analysis.policies import set_mask
+from lim_sglang.analysis.streaming import LayerSample
+
+
+class ReuseMeter:
+    """An observer of ``StreamedModel.forward``; texts must be sampled at the same number of tokens each.
+
+    For one token, ``p`` are layer ``j``'s attention weights by head, ``S`` the set that layer ``i`` chooses for the
+    same token, ``o`` the heads' outputs and ``o_S`` those with the softmax over ``S`` only:
+
+    - recall: the sum of ``p`` over ``S``, mean over heads;
+    - error: ``|W_o (o_S - o)|^2 / |x|^2``, where ``W_o`` is the output projection and ``x`` the residual stream that
+      ``W_o o`` has just been added to.
+    """
+
+    def __init__(self, num_layers: int, split: BudgetSplit) -> None:
+        self._split = split
+        self._sets: dict[int, list[Tensor]] = {}  # by text: the sets of the layers so far, [Q, 1, n] bool
+        self._recall = torch.zeros(num_layers, num_layers, dtype=torch.float64)
+        self._error = torch.zeros(num_layers, num_layers, dtype=torch.float64)
+
+    @property
+    def recall(self) -> Tensor:
+        """[L, L] float64, row ``i``, column ``j > i``, mean over texts and tokens; 0 elsewhere."""
+        return self._recall / max(1, len(self._sets))
+
+    @property
+    def error(self) -> Tensor:
+        """[L, L] float64, as ``recall``."""
+        return self._error / max(1, len(self._sets))
+
+    def __call__(self, sample: LayerSample) -> None:
+        """Measure one layer of one text against the sets of the layers before it, then keep the layer's own set."""
+        view, layer = sample.view, sample.view.layer
+        sets = self._sets.setdefault(sample.window, [])
+        weights = view.weights(view.causal)
+        output = _heads_output(view, weights)
+        stream = sample.residual.square().sum(-1)  # [Q]
+        for chooser, mask in enumerate(sets):
+            missing = sample.project(_heads_output(view, view.weights(mask)) - output)  # [Q, E]
+            self._error[chooser, layer] += (missing.square().sum(-1) / stream).mean().item()
+            self._recall[chooser, layer] += 1 - weights.masked_fill(mask, 0).sum(-1).mean().item()
+        sets.append(set_mask(select_token_set(view.scores, view.lengths, self._split), view.scores.shape[2]))
+
+
+def _heads_output(view: LayerView, weights: Tensor) -> Tensor:
+    """[Q, H, n] attention weights to the heads' outputs [Q, H, D]."""
+    grouped = weights.unflatten(1, (view.values.shape[1], -1))  # [Q, Hk, H // Hk, n]
+    return torch.einsum("qhgn,nhd->qhgd", grouped, view.values).flatten(1, 2)
