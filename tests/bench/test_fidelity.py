@@ -209,7 +209,7 @@ def test_the_page_shows_what_the_results_say(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "fidelity.md").read_text() == (results / "fidelity.md").read_text()
     rows = list(csv.DictReader((results / "fidelity.csv").open()))
-    for budget in {row["budget"] for row in rows}:
+    for budget in {row["budget"] for row in rows if row["policy"] == "lessismore"}:
         sums: dict[str, float] = {}
         for row in (row for row in rows if row["budget"] == budget):
             sums[row["policy"]] = sums.get(row["policy"], 0.0) + float(row["kl"])

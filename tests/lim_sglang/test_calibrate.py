@@ -143,6 +143,11 @@ def test_wanted_size(share: str | None, selects: str | None, expected: tuple[int
     assert wanted_size(share, selects, 30) == expected
 
 
+def test_a_share_of_whole_layers_is_not_rounded_below_them() -> None:
+    assert 0.29 * 100 < 29
+    assert wanted_size("0.29", None, 100) == (29, None)
+
+
 def test_shallow_models_have_room_for_what_there_is() -> None:
     assert wanted_size(None, None, 3) == (3, None)
     assert wanted_size(None, "2", 3) == (3, 2)
