@@ -25,6 +25,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,6 +51,7 @@ LAUNCH_BUDGET = 256
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line per request where a program logs
     try:
         problems = read_problems(args)
         if args.launch:
