@@ -51,7 +51,8 @@ LAUNCH_BUDGET = 256
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(argv)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # else a line per request where a program logs
+    for name in ("httpx", "openai"):  # else a line per request where a program logs
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         problems = read_problems(args)
         if args.launch:
