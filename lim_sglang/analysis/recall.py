@@ -22,8 +22,23 @@ class ReuseMeter:
     same token, ``o`` the heads' outputs and ``o_S`` those with the softmax over ``S`` only:
 
     - recall: the sum of ``p`` over ``S``, mean over heads;
-    - error: ``|W_o (o_S - o)|^2 / |x|^2``, where ``W_o`` is the output projection and ``x`` the residual stream that
-      ``W_o o`` has just been added to.
+    - error: ``|W_o (o_S - o)|^2 / |x|^2``, where ``W_o`` is the output projection and ``x`` the residual stream behind
+      the layer.
+
+    The error is the cost to plan with. Measured once on SmolLM2-135M-Instruct with 256 tokens of 4,800: costs from six
+    windows of Python's help topics, against the mean KL(dense || sparse) of 126 plans over 48 decode steps in each of
+    five other texts. Spearman's rank correlation of a plan's cost with its KL, over all plans and over the 28 with a
+    KL below 0.15, and the KL of the cheapest evaluated plan with at most 4 and 6 layers that read everything (the best
+    one had 0.060 and 0.041):
+
+    ========================================= ========= ========== ======== ========
+    cost                                      all plans KL < 0.15  4 layers 6 layers
+    ========================================= ========= ========== ======== ========
+    ``1 - recall``                            0.55      0.51       0.515    0.348
+    error, as above                           0.75      0.96       0.060    0.041
+    error against ``|W_o o|^2``               0.66      0.85       0.158    0.041
+    error against ``|x|^2`` of the last layer 0.90      0.80       0.072    0.042
+    ========================================= ========= ========== ======== ========
     """
 
     def __init__(self, num_layers: int, split: BudgetSplit) -> None:

@@ -39,7 +39,7 @@ class LayerSample:
     Attributes:
         window: the text's number.
         view: the attention of these tokens.
-        residual: [Q, E] float32, the residual stream behind the layer's attention.
+        residual: [Q, E] float32, the residual stream behind the layer.
         project: [Q, H, D] to [Q, E] float32, the output projection without its bias.
     """
 
@@ -116,8 +116,6 @@ class StreamedModel:
         self, layer: Any, index: int, window: int, hidden: Tensor, samples: int, observe: Observer | None
     ) -> Tensor:
         positions = torch.arange(hidden.shape[1], device=self.device)[None]
-        attention_outputs: list[Tensor] = []
-        hook = layer.self_attn.register_forward_hook(lambda _m, _a, output: attention_outputs.append(output[0]))
         output = layer(
             hidden,
             attention_mask=None,
@@ -125,11 +123,9 @@ class StreamedModel:
             position_embeddings=self._rotary(hidden, position_ids=positions),
             use_cache=False,
         )
-        hook.remove()
         if observe is not None and samples:
-            residual = (hidden + attention_outputs[0])[0, -samples:].float()
             weight = layer.self_attn.o_proj.weight.float()
-            view = self._view(index, samples)
+            view, residual = self._view(index, samples), output[0, -samples:].float()
             observe(LayerSample(window, view, residual, lambda heads: linear(heads.flatten(1), weight)))
         self._attended = None
         return output

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Pretr
 from lim_sglang.analysis.model import PolicyModel
 from lim_sglang.analysis.policies import Dense
 from lim_sglang.analysis.streaming import MODEL_TYPES, LayerSample, StreamedModel, StreamingError
+from lim_sglang.embedded_model import ensure_model
 
 LAYERS, VOCABULARY, SAMPLES = 4, 97, 5
 SHAPE: dict[str, Any] = {
@@ -92,6 +93,16 @@ def test_streamed_is_the_ordinary_forward_pass(kind: str, tmp_path: Path) -> Non
         torch.testing.assert_close(streaming.logits(stages[-1]), expected.logits, rtol=1e-4, atol=1e-3)
 
 
+def test_the_real_model_is_streamed_exactly() -> None:
+    folder, ids = ensure_model(quiet=True), list(range(1000, 1100))
+    (stages,) = streamed(StreamedModel(folder, dtype=torch.float32), [ids])
+    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = whole(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    for stage, hidden in zip(stages[:-1], expected[:-1], strict=True):  # the last one is normed
+        torch.testing.assert_close(stage, hidden, rtol=1e-3, atol=1e-2)
+
+
 def test_several_files_with_an_index_are_one_model(llama: Path, tmp_path: Path) -> None:
     folder = write_model(tmp_path, CONFIGS["llama"], max_shard_size="40KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
@@ -134,16 +145,18 @@ def test_samples_are_what_decode_steps_see(llama: Path) -> None:
 
 
 def test_residual_and_projection_are_the_layers_own(llama: Path) -> None:
-    """The residual stream behind attention is the layer's input plus the projected outputs of its heads."""
-    model = StreamedModel(llama)
+    """The projected outputs of the heads are what the layer adds to its input before its MLP."""
+    whole = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32, attn_implementation="eager").eval()
     samples: list[LayerSample] = []
-    (stages,) = streamed(model, [random_ids(30)], samples=SAMPLES, observe=samples.append)
-    for stage, sample in zip(stages, samples, strict=False):
-        view = sample.view
+    (stages,) = streamed(StreamedModel(llama), [random_ids(30)], samples=SAMPLES, observe=samples.append)
+    for index, sample in enumerate(samples):
+        view, layer = sample.view, whole.model.layers[index]
         grouped = view.weights(view.causal).unflatten(1, (2, 3))
         heads = torch.einsum("qhgn,nhd->qhgd", grouped, view.values).flatten(1, 2)
-        expected = stage[0, -SAMPLES:] + sample.project(heads)
-        torch.testing.assert_close(sample.residual, expected, rtol=0, atol=1e-4)
+        with torch.inference_mode():
+            middle = stages[index][0, -SAMPLES:] + sample.project(heads)
+            expected = middle + layer.mlp(layer.post_attention_layernorm(middle))
+        torch.testing.assert_close(sample.residual, expected, rtol=1e-4, atol=1e-3)
 
 
 # Refusals
