@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -241,12 +242,18 @@ def check_attend(
         raise ValueError(f"out of shape {list(out.shape)}: expected {list(q.shape)}, as q")
     if any(tensor.stride(2) != 1 for tensor in (q, keys, values, out)):
         raise ValueError("q, k_cache, v_cache and out: expected a contiguous last dimension")
-    for tensor in requests[:2]:
-        if tensor.dtype != torch.int32 or not tensor.is_contiguous():
-            raise ValueError(f"index of {tensor.dtype}, shape {list(tensor.shape)}: expected contiguous torch.int32")
-    if any(tensor.device != q.device for tensor in (keys, values, out, *requests[:2], workspace.lse)):
-        raise ValueError(f"tensors on several devices: expected all on {q.device}")
+    check_indices(q.device, requests[:2], keys, values, out, workspace.lse)
     needed = [requests.size * config.splits(requests.size, keys.shape[1]), *q.shape[1:]]
     found = list(workspace.partial.shape)
     if found[0] < needed[0] or found[1:] != needed[1:]:
         raise ValueError(f"workspace for [splits, H, D] = {found}: expected {needed}, with splits at least that")
+
+
+def check_indices(device: torch.device, indices: Iterable[Tensor], *others: Tensor) -> None:
+    """Raise ``ValueError`` unless the indices are contiguous int32, and they and all others are on ``device``."""
+    indices = tuple(indices)
+    for tensor in indices:
+        if tensor.dtype != torch.int32 or not tensor.is_contiguous():
+            raise ValueError(f"index of {tensor.dtype}, shape {list(tensor.shape)}: expected contiguous torch.int32")
+    if any(tensor.device != device for tensor in (*indices, *others)):
+        raise ValueError(f"tensors on several devices: expected all on {device}")

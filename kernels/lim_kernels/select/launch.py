@@ -18,6 +18,7 @@ from lim_kernels.decode.launch import (
     Requests,
     ScoreSink,
     attend,
+    check_indices,
 )
 from lim_kernels.select.budget import BudgetSplit, check_device_limits
 from lim_kernels.select.full_ranking import full_emit_kernel, full_rank_kernel
@@ -325,11 +326,7 @@ class Round:
 
 def _check(layer: SelectLayer) -> None:
     q, index, split, workspace = layer.q, layer.index, layer.split, layer.workspace
-    for tensor in index[2:]:
-        if tensor.dtype != torch.int32 or not tensor.is_contiguous():
-            raise ValueError(f"index of {tensor.dtype}, shape {list(tensor.shape)}: expected contiguous torch.int32")
-    if any(tensor.device != q.device for tensor in (*index[2:], workspace.scores)):
-        raise ValueError(f"tensors on several devices: expected all on {q.device}")
+    check_indices(q.device, index[2:], workspace.scores)
     short = shortlist_length(split.selected)
     if workspace.ranked.shape[1:] != (q.shape[1], max(1, split.selected)) or workspace.shortlists.shape[2] != short:
         raise ValueError(
