@@ -26,6 +26,8 @@ from typing import Any
 
 from timing import about
 
+from lim_sglang.layer_plan import LayerPlan, LayerRole, select_layers_for_model
+
 COLUMNS = [
     "gpu",
     "model",
@@ -141,7 +143,8 @@ def step_bytes(model: Path, batch: int, context: int, budget: int) -> int:
     head_dim, kv_heads = config.get("head_dim") or hidden // heads, config["num_key_value_heads"]
     attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
     weights = layers * (attention + 3 * hidden * config["intermediate_size"]) + config["vocab_size"] * hidden
-    full = 4  # two dense, two select layers
+    selects, _ = select_layers_for_model(layers, config["architectures"][0], hidden, kv_heads, model.name)
+    full = layers - LayerPlan.from_select_layers(layers, selects).count(LayerRole.SPARSE)
     tokens = full * context + (layers - full) * min(context, budget)
     return 2 * weights + batch * tokens * 2 * kv_heads * head_dim * 2
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks, then measures, on one NVIDIA GPU: kernel tests, memcheck, both decode benchmarks.
+# Checks, then measures, on one NVIDIA GPU: kernel tests, memcheck, the engine with real weights, both decode benchmarks.
 #   bench/on_gpu.sh FOLDER MODEL [check|measure]   results go to FOLDER; MODEL holds a config.json, weights are dummies
 # Needs an environment with SGLang, this project and pytest; pytest-xdist shortens compilation, compute-sanitizer checks.
 set -euo pipefail
@@ -19,6 +19,7 @@ if [ "$what" != measure ]; then
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 $python -m pytest -q \
     -p no:cacheprovider tests/kernels -k "ragged or some_requests or fp16 or complete or time" 2>&1 |
     tail -8 | tee "$out/memcheck.txt"
+  $python -m pytest tests/e2e/test_cuda_engine.py -q -s -p no:cacheprovider 2>&1 | tail -12 | tee "$out/cuda_engine.txt"
 fi
 if [ "$what" != check ]; then
   $python bench/decode_attention.py --out "$out" ${ATTENTION:-}
