@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
         "--shapes", nargs="+", default=["8x32000", "16x16000", "1x32000", "16x1500"], help="batch x tokens"
     )
     parser.add_argument("--budget", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=128, help="decode steps per measurement")
+    parser.add_argument("--steps", type=int, default=384, help="decode steps per measurement")
     parser.add_argument("--repeats", type=int, default=3, help="measurements per shape and engine")
     parser.add_argument("--rounds", type=int, default=1, help="engines per arm")
     parser.add_argument("--profile", nargs="*", default=[], help="shapes whose steps are taken apart (GPU)")
@@ -89,7 +89,7 @@ def start_arm(args: argparse.Namespace, arm: str) -> dict[str, Any]:
     """Run one arm in a process of its own; its result, or an exit with its last words."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        request = {name: value for name, value in vars(args).items() if name != "out"} | {"arm": arm}
+        request = vars(args) | {"arm": arm, "out": str(args.out)}
         command = [sys.executable, str(Path(__file__).with_name("engine_arm.py")), json.dumps(request), str(result)]
         done = subprocess.run(command, check=False)
         if done.returncode or not result.exists():

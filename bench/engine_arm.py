@@ -10,6 +10,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import statistics
 import tempfile
 import time
@@ -19,10 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import host_timer
+
 WARM_STEPS = 8
 DENSE = {"cuda": "flashinfer", "cpu": "torch_native"}
 SELECTION = ("shortlist_kernel", "emit_kernel", "full_rank_kernel", "full_emit_kernel", "sparse_indptr_kernel")
-HOST_CALL = "init_forward_metadata_out_graph"  # the backend's part of a captured step
 
 
 def main() -> None:
@@ -42,17 +44,30 @@ def run_arm(args: argparse.Namespace) -> dict[str, Any]:
 
         result |= {"gpu": torch.cuda.get_device_name(), "copy_tb_s": copy_tb_s()}
         torch.cuda.empty_cache()
+        with tempfile.TemporaryDirectory() as folder:
+            times = host_timer.install(Path(folder))
+            measure_all(args, result)
+            result["host_us_per_step"] = host_timer.read(times)
+    else:
+        measure_all(args, result)
+    return result
+
+
+def measure_all(args: argparse.Namespace, result: dict[str, Any]) -> None:
+    """Every shape in one engine, into ``result``."""
+    import torch
+
     with engine(args) as running:
         for batch, context in args.shapes:
             measured = measure(running, batch, context, args)
             if f"{batch}x{context}" in args.profile and args.device == "cuda":
-                measured["profile"] = profile(running, batch, context)
+                trace = Path(args.out) / "traces" / f"{args.arm}_{batch}x{context}.json.gz"
+                measured["profile"] = profile(running, batch, context, trace)
             result["shapes"][f"{batch}x{context}"] = measured
             print(f"{args.arm}: {batch}x{context} {statistics.median(measured['ms']):.3f} ms/step", flush=True)
         if args.device == "cuda":
             free, total = torch.cuda.mem_get_info()
             result["memory_mib"] = (total - free) >> 20
-    return result
 
 
 @contextmanager
@@ -114,38 +129,46 @@ def measure(running: Any, batch: int, context: int, args: argparse.Namespace) ->
     return {"ms": times, "tokens": tokens}
 
 
-def profile(running: Any, batch: int, context: int) -> dict[str, Any]:
-    """Where the time of captured steps goes, from SGLang's own profiler."""
+def profile(running: Any, batch: int, context: int, trace: Path) -> dict[str, Any]:
+    """Where the time of captured steps goes, from SGLang's own profiler; the trace is kept at ``trace``."""
     with tempfile.TemporaryDirectory() as folder:
-        running.start_profile(output_dir=folder, activities=["CPU", "GPU"], with_stack=True, record_shapes=False)
+        running.start_profile(output_dir=folder, activities=["CPU", "GPU"], with_stack=False, record_shapes=False)
         generate(running, batch, context, WARM_STEPS)
         running.stop_profile()
-        traces = sorted(Path(folder).rglob("*.trace.json.gz"))
-        events = json.loads(gzip.decompress(traces[0].read_bytes()))["traceEvents"]
+        found = next(Path(folder).rglob("*.trace.json.gz"))
+        trace.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(found, trace)
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
     return digest([event for event in events if event.get("ph") == "X"])
 
 
 def digest(events: list[dict[str, Any]]) -> dict[str, Any]:
-    """Microseconds per captured step by kind of kernel, and of host work in the backend's planning."""
-    steps = max(1, sum(event["name"].startswith("cudaGraphLaunch") for event in events))
-    kernels = [e for e in events if e.get("cat") == "kernel" and e.get("args", {}).get("graph node id")]
+    """Microseconds per captured step by kind of kernel, and from the first kernel's start to the last's end.
+
+    Kernels of a captured step carry the correlation of the call that launched its graph.
+    """
+    steps = {e["args"]["correlation"] for e in events if e["name"].startswith("cudaGraphLaunch")}
+    kernels = [e for e in events if e.get("cat") == "kernel" and e["args"]["correlation"] in steps]
     groups: dict[tuple[str, tuple[int, ...]], list[float]] = defaultdict(list)
+    by_step: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for kernel in kernels:
         groups[kernel["name"], tuple(kernel["args"].get("grid", ()))].append(kernel["dur"])
+        by_step[kernel["args"]["correlation"]].append(kernel)
     fewest = min((len(durations) for (name, _), durations in groups.items() if name == "attend_kernel"), default=0)
     us: dict[str, float] = defaultdict(float)
     for (name, _), durations in groups.items():
-        us[kind(name, name == "attend_kernel" and len(durations) == fewest)] += sum(durations) / steps
-    host = defaultdict(list)
-    for event in events:
-        if event.get("cat") == "python_function" and event["name"].endswith(HOST_CALL):
-            host["lim" if "lim_sglang" in event["name"] else "dense"].append(event["dur"])
+        us[kind(name, name == "attend_kernel" and len(durations) == fewest)] += sum(durations) / len(steps)
     return {
-        "steps": steps,
+        "steps": len(steps),
+        "graph_us": round(statistics.median(map(duration, by_step.values())), 1) if by_step else None,
         "us_per_step": {name: round(value, 1) for name, value in sorted(us.items())},
-        "host_us_per_step": {name: round(statistics.median(found), 1) for name, found in host.items()},
-        "largest": {name[:90]: round(value, 1) for name, value in largest(groups, steps)},
+        "largest": {name[:90]: round(value, 1) for name, value in largest(groups, max(1, len(steps)))},
     }
+
+
+def duration(kernels: list[dict[str, Any]]) -> float:
+    """Microseconds from the first start to the last end."""
+    return max(kernel["ts"] + kernel["dur"] for kernel in kernels) - min(kernel["ts"] for kernel in kernels)
 
 
 def largest(groups: dict[tuple[str, tuple[int, ...]], list[float]], steps: int) -> list[tuple[str, float]]:

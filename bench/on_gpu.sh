@@ -16,9 +16,17 @@ if [ "$what" != measure ]; then
   $python -m pytest tests/kernels -q -p no:cacheprovider "${workers[@]}" --ignore tests/kernels/test_select_reference.py \
     2>&1 | tail -15 | tee "$out/kernel_tests.txt"
   # The kernels are compiled by now. Without torch's caching allocator, a read beyond a tensor is a read beyond a block.
-  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 $python -m pytest -q \
+  export PYTORCH_NO_CUDA_MEMORY_CACHING=1
+  memcheck=(compute-sanitizer --tool memcheck --error-exitcode 9 "$python")
+  if "${memcheck[@]}" tests/kernels/memcheck_canary.py > "$out/canary.txt" 2>&1 ||
+    ! grep -q 'Invalid __global__ read' "$out/canary.txt"; then
+    echo 'memcheck does not see a wild read: see canary.txt' >&2
+    exit 1
+  fi
+  "${memcheck[@]}" -m pytest -q \
     -p no:cacheprovider tests/kernels -k "ragged or some_requests or fp16 or complete or time" 2>&1 |
     tail -8 | tee "$out/memcheck.txt"
+  unset PYTORCH_NO_CUDA_MEMORY_CACHING
   $python -m pytest tests/e2e/test_cuda_engine.py -q -s -p no:cacheprovider 2>&1 | tail -12 | tee "$out/cuda_engine.txt"
 fi
 if [ "$what" != check ]; then

@@ -18,7 +18,7 @@ from lim_kernels.select.budget import BudgetSplit
 from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace, SlotIndex
 
 SPLIT_KV_HEADS = 128  # requests times KV heads up to which SPARSE layers take the split-KV kernel
-SPARSE_LAUNCH = AttendConfig(warps=4, stages=3, programs=264, min_splits=1)
+SPARSE_LAUNCH = AttendConfig(block_n=32, warps=4, stages=5, programs=264, min_splits=1)
 SELECT_WORKSPACE_BYTES = 256 << 20  # larger batches select in several rounds
 INT_WORKSPACE_BYTES = 2 << 20  # FlashInfer's own default is 8 MiB per wrapper; too little fails at plan time
 
