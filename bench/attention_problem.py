@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flashinfer
@@ -30,30 +30,37 @@ Stage = Callable[[int], Any]
 
 
 class Problem:
-    """Random-normal q, K and V of Qwen3-8B's attention (bf16), slots in random order; the wrappers that serve."""
+    """Random-normal q, K and V of Qwen3-8B's attention (bf16), slots in random order; the wrappers that serve.
 
-    def __init__(self, batch: int, context: int, budget: int) -> None:
+    ``use`` sets the token budget: any of ``budgets``.
+    """
+
+    def __init__(self, batch: int, context: int, budgets: Sequence[int]) -> None:
         self.batch, self.context = batch, context
         torch.manual_seed(batch * context)
         slots = batch * context
         self.caches = [
             tuple(torch.randn(slots, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda") for _ in "kv")
-            for _ in range(self.num_caches(batch, context, budget))
+            for _ in range(self.num_caches(batch, context, min(budgets)))
         ]
         self.q = torch.randn(batch, HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
         self.kv_indptr = (torch.arange(batch + 1, device="cuda") * context).int()
         self.kv_indices = torch.randperm(slots, device="cuda").int()
+        self.workspace = torch.zeros(512 << 20, dtype=torch.uint8, device="cuda")
+        self.dense = self.planned(self.workspace)
+        self.use(budgets[0])
+
+    def use(self, budget: int) -> None:
+        """Make the buffers and wrappers for a budget of ``budget`` tokens."""
         self.split = split_budget(budget, 0.25, 4)
         dtype = torch.bfloat16
         shape = AttentionShape(HEADS, KV_HEADS, HEAD_DIM, dtype, dtype, None, False)
-        self.buffers = StepBuffers.allocate(batch, context, self.split, shape, torch.device("cuda"))
-        write_sparse_indptr(self.kv_indptr, self.buffers.sparse_indptr, batch, budget)
-        workspace = torch.zeros(512 << 20, dtype=torch.uint8, device="cuda")
-        self.dense = self.planned(workspace)
+        self.buffers = StepBuffers.allocate(self.batch, self.context, self.split, shape, torch.device("cuda"))
+        write_sparse_indptr(self.kv_indptr, self.buffers.sparse_indptr, self.batch, budget)
         self.select = SelectWrapper(self.buffers, self.split, self.dense)
         indices = self.buffers.sparse_indptr, self.buffers.sparse_indices
-        self.sparse_by_flashinfer = FlashInferSparse(workspace, *indices, budget, shape).wrapper(batch)
-        self.sparse_by_triton = SplitKVWrapper(self.buffers) if batch * KV_HEADS <= SPLIT_KV_HEADS else None
+        self.sparse_by_flashinfer = FlashInferSparse(self.workspace, *indices, budget, shape).wrapper(self.batch)
+        self.sparse_by_triton = SplitKVWrapper(self.buffers) if self.batch * KV_HEADS <= SPLIT_KV_HEADS else None
         self.sparse = self.sparse_by_triton or self.sparse_by_flashinfer
 
     @staticmethod
@@ -92,9 +99,8 @@ class Problem:
         return self.select.layer(self.q, self.caches[layer % len(self.caches)], sm_scale=HEAD_DIM**-0.5)
 
     def stages(self) -> dict[str, Stage]:
-        """What to time; the argument is the layer."""
+        """What to time at this budget; the argument is the layer."""
         found: dict[str, Stage] = {
-            "dense": lambda layer: self.attend(self.dense, layer),
             "select": lambda layer: self.attend(self.select, layer),
             "attend": lambda layer: [part.attend() for part in self.select_layer(layer).rounds()],
             "shortlist": lambda layer: [part.shortlist() for part in self.select_layer(layer).rounds()],
@@ -102,10 +108,17 @@ class Problem:
             "finish": lambda layer: [part.finish() for part in self.select_layer(layer).rounds()],
             "sparse": lambda layer: self.attend(self.sparse_by_flashinfer, layer),
             "sparse_triton": lambda layer: self.attend(self.sparse_by_triton, layer),
-            "dense_fa3": self.fa3(),
         }
         if self.sparse_by_triton is None:
             del found["sparse_triton"]
+        return found
+
+    def dense_stages(self) -> dict[str, Stage]:
+        """What to time once for all budgets."""
+        found: dict[str, Stage | None] = {
+            "dense": lambda layer: self.attend(self.dense, layer),
+            "dense_fa3": self.fa3(),
+        }
         return {name: stage for name, stage in found.items() if stage}
 
     def fa3(self) -> Stage | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,30 +51,40 @@ FREE_SHARE = 0.75  # of the device's memory, for the caches
 GRID = [f"{batch}x{context}" for batch in (1, 8, 16, 64) for context in (2048, 8192, 16384, 32768, 65536, 131072)]
 
 
-def measure(batch: int, context: int, budget: int, copy: float) -> dict[str, Any]:
-    problem = Problem(batch, context, budget)
-    row: dict[str, Any] = {
-        "gpu": torch.cuda.get_device_name(),
-        "batch": batch,
-        "context": context,
-        "budget": budget,
-        "copy_tb_s": round(copy, 3),
-    }
-    wrong = problem.problem_with_kernels()
-    if wrong:
-        return row | {"speedup": wrong}
-    if context > budget:
-        row["unfinished"] = int(problem.buffers.select.unfinished.sum())
-    us = {name: layer_us(run) for name, run in problem.stages().items()}
+Row = dict[str, Any]
+
+
+def measure_shape(batch: int, context: int, budgets: Sequence[int], copy: float) -> Iterator[Row]:
+    """A row per budget; dense attention is timed once."""
+    problem = Problem(batch, context, budgets)
+    dense_us = {name: layer_us(run) for name, run in problem.dense_stages().items()}
     step_dense, _ = graph_us(lambda: problem.step(lim=False))
+    for budget in budgets:
+        problem.use(budget)
+        row: Row = {
+            "gpu": torch.cuda.get_device_name(),
+            "batch": batch,
+            "context": context,
+            "budget": budget,
+            "copy_tb_s": round(copy, 3),
+        }
+        wrong = problem.problem_with_kernels()
+        yield row | ({"speedup": wrong} if wrong else measure(problem, budget, dense_us, step_dense, copy))
+
+
+def measure(problem: Problem, budget: int, dense_us: dict[str, float], step_dense: float, copy: float) -> Row:
+    """Times of all stages and of a step at one budget, and what follows from them."""
+    batch, context = problem.batch, problem.context
+    us = dense_us | {name: layer_us(run) for name, run in problem.stages().items()}
     step, spread = graph_us(lambda: problem.step(lim=True))
     full_layers = len(DENSE_LAYERS) + len(SELECT_LAYERS)
     kept = min(context, budget)
     bound = batch * TOKEN_BYTES * (full_layers * context + (LAYERS - full_layers) * kept) / copy / 1e6
     selection = len(SELECT_LAYERS) * (us["select"] - us["dense"])
     sparse = us.get("sparse_triton", us["sparse"])
-    row |= {f"{name}_us": round(value, 2) for name, value in us.items()}
-    return row | {
+    return {
+        **{f"{name}_us": round(value, 2) for name, value in us.items()},
+        "unfinished": int(problem.buffers.select.unfinished.sum()) if context > budget else "",
         "lim_us": round(step, 1),
         "step_dense_us": round(step_dense, 1),
         "step_spread_us": round(spread, 1),
@@ -102,15 +113,15 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "decode_attention.json").write_text(json.dumps({"about": about(), "copy_tb_s": copy}, indent=1) + "\n")
     shapes = [tuple(map(int, shape.split("x"))) for shape in (GRID if args.grid else args.shapes)]
-    cases = [(*shape, budget) for shape in shapes for budget in args.budgets if fits(*shape, budget)]
+    shapes = [shape for shape in shapes if fits(*shape, min(args.budgets))]
     with (args.out / "decode_attention.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        for number, case in enumerate(cases, 1):
-            row = measure(*case, copy)
-            writer.writerow(row)
-            file.flush()
-            print(f"[{number}/{len(cases)}]", "  ".join(f"{name}={value}" for name, value in row.items()), flush=True)
+        for number, shape in enumerate(shapes, 1):
+            for row in measure_shape(*shape, args.budgets, copy):
+                writer.writerow(row)
+                file.flush()
+                print(f"[{number}/{len(shapes)}]", "  ".join(f"{n}={value}" for n, value in row.items()), flush=True)
             torch.cuda.empty_cache()
 
 

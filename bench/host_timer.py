@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -65,13 +66,12 @@ def read(path: Path) -> dict[str, float]:
 
 
 def install(folder: Path) -> Path:
-    """Make the processes that this one starts load the plugin, from metadata in ``folder``; the file it writes."""
+    """Make this process and those it spawns load the plugin, from metadata in ``folder``; the file it writes."""
     metadata = folder / "lim_bench_host_timer-0.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: lim-bench-host-timer\nVersion: 0.0\n")
     (metadata / "entry_points.txt").write_text("[sglang.srt.plugins]\nlim_bench_host_timer = host_timer:register\n")
-    paths = [str(folder), str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    sys.path[:0] = [str(folder), str(Path(__file__).parent)]  # spawned processes take over this list
     times = folder / "host_times.jsonl"
     os.environ[FILE] = str(times)
     return times

@@ -14,15 +14,18 @@ from typing import Any
 import torch
 
 
-def graph_us(run: Callable[[], Any], repeats: int = 15) -> tuple[float, float]:
-    """Median microseconds of one replay of a CUDA graph of ``run``, and the spread of all (largest less smallest)."""
+def graph_us(run: Callable[[], Any], repeats: int = 15, seconds: float = 0.5) -> tuple[float, float]:
+    """Median microseconds of one replay of a CUDA graph of ``run``, and the spread of all (largest less smallest).
+
+    At least three replays count, at most ``repeats``, and no further one once they took ``seconds``.
+    """
     run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    times = []
-    for _ in range(repeats + 2):
+    times: list[float] = []
+    while len(times) < 5 or (len(times) < repeats + 2 and sum(times) < seconds * 1e6):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         graph.replay()

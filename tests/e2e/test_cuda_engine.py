@@ -20,7 +20,8 @@ from .prompts import make_prompt
 
 pytestmark = [pytest.mark.gpu, pytest.mark.e2e]
 
-CONFIG = {"budget": 256, "recency_ratio": 0.25, "sink_tokens": 4, "select_layers": [2, 20]}
+BUDGET = 256
+CONFIG = {"budget": BUDGET, "recency_ratio": 0.25, "sink_tokens": 4, "select_layers": [2, 20]}
 NEW_TOKENS = 48
 LENGTHS = (20, 207, 208, 209, 255, 256, 257, 300, 511, 700, 1024, 1500, 2000, 2500, 3000, 4000)
 NEAR_TIE = 0.15  # two log-probabilities that bfloat16 cannot tell apart reliably
@@ -74,6 +75,7 @@ class Answer:
         self.logprobs = [entry[0] for entry in meta["output_token_logprobs"]]
         self.leads = [top[0][0] - top[1][0] for top in meta["output_top_logprobs"]]
         self.cached: int = meta["cached_tokens"]
+        self.retractions: int = meta["num_retractions"]
 
 
 def generate(running: Any, prompts: Sequence[Sequence[int]]) -> list[Answer]:
@@ -100,13 +102,38 @@ def graph_answers(model: Path, prompts: list[list[int]]) -> dict[str, Any]:
         again = generate(running, prompts)
         running.flush_cache()
         alone = [generate(running, [prompts[i]])[0] for i in (2, 7, 14)]
+        padded = generate(running, prompts[:3])
         state = running.get_server_info()["internal_states"][0]["lim"]
-    return {"batch": batch, "again": again, "alone": alone, "state": state}
+    return {"batch": batch, "again": again, "alone": alone, "padded": padded, "state": state}
 
 
 def test_a_ragged_batch_equals_single_requests(graph_answers: dict[str, Any]) -> None:
     for ours, index in zip(graph_answers["alone"], (2, 7, 14), strict=True):
         assert_same(ours, graph_answers["batch"][index])
+
+
+def test_padding_rows_change_nothing(graph_answers: dict[str, Any]) -> None:
+    """Three requests run in the graph of four; its last row is of length 1."""
+    for ours, theirs in zip(graph_answers["padded"], graph_answers["batch"], strict=False):
+        assert_same(ours, theirs)
+
+
+def test_retracted_requests_end_as_without(
+    model: Path, prompts: list[list[int]], graph_answers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang puts a request back every few steps and prefills it again with what it has generated.
+
+    Such a prefill is dense, so only requests within the budget must go on to the same tokens.
+    """
+    monkeypatch.setenv("SGLANG_TEST_RETRACT", "1")
+    monkeypatch.setenv("SGLANG_TEST_RETRACT_INTERVAL", "7")
+    with engine(model, "lim") as running:
+        answers = generate(running, prompts)
+    assert sum(answer.retractions for answer in answers) > 3
+    assert all(len(answer.tokens) == NEW_TOKENS for answer in answers)
+    for index in range(len(prompts)):
+        if LENGTHS[index] + NEW_TOKENS <= BUDGET:
+            assert_same(answers[index], graph_answers["batch"][index])
 
 
 def test_radix_hits_change_nothing(graph_answers: dict[str, Any]) -> None:
@@ -141,7 +168,7 @@ def test_deterministic_inference_is_refused(model: Path) -> None:
 def test_logprobs_are_the_oracles_within_bfloat16(
     model: Path, prompts: list[list[int]], graph_answers: dict[str, Any]
 ) -> None:
-    settings = OracleSettings(256, 0.25, 4, (2, 20))
+    settings = OracleSettings(BUDGET, 0.25, 4, (2, 20))
     oracle = SparseOracle.load(str(model), settings)
     dense_oracle = oracle.with_settings(settings.always_dense())
     with engine(model, "flashinfer") as running:
