@@ -56,12 +56,13 @@ class Problem:
         dtype = torch.bfloat16
         shape = AttentionShape(HEADS, KV_HEADS, HEAD_DIM, dtype, dtype, None, False)
         self.buffers = StepBuffers.allocate(self.batch, self.context, self.split, shape, torch.device("cuda"))
-        write_sparse_indptr(self.kv_indptr, self.buffers.sparse_indptr, self.batch, budget)
         self.select = SelectWrapper(self.buffers, self.split, self.dense)
         indices = self.buffers.sparse_indptr, self.buffers.sparse_indices
         self.sparse_by_flashinfer = FlashInferSparse(self.workspace, *indices, budget, shape).wrapper(self.batch)
         self.sparse_by_triton = SplitKVWrapper(self.buffers) if self.batch * KV_HEADS <= SPLIT_KV_HEADS else None
         self.sparse = self.sparse_by_triton or self.sparse_by_flashinfer
+        # After FlashInfer's plan, which leaves its own numbers there; a served step writes them at its start.
+        write_sparse_indptr(self.kv_indptr, self.buffers.sparse_indptr, self.batch, budget)
 
     @staticmethod
     def num_caches(batch: int, context: int, budget: int) -> int:
@@ -151,10 +152,14 @@ class Problem:
         error = relative_error(self.attend(self.select, 0), self.attend(self.dense, 0))
         if not error < TOLERANCE:
             return f"attention of the SELECT layer is off by {error:.2g}"
-        wrong = [request for request in {0, self.batch - 1} if not self.set_is_exact(request)]
+        last_first = dict.fromkeys((self.batch - 1, 0))  # the last round's scores are still there
+        wrong = [request for request in last_first if not self.set_is_exact(request)]
         if wrong:
             return f"wrong set of request {wrong[0]}"
-        error = relative_error(self.attend(self.sparse, 0), self.attend(self.sparse_by_flashinfer, 0))
+        expected = self.attend(self.sparse_by_flashinfer, 0)
+        if self.context <= self.split.budget:  # every token is in the set
+            expected = self.attend(self.dense, 0)
+        error = relative_error(self.attend(self.sparse, 0), expected)
         return "" if error < TOLERANCE else f"attention of SPARSE layers is off by {error:.2g}"
 
     def set_is_exact(self, request: int) -> bool:
@@ -165,7 +170,7 @@ class Problem:
         part = next(part for part in reversed(self.select_layer(0).rounds()) if part.first <= request)
         if self.context > self.split.budget:
             if part.first + part.rows < self.batch:
-                self.run_alone(part)  # a later round wrote over its scores
+                self.run_alone(part)  # the last round wrote over its scores
             inner = slice(self.split.sinks, self.context - self.split.recent)
             ordered = self.buffers.select.scores[request - part.first, :, : self.context][:, inner]
             found[:, inner] = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
