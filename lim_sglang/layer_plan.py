@@ -136,7 +136,7 @@ PRESETS = (
     Preset("DeepSeek-R1-Distill-Llama-8B", "LlamaForCausalLM", 32, 4096, 8, (2, 12), PAPER, "deepseekr1distill"),
     Preset("Llama-3-8B, Llama-3.1-8B", "LlamaForCausalLM", 32, 4096, 8, (2, 13), PAPER),
     Preset("LongChat-7B", "LlamaForCausalLM", 32, 4096, 32, (2, 7), PAPER),
-    Preset("SmolLM2-135M", "LlamaForCausalLM", 30, 576, 3, (2, 20), MEASURED),
+    Preset("SmolLM2-135M", "LlamaForCausalLM", 30, 576, 3, (2, 17), MEASURED),
 )
 
 

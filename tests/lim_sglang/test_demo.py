@@ -34,7 +34,7 @@ from lim_sglang.server_process import ServerError
 # A /server_info as recorded from SGLang 0.5.16 with lim, cut to what matters.
 LIM_BEFORE: dict[str, Any] = {
     "config": {"budget": 512, "recency_ratio": 0.25, "sink_tokens": 4, "select_layers": "auto"},
-    "plan": {"dense": 2, "select": 2, "sparse": 26, "select_layers": [2, 20]},
+    "plan": {"dense": 2, "select": 2, "sparse": 26, "select_layers": [2, 17]},
     "counters": {
         "decode_steps": 7,
         "decode_rows": 7,

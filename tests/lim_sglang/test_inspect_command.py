@@ -70,7 +70,7 @@ def test_the_embedded_model_is_the_default(tmp_path: Path) -> None:
     assert run("Why is the sky blue?", "--budget", "16", "--max-tokens", "3", "--out", out) == 0
     data = embedded_data(out.read_text())
     assert (data["model"], data["numHeads"], data["numLayers"]) == ("SmolLM2-135M-Instruct", 9, 30)
-    assert (data["selectLayers"], data["source"]) == ([2, 20], "measured by this project")
+    assert (data["selectLayers"], data["source"]) == ([2, 17], "measured by this project")
     assert "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n" in "".join(data["tokens"])
     assert [[sum(event["set"][:1]), len(event["set"])] for step in data["steps"] for event in step] == [[0, 16]] * 4
 

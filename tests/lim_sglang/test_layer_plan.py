@@ -145,7 +145,7 @@ LLAMA_8B = (32, "LlamaForCausalLM", 4096, 8)
         (LLAMA_8B, "meta-llama/Meta-Llama-3-8B", (2, 13), PAPER),
         (LLAMA_8B, None, (2, 13), PAPER),
         ((32, "LlamaForCausalLM", 4096, 32), "lmsys/longchat-7b-v1.5-32k", (2, 7), PAPER),
-        ((30, "LlamaForCausalLM", 576, 3), "HuggingFaceTB/SmolLM2-135M-Instruct", (2, 20), MEASURED),
+        ((30, "LlamaForCausalLM", 576, 3), "HuggingFaceTB/SmolLM2-135M-Instruct", (2, 17), MEASURED),
         ((36, "Qwen2ForCausalLM", 4096, 8), "other architecture", (2, 24), RULE),
         ((36, "Qwen3ForCausalLM", 4096, 4), "other KV heads", (2, 24), RULE),
         ((36, "Qwen3ForCausalLM", 4097, 8), "other hidden size", (2, 24), RULE),
