@@ -11,6 +11,8 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
+from lim_sglang.analysis.texts import read_texts
+
 LICENCES = ("GPL-3", "GPL-2", "LGPL-3", "Artistic")
 
 
@@ -21,10 +23,8 @@ def licences() -> str:
 
 
 def language_reference() -> str:
-    """Python's own help topics."""
-    from pydoc_data.topics import topics
-
-    return "\n\n".join(topics[name] for name in sorted(topics))
+    """Python's own help topics, on which `lim-sglang calibrate` calibrates by default."""
+    return read_texts([])
 
 
 def source_code() -> str:

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lim_sglang.analysis.plan_search import Costs, FoundPlan, best_plan, best_plan_within
 from lim_sglang.calibrate_report import Calibration, print_report
-from lim_sglang.config import FLAGS, LimConfig, LimConfigError, parse_flag_values
+from lim_sglang.command import CommandError, check_out, own_flags, write_out
+from lim_sglang.config import LimConfig, LimConfigError, parse_flag_values
 from lim_sglang.errors import exit_with
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ SHOWN_SELECTS = (2, 3, 4, 6)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-class CalibrationError(RuntimeError):
+class CalibrationError(CommandError):
     """The calibration cannot be done; the message is one line with the fix."""
 
 
@@ -62,7 +63,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
     try:
         _run(args)
     except LimConfigError as error:
-        exit_with(_own_flags(str(error)))
+        exit_with(own_flags(str(error)))
     except RuntimeError as error:  # this command's, those of the rooms it uses, and torch's, such as out of memory
         exit_with(str(error))
     except KeyboardInterrupt:
@@ -74,7 +75,7 @@ def _run(args: argparse.Namespace) -> None:
     config = LimConfig(**parse_flag_values(args.budget, args.recency_ratio, args.sink_tokens, None))
     folder = Path(args.model)
     out = args.out or Path(f"lim-{folder.resolve().name}.json")
-    _check_out(out)
+    check_out(out)
     model = _open_model(folder, args.device, args.dtype)
     max_full, selects = wanted_size(args.bytes, args.select, model.num_layers)
     windows = _windows(args, folder, model.config.max_position_embeddings, config)
@@ -91,10 +92,7 @@ def _run(args: argparse.Namespace) -> None:
         windows=len(windows),
         samples=SAMPLES,
     )
-    try:
-        out.write_text(json.dumps(calibration.config.to_dict()) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise CalibrationError(f"--out {out}: {error.strerror}; name a file that can be written") from error
+    write_out(out, json.dumps(calibration.config.to_dict()) + "\n")
     print_report(calibration, out)
 
 
@@ -206,13 +204,6 @@ def _measure(model: StreamedModel, windows: list[list[int]], config: LimConfig) 
 # Arguments
 
 
-def _own_flags(message: str) -> str:
-    """A configuration error names the server's flags; here they lack the prefix."""
-    for flag in FLAGS.values():
-        message = message.replace(flag, flag.replace("--lim-", "--"))
-    return message
-
-
 def _share(text: str) -> float:
     try:
         value = float(text)
@@ -227,12 +218,3 @@ def _integer(flag: str, text: str, low: int, high: int) -> int:
     if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
         raise CalibrationError(f"{flag} {text}: expected an integer from {low} to {high}; for example {flag} {high}")
     return int(text)
-
-
-def _check_out(out: Path) -> None:
-    """Find out before the work whether the file could be written."""
-    if out.is_dir() or not out.parent.is_dir():
-        reason = "is a folder" if out.is_dir() else f"there is no folder {out.parent}"
-        raise CalibrationError(f"--out {out}: {reason}; name a file in an existing folder")
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise CalibrationError(f"--out {out}: may not be written; name another file")

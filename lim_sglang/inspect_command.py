@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lim_sglang.config import FLAGS, LimConfig, LimConfigError, parse_flag_values
+from lim_sglang.command import CommandError, check_out, own_flags, write_out
+from lim_sglang.config import LimConfig, LimConfigError, parse_flag_values
 from lim_sglang.embedded_model import MODEL_NAME, EmbeddedModelError, ensure_model
 from lim_sglang.errors import PREFIX, exit_with
 from lim_sglang.inspect_page import Setting, page_data, render_page
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_BUDGET = 256  # small enough that a prompt of one screen outgrows it
 
 
-class InspectError(RuntimeError):
+class InspectError(CommandError):
     """The page cannot be made; the message is one line with the fix."""
 
 
@@ -50,8 +51,8 @@ def run_inspect(args: argparse.Namespace) -> int:
     try:
         _run(args)
     except LimConfigError as error:
-        exit_with(_own_flags(str(error)))
-    except (InspectError, EmbeddedModelError) as error:
+        exit_with(own_flags(str(error)))
+    except (CommandError, EmbeddedModelError) as error:
         exit_with(str(error))
     except KeyboardInterrupt:
         exit_with("interrupted", code=130)
@@ -63,14 +64,11 @@ def _run(args: argparse.Namespace) -> None:
     config = LimConfig(**{"budget": DEFAULT_BUDGET} | values)
     max_tokens = _max_tokens(args.max_tokens)
     prompt = read_prompt(args)
-    _check_out(args.out)
+    check_out(args.out)
     folder, name = _model_folder(args.model)
     inspection, texts, setting = _inspect(folder, name, prompt, config, max_tokens, raw=args.raw)
     page = render_page(page_data(inspection, texts, setting))
-    try:
-        args.out.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InspectError(f"--out {args.out}: {error.strerror}; name a file that can be written") from error
+    write_out(args.out, page)
     counts = f"{len(inspection.prompt_ids)} prompt and {len(inspection.output_ids)} generated tokens"
     print(f"{args.out}: {counts}, {len(inspection.events)} select events")
     if args.open and not webbrowser.open(args.out.resolve().as_uri()):
@@ -78,13 +76,6 @@ def _run(args: argparse.Namespace) -> None:
 
 
 # Arguments
-
-
-def _own_flags(message: str) -> str:
-    """A configuration error names the server's flags; here they lack the prefix."""
-    for flag in FLAGS.values():
-        message = message.replace(flag, flag.replace("--lim-", "--"))
-    return message
 
 
 def _max_tokens(text: str) -> int:
@@ -119,16 +110,6 @@ def read_prompt(args: argparse.Namespace) -> str:
     if not text.strip():
         raise InspectError(f"{source}: the prompt is empty; give at least one word")
     return text
-
-
-def _check_out(out: Path) -> None:
-    """Find out before the work whether the page could be written."""
-    if out.is_dir():
-        raise InspectError(f"--out {out}: is a folder; name a file, for example --out {out / 'inspect.html'}")
-    if not out.parent.is_dir():
-        raise InspectError(f"--out {out}: there is no folder {out.parent}; make it or name another file")
-    if not os.access(out if out.exists() else out.parent, os.W_OK):
-        raise InspectError(f"--out {out}: may not be written; name another file")
 
 
 def _model_folder(given: str | None) -> tuple[Path, str]:
@@ -177,7 +158,7 @@ def _inspect(
             lambda count: status.update(f"generated {count} of {max_tokens} tokens ..."),
         )
     if setting.source == RULE:
-        print(f"{PREFIX}: {_own_flags(rule_warning(name, setting.plan.select_layers))}", file=sys.stderr)
+        print(f"{PREFIX}: {own_flags(rule_warning(name, setting.plan.select_layers))}", file=sys.stderr)
     return inspection, token_texts(tokenizer, inspection.prompt_ids + inspection.output_ids), setting
 
 

@@ -44,6 +44,16 @@ class LayerView:
     lengths: Tensor
     scale: float
 
+    @classmethod
+    def of_last(cls, layer: int, query: Tensor, key: Tensor, value: Tensor, steps: int, scale: float) -> LayerView:
+        """The last ``steps`` tokens of Hugging Face's query [1, H, >= Q, D], key and value [1, Hk, n, D]."""
+        queries = query[0, :, -steps:].transpose(0, 1).float()  # [Q, H, D]
+        keys, values = (tensor[0].transpose(0, 1).float() for tensor in (key, value))
+        grouped = queries.unflatten(1, (keys.shape[1], -1))  # [Q, Hk, H // Hk, D]
+        scores = torch.einsum("qhgd,nhd->qhgn", grouped, keys).flatten(1, 2)
+        lengths = torch.arange(len(keys) - steps + 1, len(keys) + 1, device=keys.device)
+        return cls(layer, queries, keys, values, scores, lengths, scale)
+
     @property
     def causal(self) -> Tensor:
         """[Q, 1, n] bool, what each step may read."""
@@ -52,6 +62,11 @@ class LayerView:
     def weights(self, mask: Tensor) -> Tensor:
         """[Q, H, n] float32, softmax over what ``mask`` ([Q, 1 or H, n] bool) leaves."""
         return (self.scores * self.scale).masked_fill(~mask, float("-inf")).softmax(-1)
+
+    def heads_output(self, weights: Tensor) -> Tensor:
+        """[Q, H, n] attention weights to the heads' outputs [Q, H, D]."""
+        grouped = weights.unflatten(1, (self.values.shape[1], -1))  # [Q, Hk, H // Hk, n]
+        return torch.einsum("qhgn,nhd->qhgd", grouped, self.values).flatten(1, 2)
 
 
 class Policy(Protocol):
@@ -143,17 +158,9 @@ class PolicyModel:
         if self._policy is None:
             output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
             return output.transpose(1, 2).contiguous(), None
-        group = query.shape[1] // key.shape[1]
-        keys, values = (tensor[0].transpose(0, 1).float() for tensor in (key, value))
-        queries = query[0].transpose(0, 1).float()  # [Q, H, D]
-        grouped = queries.unflatten(1, (-1, group))  # [Q, Hk, group, D]
-        scores = torch.einsum("qhgd,nhd->qhgn", grouped, keys).flatten(1, 2)
-        steps, total = queries.shape[0], keys.shape[0]
-        lengths = torch.arange(total - steps + 1, total + 1, device=keys.device)
-        view = LayerView(module.layer_idx, queries, keys, values, scores, lengths, scaling)
+        view = LayerView.of_last(module.layer_idx, query, key, value, query.shape[2], scaling)
         mask = self._policy.mask(view)
-        weights = view.weights(mask).unflatten(1, (-1, group))
-        output = torch.einsum("qhgn,nhd->qhgd", weights, values).flatten(1, 2)
+        output = view.heads_output(view.weights(mask))
         if self._observer is not None:
             self._observer(view, mask)
         return output[None].to(query.dtype), None

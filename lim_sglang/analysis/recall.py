@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from lim_kernels.select import BudgetSplit, select_token_set
-from lim_sglang.analysis.model import LayerView
 from lim_sglang.analysis.policies import set_mask
 from lim_sglang.analysis.streaming import LayerSample
 
@@ -62,16 +61,10 @@ class ReuseMeter:
         view, layer = sample.view, sample.view.layer
         sets = self._sets.setdefault(sample.window, [])
         weights = view.weights(view.causal)
-        output = _heads_output(view, weights)
+        output = view.heads_output(weights)
         stream = sample.residual.square().sum(-1)  # [Q]
         for chooser, mask in enumerate(sets):
-            missing = sample.project(_heads_output(view, view.weights(mask)) - output)  # [Q, E]
+            missing = sample.project(view.heads_output(view.weights(mask)) - output)  # [Q, E]
             self._error[chooser, layer] += (missing.square().sum(-1) / stream).mean().item()
             self._recall[chooser, layer] += 1 - weights.masked_fill(mask, 0).sum(-1).mean().item()
         sets.append(set_mask(select_token_set(view.scores, view.lengths, self._split), view.scores.shape[2]))
-
-
-def _heads_output(view: LayerView, weights: Tensor) -> Tensor:
-    """[Q, H, n] attention weights to the heads' outputs [Q, H, D]."""
-    grouped = weights.unflatten(1, (view.values.shape[1], -1))  # [Q, Hk, H // Hk, n]
-    return torch.einsum("qhgn,nhd->qhgd", grouped, view.values).flatten(1, 2)

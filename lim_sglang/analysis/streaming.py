@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from lim_kernels.select import head_scores
 from lim_sglang.analysis.model import LayerView
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # those whose forward pass is embedding, layers, norm, head
@@ -133,11 +132,7 @@ class StreamedModel:
     def _view(self, index: int, samples: int) -> LayerView:
         assert self._attended is not None
         query, key, value, scaling = self._attended
-        queries = query[0, :, -samples:].transpose(0, 1).float()  # [Q, H, D]
-        keys, values = (tensor[0].transpose(0, 1).float() for tensor in (key, value))
-        scores = torch.stack([head_scores(one, keys) for one in queries])
-        lengths = torch.arange(len(keys) - samples + 1, len(keys) + 1, device=keys.device)
-        return LayerView(index, queries, keys, values, scores, lengths, scaling)
+        return LayerView.of_last(index, query, key, value, samples, scaling)
 
     def _attend(
         self, _module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, scaling: float, **_: Any
