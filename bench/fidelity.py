@@ -5,7 +5,8 @@
 
 After a dense prefill of real text, decode steps are teacher-forced: every policy sees the same tokens, while keys and
 values of the steps are its own. Parts: ``curves`` (KL to dense, difference in negative log-likelihood, top-1 agreement,
-attention recall, attended tokens), ``plans`` (LessIsMore by number of layers that stay full), ``recall`` (facts hidden
+attention recall, attended tokens), ``plans`` (LessIsMore by the layers that stay full: plans by hand, and those that
+calibration on one text chooses, all measured on the other texts), ``recall`` (facts hidden
 in long contexts), ``free`` (how long greedy generation stays with dense). Rows are written as they are measured; a
 second run with the same folder takes up where the first stopped. ``fidelity_report.py`` makes the page and the plots.
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fidelity_plans import BY_HAND, HELD_OUT, calibrated
 from fidelity_policies import policies
 from fidelity_texts import TEXTS, Recall, recall_prompt
 from rich.progress import Progress
@@ -49,16 +51,7 @@ CURVE_COLUMNS = [
 ]
 RECALL_COLUMNS = ["task", "context", "depth", "seed", "budget", "policy", "dense_right", "right"]
 FREE_COLUMNS = ["prompt", "budget", "policy", "same_tokens", "length", "dense_length"]
-PLANS = {
-    # full layers: select layers, spread by hand; the calibrated ones are added by --plan
-    3: [(1, 20), (2,)],
-    4: [(2, 20), (2, 10), (2, 15)],
-    5: [(2, 12, 20)],
-    6: [(2, 10, 15, 20), (2, 8, 14, 20)],
-    7: [(2, 8, 14, 20, 26)],
-    9: [(2, 6, 10, 14, 18, 22, 26)],
-    12: [(2, 5, 8, 11, 14, 17, 20, 23, 26, 28)],
-}
+PLAN_CONTEXT = 4800
 FREE_PROMPTS = (
     "Explain step by step why the sky is blue.",
     "A shop sells pens at 3 coins and books at 7 coins. What do 4 pens and 2 books cost? Think step by step.",
@@ -72,7 +65,7 @@ def main() -> None:
     model = PolicyModel.load(args.model, args.device)
     bench = Bench(model, AutoTokenizer.from_pretrained(args.model), args)
     (args.out / "fidelity.json").write_text(
-        json.dumps({"about": about(), "model": Path(args.model).name}, indent=1) + "\n"
+        json.dumps({"about": about(), "model": Path(args.model).name, "layers": model.num_layers}, indent=1) + "\n"
     )
     with Progress(disable=args.quiet) as progress:
         for part in args.parts:
@@ -95,12 +88,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=2, help="windows per text and context")
     parser.add_argument("--steps", type=int, default=48, help="decode steps per window")
     parser.add_argument("--depths", nargs="+", type=float, default=[0.0, 0.25, 0.5, 0.75, 1.0])
-    parser.add_argument("--recall-contexts", nargs="+", type=int, default=[1024, 2048, 4096])
+    parser.add_argument("--recall-contexts", nargs="+", type=int, default=[1024, 2048, 4096, 7168])
     parser.add_argument("--recall-budget", type=int, default=256)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--free-tokens", type=int, default=96)
     parser.add_argument("--policies", nargs="+", help="of the part curves, these only")
-    parser.add_argument("--plan", action="append", default=[], help="one more plan for the part plans: 1,20")
+    parser.add_argument("--plan", action="append", default=[], help="one more plan by hand for the part plans: 1,20")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args()
@@ -210,17 +203,28 @@ class Bench:
                     table.add(row_key, self.compare(window, policy))
 
     def plans(self, progress: Progress) -> None:
-        """LessIsMore at K = 256 by how many layers attend to everything."""
-        plans = [plan for group in PLANS.values() for plan in group if plan[-1] < self.model.num_layers]
-        plans += [tuple(map(int, plan.split(","))) for plan in self.args.plan]
+        """LessIsMore at K = 256 by which layers attend to everything, on texts held out from calibration."""
         split = split_budget(256, 0.25, 4)
+        task = progress.add_task("calibration", total=1.0)
+        found = calibrated(
+            Path(self.args.model),
+            self.tokenizer,
+            self.args.device,
+            split,
+            lambda share: progress.update(task, completed=share),
+        )
+        given = [tuple(map(int, plan.split(","))) for plan in self.args.plan]
+        by_hand = [plan for plan in (*BY_HAND, *given) if plan[-1] < self.model.num_layers]
+        plans = [("by hand", plan) for plan in by_hand] + [
+            ("calibrated", plan) for plan in dict.fromkeys(found.values())
+        ]
         with Table(self.args.out / "fidelity_plans.csv", CURVE_COLUMNS, keys=6) as table:
 
             def left(text: str, context: int, number: int) -> list[tuple[list[Any], tuple[int, ...]]]:
-                keys = [([text, context, 256, "lessismore", plan_name(plan), number], plan) for plan in plans]
-                return [(k, plan) for k, plan in keys if not table.has(k)]
+                keys = [([text, context, 256, origin, plan_name(plan), number], plan) for origin, plan in plans]
+                return [(k, plan) for k, plan in keys if text in HELD_OUT and not table.has(k)]
 
-            for window in self.windows([4096], progress, "plans", lambda *at: not left(*at)):
+            for window in self.windows([PLAN_CONTEXT], progress, "plans", lambda *at: not left(*at)):
                 for row_key, plan in left(window.text, window.context, window.number):
                     layers = LayerPlan.from_select_layers(self.model.num_layers, plan)
                     table.add(row_key, self.compare(window, LessIsMore(layers, split)))

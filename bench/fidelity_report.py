@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
 import random
 import statistics
@@ -28,6 +29,7 @@ from matplotlib import pyplot as plt
 
 Row = dict[str, str]
 OURS = "lessismore"
+PAPER_LIKE = "2+10"
 RIVALS = ("tidaldecode", "quest", "streamingllm", "kascade")
 LIMITS = """
 ## What this does not say
@@ -50,14 +52,15 @@ def main() -> None:
     free = read(results / "fidelity_free.csv")
     parts = ["# Fidelity, as measured\n", intro(curves), curve_tables(curves), equal_cost(curves)]
     parts += ["![KL to dense](fidelity.png)\n"]
+    layers = json.loads((results / "fidelity.json").read_text())["layers"] if plans else 0
     if plans:
-        parts += [plan_table(plans)]
+        parts += [plan_table(plans, layers)]
     if recall:
         parts += [recall_table(recall), "![facts recalled](fidelity_recall.png)\n"]
         plot_recall(recall, results / "fidelity_recall.png")
     if free:
         parts += [free_table(free)]
-    plot(curves, plans, results / "fidelity.png")
+    plot(curves, plans, layers, results / "fidelity.png")
     (results / "fidelity.md").write_text("\n".join([*parts, LIMITS.strip()]) + "\n")
     print(results / "fidelity.md")
 
@@ -196,20 +199,53 @@ def full_layers(plan: str) -> int:
     return layers[0] + len(layers)
 
 
-def plan_table(rows: Sequence[Row]) -> str:
+def byte_share(plan: str, row: Row, num_layers: int) -> float:
+    """KV bytes of a step against dense attention's."""
+    context, budget, full = int(row["context"]), int(row["budget"]), full_layers(plan)
+    return (full * context + (num_layers - full) * min(budget, context)) / (num_layers * context)
+
+
+def plan_table(rows: Sequence[Row], num_layers: int) -> str:
+    first = rows[0]
+    texts = sorted({row["text"] for row in rows})
     lines = [
-        "## LessIsMore at K = 256 by its plan\n",
-        "| full layers | select layers | KL to dense | 95 % | top-1 | recall |",
-        "|---|---|---|---|---|---|",
+        f"## LessIsMore at K = {first['budget']} by its plan, {int(first['context']):,} tokens of context\n",
+        f"On {len({window(row) for row in rows})} windows of texts that calibration did not see: {', '.join(texts)}. "
+        f"{calibration_words(rows)}\n",
+        "| full layers | of dense bytes | select layers | chosen | KL to dense | 95 % | top-1 | recall |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    plans = group(rows, lambda row: row["plan"])
-    for plan, of_plan in sorted(plans.items(), key=lambda item: (full_layers(item[0]), mean(item[1], "kl"))):
+    plans = group(rows, lambda row: (row["plan"], row["policy"]))
+    for (plan, origin), of_plan in sorted(
+        plans.items(), key=lambda item: (full_layers(item[0][0]), mean(item[1], "kl"))
+    ):
         low, high = interval(of_plan, "kl")
         lines.append(
-            f"| {full_layers(plan)} | {plan} | {mean(of_plan, 'kl'):.3f} | {low:.3f} to {high:.3f} "
+            f"| {full_layers(plan)} | {byte_share(plan, first, num_layers):.0%} | {plan} | {origin} "
+            f"| {mean(of_plan, 'kl'):.3f} | {low:.3f} to {high:.3f} "
             f"| {mean(of_plan, 'top1'):.1%} | {mean(of_plan, 'recall'):.1%} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def calibration_words(rows: Sequence[Row]) -> str:
+    """What calibration gains: at the size of the paper's plans, and with up to six full layers."""
+    chosen = group([row for row in rows if row["policy"] == "calibrated"], lambda row: row["plan"])
+    two = [plan for plan in chosen if len(plan.split("+")) == 2 and full_layers(plan) == full_layers(PAPER_LIKE)]
+    words = []
+    paper = [row for row in rows if row["plan"] == PAPER_LIKE]
+    if paper and two:
+        plan = two[0]
+        ratio = mean(paper, "kl") / mean(chosen[plan], "kl")
+        words.append(
+            f"With two select layers calibration takes {plan}: a mean KL of {mean(chosen[plan], 'kl'):.3f} against "
+            f"{mean(paper, 'kl'):.3f} of the paper-like {PAPER_LIKE}, {ratio:.1f} times less."
+        )
+    small = {plan: mean(found, "kl") for plan, found in chosen.items() if full_layers(plan) <= 6}
+    if small:
+        best = min(small, key=lambda plan: small[plan])
+        words.append(f"With at most 6 full layers it reaches {small[best]:.3f} ({best}).")
+    return " ".join(words)
 
 
 def recall_table(rows: Sequence[Row]) -> str:
@@ -240,8 +276,8 @@ def free_table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(curves: Sequence[Row], plans: Sequence[Row], path: Path) -> None:
-    """KL against attended tokens by policy; KL against the share of full layers by plan."""
+def plot(curves: Sequence[Row], plans: Sequence[Row], num_layers: int, path: Path) -> None:
+    """KL against attended tokens by policy; KL against the share of dense bytes by plan."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
     rows = same_windows(curves)
     for policy in dict.fromkeys(row["policy"] for row in rows):
@@ -250,19 +286,19 @@ def plot(curves: Sequence[Row], plans: Sequence[Row], path: Path) -> None:
     left.set(xscale="log", yscale="log", xlabel="attended tokens, mean over layers", ylabel="KL to dense")
     left.legend(fontsize=7)
     left.grid(alpha=0.3, which="both")
-    points = [
-        (full_layers(plan), mean(of_plan, "kl"), plan)
-        for plan, of_plan in group(plans, lambda row: row["plan"]).items()
-    ]
-    best: dict[int, float] = {}
-    for full, kl, plan in sorted(points):
-        right.plot(full, kl, "o", color="tab:blue")
-        right.annotate(plan, (full, kl), fontsize=6, xytext=(4, 2), textcoords="offset points")
-        best[full] = min(kl, best.get(full, kl))
-    right.plot([*best], [*best.values()], color="tab:blue", alpha=0.5)
-    right.set(
-        yscale="log", xlabel="layers that attend to everything", ylabel="KL to dense", title="LessIsMore, K = 256"
-    )
+    for origin, of_origin in group(plans, lambda row: row["policy"]).items():
+        points = sorted(
+            (byte_share(plan, of_plan[0], num_layers), mean(of_plan, "kl"), plan)
+            for plan, of_plan in group(of_origin, lambda row: row["plan"]).items()
+        )
+        line = "-" if origin == "calibrated" else ""
+        right.plot([p[0] for p in points], [p[1] for p in points], "o" + line, markersize=4, label=origin)
+        for share_, kl, plan in points:
+            if len(plan) < 12:
+                right.annotate(plan, (share_, kl), fontsize=6, xytext=(4, 2), textcoords="offset points")
+    right.set(yscale="log", xlabel="share of dense attention's bytes", ylabel="KL to dense", title="LessIsMore by plan")
+    if plans:
+        right.legend(fontsize=7)
     right.grid(alpha=0.3, which="both")
     figure.tight_layout()
     figure.savefig(path, dpi=110)

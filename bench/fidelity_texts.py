@@ -63,9 +63,10 @@ def worked_steps(seed: int = 0, problems: int = 400) -> str:
     return "\n".join(lines)
 
 
+CALIBRATION_TEXT = "language reference"
 TEXTS: dict[str, Callable[[], str]] = {
     "licences": licences,
-    "language reference": language_reference,
+    CALIBRATION_TEXT: language_reference,
     "source code": source_code,
     "package descriptions": package_descriptions,
     "worked steps": worked_steps,
