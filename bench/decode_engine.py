@@ -18,12 +18,10 @@ import argparse
 import csv
 import json
 import statistics
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
+from arms import default_model, start_arm
 from timing import about
 
 from lim_sglang.layer_plan import LayerPlan, LayerRole, select_layers_for_model
@@ -54,7 +52,7 @@ def main() -> None:
     arms: Arms = {"dense": [], "lim": []}
     for _round in range(args.rounds):
         for arm, runs in arms.items():
-            runs.append(start_arm(args, arm))
+            runs.append(start_arm("engine_arm.py", vars(args) | {"arm": arm}))
         rows = compare(args, arms)
         write(args.out / "decode_engine.csv", rows)  # what is measured so far
         save(args.out / "decode_engine.json", arms)
@@ -75,27 +73,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--profile", nargs="*", default=[], help="shapes whose steps are taken apart (GPU)")
     parser.add_argument("--out", type=Path, default=Path("bench/results"))
     args = parser.parse_args()
-    if args.model is None:
-        if args.device == "cuda":
-            parser.error("--model is needed on a GPU: a folder with config.json")
-        from lim_sglang.embedded_model import ensure_model
-
-        args.model = str(ensure_model())
+    args.model = default_model(args, parser)
     args.shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
     return args
-
-
-def start_arm(args: argparse.Namespace, arm: str) -> dict[str, Any]:
-    """Run one arm in a process of its own; its result, or an exit with its last words."""
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        request = vars(args) | {"arm": arm, "out": str(args.out)}
-        command = [sys.executable, str(Path(__file__).with_name("engine_arm.py")), json.dumps(request), str(result)]
-        done = subprocess.run(command, check=False)
-        if done.returncode or not result.exists():
-            sys.exit(f"arm {arm} ended with code {done.returncode}")
-        found: dict[str, Any] = json.loads(result.read_text())
-        return found
 
 
 def compare(args: argparse.Namespace, arms: Arms) -> list[dict[str, Any]]:

@@ -8,31 +8,19 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
-import random
 import shutil
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import host_timer
+from arms import engine, prompts, serve_arm
 
 WARM_STEPS = 8
-DENSE = {"cuda": "flashinfer", "cpu": "torch_native"}
 SELECTION = ("shortlist_kernel", "emit_kernel", "full_rank_kernel", "full_emit_kernel", "sparse_indptr_kernel")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("request", help="JSON: model, device, arm, budget, shapes, steps, repeats, profile")
-    parser.add_argument("result", type=Path)
-    args = parser.parse_args()
-    args.result.write_text(json.dumps(run_arm(argparse.Namespace(**json.loads(args.request)))))
 
 
 def run_arm(args: argparse.Namespace) -> dict[str, Any]:
@@ -57,7 +45,8 @@ def measure_all(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Every shape in one engine, into ``result``."""
     import torch
 
-    with engine(args) as running:
+    longest = max(context for _, context in args.shapes) + args.steps + WARM_STEPS + 8
+    with engine(args, max(batch for batch, _ in args.shapes), longest) as running:
         for batch, context in args.shapes:
             measured = measure(running, batch, context, args)
             if f"{batch}x{context}" in args.profile and args.device == "cuda":
@@ -68,46 +57,6 @@ def measure_all(args: argparse.Namespace, result: dict[str, Any]) -> None:
         if args.device == "cuda":
             free, total = torch.cuda.mem_get_info()
             result["memory_mib"] = (total - free) >> 20
-
-
-@contextmanager
-def engine(args: argparse.Namespace) -> Iterator[Any]:
-    """SGLang's engine for this arm, shut down at the end."""
-    os.environ["SGLANG_LIM_CONFIG"] = json.dumps({"budget": args.budget})
-    import sglang
-
-    longest = max(context for _, context in args.shapes) + args.steps + WARM_STEPS + 8
-    options: dict[str, Any] = {
-        "model_path": args.model,
-        "attention_backend": "lim" if args.arm == "lim" else DENSE[args.device],
-        "skip_tokenizer_init": True,
-        "grammar_backend": "none",
-        "sampling_backend": "pytorch",
-        "random_seed": 0,
-        "log_level": "warning",
-    }
-    if args.device == "cuda":
-        options |= {
-            "load_format": "dummy",
-            "cuda_graph_max_bs_decode": max(batch for batch, _ in args.shapes),
-            "disable_prefill_cuda_graph": True,
-            "context_length": max(longest, 40960),
-            "mem_fraction_static": 0.8,
-        }
-    else:
-        options |= {"dtype": "float32", "max_total_tokens": max(batch for batch, _ in args.shapes) * longest}
-    began = time.perf_counter()
-    running = sglang.Engine(**options)
-    print(f"{args.arm}: engine up in {time.perf_counter() - began:.0f} s", flush=True)
-    try:
-        yield running
-    finally:
-        running.shutdown()
-
-
-def prompts(batch: int, context: int) -> list[list[int]]:
-    draw = random.Random(batch * context)
-    return [[draw.randrange(1000, 40_000) for _ in range(context)] for _ in range(batch)]
 
 
 def generate(running: Any, batch: int, context: int, tokens: int) -> tuple[float, list[list[int]]]:
@@ -192,4 +141,4 @@ def kind(name: str, selects: bool) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    serve_arm(run_arm, __doc__)
