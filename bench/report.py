@@ -2,7 +2,8 @@
 
     python bench/report.py [--results bench/results]
 
-Reads ``decode_attention.csv`` and ``decode_engine.csv`` where they exist; writes ``speed.md`` and plots beside them.
+Reads ``decode_attention.csv``, ``decode_engine.csv`` and ``long_decode.csv`` where they exist; writes ``speed.md`` and
+plots beside them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 Row = dict[str, str]
+LONG_DECODE_COLUMNS = {
+    "batch": "batch",
+    "budget": "K",
+    "context": "context",
+    "dense_ms": "dense, ms per step",
+    "lim_ms": "lim, ms per step",
+    "speedup": "speed-up",
+}
 ATTENTION_COLUMNS = {
     "batch": "batch",
     "context": "context",
@@ -55,24 +64,80 @@ def main() -> None:
     engine = [row for row in read(results / "decode_engine.csv") if is_number(row["speedup"])]
     if not attention and not engine:
         parser.error(f"{results} holds neither decode_attention.csv nor decode_engine.csv; run the benchmarks first")
-    parts = ["# Speed, as measured\n"]
-    if engine:
-        parts += [f"## SGLang's engine, {engine[0]['gpu']}\n", table(engine, ENGINE_COLUMNS), about(results, "engine")]
-    if attention:
-        for row in attention:
-            row["sparse"] = row["sparse_triton_us"] or row["sparse_us"]
-        plot_speedup(attention, results / "speedup.png")
-        plot_step(attention, results / "step.png")
-        plot_bound(attention, results / "byte_bound.png")
-        parts += [
-            f"## Attention of one step, {attention[0]['gpu']}\n",
-            table(attention, ATTENTION_COLUMNS),
-            "![speed-up against context](speedup.png)\n\n![where a step's attention goes](step.png)\n\n"
-            "![share of the byte bound](byte_bound.png)\n",
-            about(results, "attention"),
-        ]
-    (results / "speed.md").write_text("\n".join(parts))
+    long_decode = read(results / "long_decode.csv")
+    sections = [
+        engine_section(engine, results) if engine else "",
+        attention_section(attention, results) if attention else "",
+        long_decode_section(long_decode, results) if long_decode else "",
+    ]
+    (results / "speed.md").write_text("\n".join(["# Speed, as measured\n", *filter(None, sections)]))
     print(results / "speed.md")
+
+
+def engine_section(rows: list[Row], results: Path) -> str:
+    title = f"## SGLang's engine, {rows[0]['gpu']}\n"
+    return "\n".join(
+        [
+            title,
+            table(rows, ENGINE_COLUMNS),
+            profile_table(results / "decode_engine.json"),
+            about(results, "decode_engine"),
+        ]
+    )
+
+
+def profile_table(path: Path) -> str:
+    """One captured step taken apart, where a profile was taken."""
+    arms = json.loads(path.read_text()).get("arms", {}) if path.exists() else {}
+    profiles = {
+        f"{arm}, {shape.replace('x', ' × ')}": found["profile"]
+        for arm, runs in arms.items()
+        for shape, found in (runs[0]["shapes"].items() if runs else ())
+        if found.get("profile", {}).get("us_per_step")
+    }
+    if not profiles:
+        return ""
+    kinds = sorted({kind for profile in profiles.values() for kind in profile["us_per_step"]})
+    lines = [
+        "One captured step, µs by kind of kernel. A merge is launched while the attention ahead of it runs and waits "
+        "for it, so durations overlap.\n",
+        f"| | whole step | {' | '.join(kinds)} |",
+        "|---|---|" + "---|" * len(kinds),
+    ]
+    for name, profile in profiles.items():
+        us = profile["us_per_step"]
+        lines.append(f"| {name} | {profile['graph_us']} | {' | '.join(str(us.get(kind, '')) for kind in kinds)} |")
+    return "\n".join(lines) + "\n"
+
+
+def attention_section(rows: list[Row], results: Path) -> str:
+    for row in rows:
+        row["sparse"] = row["sparse_triton_us"] or row["sparse_us"]
+    plot_speedup(rows, results / "speedup.png")
+    plot_step(rows, results / "step.png")
+    plot_bound(rows, results / "byte_bound.png")
+    plots = {
+        "speedup.png": "speed-up against context",
+        "step.png": "where a step's attention goes",
+        "byte_bound.png": "share of the byte bound",
+    }
+    shown = "\n\n".join(f"![{label}]({name})" for name, label in plots.items()) + "\n"
+    title = f"## Attention of one step, {rows[0]['gpu']}\n"
+    return "\n".join([title, table(rows, ATTENTION_COLUMNS), shown, about(results, "decode_attention")])
+
+
+def long_decode_section(rows: list[Row], results: Path) -> str:
+    plot_long_decode(rows, results / "long_decode.png")
+    found = json.loads((results / "long_decode.json").read_text())["summary"]
+    words = (
+        f"The whole generation took {found['dense_s']} s with dense attention and {found['lim_s']} s with lim: "
+        f"{found['speedup']}×. lim is ahead from a context of {found['ahead_from_context']} tokens on; its lowest "
+        f"speed-up of a stretch is {found['lowest_speedup']}. {found['same_tokens_within_budget']} requests have "
+        "dense's tokens throughout the budget.\n"
+    )
+    plot = "![tokens per second as the context grows](long_decode.png)\n"
+    title = f"## Long generation, {rows[0]['gpu']}\n"
+    return "\n".join([title, words, plot, table(rows, LONG_DECODE_COLUMNS), about(results, "long_decode")])
 
 
 def read(path: Path) -> list[Row]:
@@ -87,7 +152,7 @@ def is_number(text: str) -> bool:
 
 
 def about(results: Path, name: str) -> str:
-    path = results / f"decode_{name}.json"
+    path = results / f"{name}.json"
     if not path.exists():
         return ""
     facts = json.loads(path.read_text())["about"]
@@ -123,7 +188,7 @@ def plot_lines(rows: Sequence[Row], column: str, label: str, line_at_one: bool, 
     axes.set_xscale("log", base=2)
     ticks = sorted({int(row["context"]) for row in rows})
     axes.set_xticks(ticks, [f"{tick // 1024}K" if tick >= 1024 else str(tick) for tick in ticks])
-    axes.set(xlabel="context, tokens", ylabel=label, title=f"Attention of one decode step, K = {rows[0]['budget']}")
+    axes.set(xlabel="context, tokens", ylabel=label, title=f"Attention of one decode step, K = {budget(rows)}")
     axes.set_ylim(bottom=0)
     axes.legend()
     axes.grid(alpha=0.3)
@@ -139,24 +204,43 @@ def plot_bound(rows: Sequence[Row], path: Path) -> None:
 
 
 def plot_step(rows: Sequence[Row], path: Path) -> None:
-    """A bar per shape: dense layers, select layers by stage, sparse layers."""
-    rows = [row for row in rows if int(row["context"]) > int(row["budget"])]
-    parts: dict[str, list[float]] = {
+    """A bar per shape of one budget: dense layers, select layers by stage, sparse layers, as shares of dense."""
+    rows = [row for of_batch in by_batch(rows).values() for row in of_batch if int(row["context"]) > int(row["budget"])]
+    parts = {
         "dense layers": [DENSE_LAYERS * float(row["dense_us"]) for row in rows],
         "select layers: attention and scores": [SELECT_LAYERS * float(row["attend_us"]) for row in rows],
         "select layers: the set": [SELECT_LAYERS * (float(row["select_us"]) - float(row["attend_us"])) for row in rows],
         "sparse layers": [SPARSE_LAYERS * float(row["sparse"]) for row in rows],
     }
-    figure, axes = plt.subplots(figsize=(7, 0.5 * len(rows) + 2))
+    figure, axes = plt.subplots(figsize=(7, 0.3 * len(rows) + 2))
     names = [f"{row['batch']} × {int(row['context']) // 1024}K" for row in rows]
     left = [0.0] * len(rows)
-    for label, values in parts.items():
-        axes.barh(names, values, left=left, label=label)
-        left = [start + value for start, value in zip(left, values, strict=True)]
-    axes.plot([float(row["step_dense_us"]) for row in rows], names, "k|", markersize=14, label="36 dense layers")
-    axes.set(xlabel="µs", title="Where the attention of a step goes")
+    for label, us in parts.items():
+        shares = [value / float(row["step_dense_us"]) for value, row in zip(us, rows, strict=True)]
+        axes.barh(names, shares, left=left, label=label)
+        left = [start + share for start, share in zip(left, shares, strict=True)]
+    axes.set(xlabel="share of dense attention's time", title=f"Where the attention of a step goes, K = {budget(rows)}")
     axes.invert_yaxis()
     axes.legend(fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    save(figure, path)
+
+
+def budget(rows: Sequence[Row]) -> str:
+    return rows[0]["budget"] if rows else ""
+
+
+def plot_long_decode(rows: Sequence[Row], path: Path) -> None:
+    """Tokens per second of the batch as its context grows, dense and lim, and the budget."""
+    figure, axes = plt.subplots(figsize=(7, 4))
+    contexts = [int(row["context"]) for row in rows]
+    batch = int(rows[0]["batch"])
+    for arm in ("dense", "lim"):
+        axes.plot(contexts, [batch * 1e3 / float(row[f"{arm}_ms"]) for row in rows], label=arm)
+    axes.axvline(int(budget(rows)), color="grey", linewidth=0.8, linestyle=":", label=f"K = {budget(rows)}")
+    axes.set(xlabel="context, tokens", ylabel="tokens per second", title=f"{batch} requests, as they generate")
+    axes.set_ylim(bottom=0)
+    axes.legend()
+    axes.grid(alpha=0.3)
     save(figure, path)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -62,3 +63,23 @@ def test_what_the_project_shows_is_what_its_results_say(tmp_path: Path) -> None:
         (tmp_path / name).write_text((BENCH / "results" / name).read_text())
     assert report(tmp_path).returncode == 0
     assert (tmp_path / "speed.md").read_text() == (BENCH / "results" / "speed.md").read_text()
+
+
+def test_a_step_taken_apart_and_a_long_generation_are_shown(tmp_path: Path) -> None:
+    engine = {"gpu": "a GPU", "batch": "8", "context": "32000", "budget": "2048", "dense_ms": "20", "lim_ms": "10"}
+    write(tmp_path / "decode_engine.csv", [engine | {"speedup": "2.0"}])
+    profile = {"graph_us": 9000.5, "us_per_step": {"selection": 123.4, "everything else": 6000.0}}
+    shapes = {"8x32000": {"ms": [10], "profile": profile}, "1x32000": {"ms": [7]}}
+    facts = {"about": {"gpu": "a GPU"}, "arms": {"dense": [], "lim": [{"shapes": shapes}]}}
+    (tmp_path / "decode_engine.json").write_text(json.dumps(facts))
+    row = {"gpu": "a GPU", "batch": "16", "budget": "2048", "dense_ms": "9", "lim_ms": "8", "speedup": "1.125"}
+    write(tmp_path / "long_decode.csv", [row | {"context": context} for context in ("1000", "4000")])
+    names = ("dense_s", "lim_s", "speedup", "ahead_from_context", "lowest_speedup", "same_tokens_within_budget")
+    (tmp_path / "long_decode.json").write_text(json.dumps({"about": {}, "summary": dict.fromkeys(names, 17.5)}))
+    done = report(tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "speed.md").read_text()
+    assert "| lim, 8 × 32000 | 9000.5 | 6000.0 | 123.4 |" in page
+    assert page.count("| 1.125 |") == 2
+    assert "17.5×" in page
+    assert (tmp_path / "long_decode.png").read_bytes().startswith(b"\x89PNG")
