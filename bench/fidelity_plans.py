@@ -10,11 +10,11 @@ import torch
 from fidelity_texts import CALIBRATION_TEXT, TEXTS
 
 from lim_kernels.select import BudgetSplit
-from lim_sglang.analysis.plan_search import best_plan_within
+from lim_sglang.analysis.plan_search import best_plan, best_plan_within
 from lim_sglang.analysis.recall import ReuseMeter
 from lim_sglang.analysis.streaming import LayerSample, StreamedModel
 from lim_sglang.analysis.texts import cut_windows
-from lim_sglang.calibrate import CONTEXT, SAMPLES, WINDOWS
+from lim_sglang.calibrate import CONTEXT, DENSE_LAYERS, SAMPLES, WINDOWS
 
 Plan = tuple[int, ...]
 BY_HAND: tuple[Plan, ...] = (
@@ -36,8 +36,8 @@ HELD_OUT = tuple(text for text in TEXTS if text != CALIBRATION_TEXT)
 
 def calibrated(
     folder: Path, tokenizer: Any, device: str, split: BudgetSplit, advance: Callable[[float], None]
-) -> dict[int, Plan]:
-    """The best select layers by the number of layers that may attend to everything.
+) -> list[Plan]:
+    """The best select layers by the number of layers that may attend to everything, and the best two.
 
     Args:
         advance: called with the share of the work that is done.
@@ -56,4 +56,6 @@ def calibrated(
     for _ in model.forward(windows, SAMPLES, observe):
         pass
     costs = meter.error.tolist()
-    return {full: best_plan_within(costs, full).select_layers for full in SIZES if full <= model.num_layers}
+    found = [best_plan_within(costs, full) for full in SIZES if full <= model.num_layers]
+    found.append(best_plan(costs, 2, DENSE_LAYERS + 2))
+    return list(dict.fromkeys(plan.select_layers for plan in found))

@@ -1,7 +1,7 @@
 """The rivals of LessIsMore, and LessIsMore without its parts, as policies of ``lim_sglang.analysis.model``.
 
 All keep ``K`` tokens in a sparse layer. Layers that attend to everything: 0 and 1 with StreamingLLM and Quest; 0, 1 and
-the select layers with TidalDecode and LessIsMore; 0 and the anchors with Kascade; none with the oracle.
+the select layers with TidalDecode, LessIsMore and the oracle; 0 and the anchors with Kascade.
 """
 
 from __future__ import annotations
@@ -79,14 +79,17 @@ def page_bounds(view: LayerView) -> Tensor:
 
 
 class Oracle:
-    """Every query head's exact top ``K``, in every layer: the floor of what a budget costs."""
+    """Every query head's exact top ``K`` in the layers that LessIsMore keeps sparse: the floor of what a set costs."""
 
     name = "oracle"
 
-    def __init__(self, budget: int) -> None:
+    def __init__(self, plan: LayerPlan, budget: int) -> None:
+        self.plan = plan
         self.budget = budget
 
     def mask(self, view: LayerView) -> Tensor:
+        if self.plan.role(view.layer) is not LayerRole.SPARSE:
+            return view.causal
         return top_per_row(view.scores, view.causal, self.budget)
 
 
@@ -163,7 +166,7 @@ def policies(num_layers: int, budget: int, select_layers: tuple[int, ...]) -> li
         (Quest(budget), ()),
         (StreamingLLM(budget), ()),
         (kascade(LayerPlan.from_select_layers(num_layers, anchors), budget), anchors),
-        (Oracle(budget), ()),
+        (Oracle(plan, budget), select_layers),
         (without_unification(plan, split), select_layers),
         lim(select_layers, BudgetSplit(budget, budget - SINKS, SINKS, 0), "no recency"),
         lim(select_layers, split_budget(budget, 0.25, 0), "no sinks"),
