@@ -8,7 +8,6 @@ have chosen the same one.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import shlex
@@ -140,13 +139,8 @@ def _lim_env(budget: int) -> dict[str, str]:
 
 def device_args() -> Device:
     """The GPU if there is one and lim can use it; else the CPU, with a note when a GPU is left unused."""
-    reason = ""
-    if _has_nvidia_gpu():
-        if importlib.util.find_spec("lim_sglang.attention.flashinfer") is None:
-            reason = "lim's CUDA backend is not built yet"
-        elif not _torch_sees_gpu():
-            reason = "the installed torch cannot use it"
-    if _has_nvidia_gpu() and not reason:
+    has_gpu = _has_nvidia_gpu()
+    if has_gpu and _torch_sees_gpu():
         common = [*_SERVER_ARGS, *_GPU_ARGS]
         return Device(["--attention-backend", "lim", *common], ["--attention-backend", "flashinfer", *common])
     common = [*_SERVER_ARGS, *_CPU_ARGS]
@@ -154,7 +148,7 @@ def device_args() -> Device:
         ["--attention-backend", "lim", *common],
         ["--attention-backend", "torch_native", *common],
         {"SGLANG_USE_CPU_ENGINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        f"This machine has an NVIDIA GPU, but {reason}: the demo runs on the CPU." if reason else "",
+        "This machine has an NVIDIA GPU, but the installed torch cannot use it: the CPU serves." if has_gpu else "",
     )
 
 

@@ -286,22 +286,20 @@ def test_server_options_go_to_both_servers_but_lims_own_flags() -> None:
     assert server_options(given, lim=False) == ["--page-size", "16", "--x"]
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, backend: bool, torch_sees_it: bool) -> None:
+def machine(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, torch_sees_it: bool) -> None:
     monkeypatch.setattr(demo, "_has_nvidia_gpu", lambda: gpu)
     monkeypatch.setattr(demo, "_torch_sees_gpu", lambda: torch_sees_it)
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: object() if backend else None)
 
 
 @pytest.mark.parametrize(
-    ("gpu", "backend", "torch_sees_it", "note"),
+    ("gpu", "note"),
     [
-        (False, True, False, ""),
-        (True, False, True, "CUDA backend is not built yet"),
-        (True, True, False, "torch cannot use it"),
+        (False, ""),
+        (True, "torch cannot use it"),
     ],
 )
-def test_cpu(monkeypatch: pytest.MonkeyPatch, gpu: bool, backend: bool, torch_sees_it: bool, note: str) -> None:
-    machine(monkeypatch, gpu=gpu, backend=backend, torch_sees_it=torch_sees_it)
+def test_cpu(monkeypatch: pytest.MonkeyPatch, gpu: bool, note: str) -> None:
+    machine(monkeypatch, gpu=gpu, torch_sees_it=False)
     device = device_args()
     for words, name in ((device.lim_args, "lim"), (device.dense_args, "torch_native")):
         line = " ".join(words)
@@ -314,7 +312,7 @@ def test_cpu(monkeypatch: pytest.MonkeyPatch, gpu: bool, backend: bool, torch_se
 
 
 def test_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, gpu=True, backend=True, torch_sees_it=True)
+    machine(monkeypatch, gpu=True, torch_sees_it=True)
     device = device_args()
     assert device.lim_args[:2] == ["--attention-backend", "lim"]
     assert device.dense_args[:2] == ["--attention-backend", "flashinfer"]
