@@ -167,6 +167,7 @@ def report(args: argparse.Namespace, record: Record) -> None:
     record.rows.sort(key=lambda row: (list(PROGRAMS).index(row.program), row.attention, row.repeat))
     results.write(args.out, record.rows, rest)
     out = Console(highlight=False)
+    out.width = out.width if out.is_terminal else 120
     out.print(results.table(record.rows))
     for server in record.servers:
         if server.get("attended_share") is not None:

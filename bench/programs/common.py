@@ -6,6 +6,7 @@ import argparse
 import math
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +52,7 @@ def execute(program: Program, endpoint: MeteredEndpoint, args: argparse.Namespac
     Raises:
         ProgramError: it failed or took too long.
     """
-    warnings.filterwarnings("ignore", message="Error in stream_executor")  # a traceback; the failure is told below
+    _quieten_sglang()
     outcomes: list[Outcome] = []
     errors: list[Exception] = []
 
@@ -70,6 +71,18 @@ def execute(program: Program, endpoint: MeteredEndpoint, args: argparse.Namespac
     for error in filter(None, [endpoint.failure, *errors]):
         raise ProgramError(reason_of(error)) from error
     return outcomes[0]
+
+
+def _quieten_sglang() -> None:
+    """No tracebacks of what SGLang's threads fail with: as a warning, or on the way to it. `execute` tells the reason."""
+    warnings.filterwarnings("ignore", message="Error in stream_executor")
+    threading.excepthook = _report_unless_sglang
+
+
+def _report_unless_sglang(failed: threading.ExceptHookArgs) -> None:
+    frames = traceback.walk_tb(failed.exc_traceback)
+    if not any(frame.f_globals.get("__name__", "").startswith("sglang.lang.") for frame, _ in frames):
+        threading.__excepthook__(failed)
 
 
 def _hide(piece: str) -> None:
