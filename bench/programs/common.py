@@ -74,7 +74,7 @@ def execute(program: Program, endpoint: MeteredEndpoint, args: argparse.Namespac
 
 
 def _quieten_sglang() -> None:
-    """No tracebacks of what SGLang's threads fail with: as a warning, or on the way to it. `execute` tells the reason."""
+    """Print no traceback of what SGLang's threads fail with, as a warning or otherwise; `execute` tells the reason."""
     warnings.filterwarnings("ignore", message="Error in stream_executor")
     threading.excepthook = _report_unless_sglang
 

@@ -237,7 +237,7 @@ def test_neither_a_frozen_nor_a_dying_server_holds_a_program(own_server: ServerP
         killer = threading.Thread(target=stop_after_first_request, args=(own_server, dying), daemon=True)
         killer.start()
         with pytest.raises(ProgramError, match="the server no longer answers"):
-            execute(PROGRAMS[name], dying, parse([*args, "120", "--max-tokens", "64", "--steps", "500"]))
+            execute(PROGRAMS[name], dying, parse([*args, "120", "--max-tokens", "64", "--steps", "40"]))
         killer.join()
 
 
