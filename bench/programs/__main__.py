@@ -1,0 +1,224 @@
+"""Run the frontend programs of this folder against SGLang servers and compare dense attention with lim.
+
+    python -m bench.programs --launch                     both servers in turn, on this machine
+    python -m bench.programs --server http://127.0.0.1:30000 --programs chain,documents
+    python -m bench.programs --server http://127.0.0.1:30000 --dense-server http://127.0.0.1:30001
+
+Every repeat is a problem of its own, made up from --seed, and the same for every server. A program that fails is
+reported with its reason, the others go on, and the exit status is 1. The tokens that lim attends to are the server's
+own counters: they include whatever else it serves, and are told per program only if programs run one at a time
+(--concurrency 1). Agreement with dense attention is told at --temperature 0 only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench.programs import results
+from bench.programs.arms import LAUNCH_BUDGET, Arm, arms
+from bench.programs.common import OneLineParser, Outcome, add_shared_arguments, execute, server_url, whole
+from bench.programs.metering import ProgramError
+from lim_sglang.demo_report import counted_since
+from lim_sglang.embedded_model import EmbeddedModelError
+from lim_sglang.errors import exit_with
+from lim_sglang.server_process import ServerError
+
+PROGRAMS = {
+    name: import_module(f"bench.programs.{name}")
+    for name in ("chain", "self_consistency", "tree_of_thought", "tool_loop", "documents")
+}
+Job = tuple[str, int]  # program, repeat
+
+
+@dataclass
+class Record:
+    """What all arms came to so far."""
+
+    rows: list[results.Row] = field(default_factory=list)
+    outcomes: dict[tuple[str, str, int], Outcome] = field(default_factory=dict)
+    servers: list[dict[str, Any]] = field(default_factory=list)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    note, record = Console(stderr=True, highlight=False), Record()
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        with closing(arms(args, note)) as ready:  # closing stops a launched server before anything else is said
+            for arm in ready:
+                run_arm(arm, args, note, record)
+        report(args, record)
+    except KeyboardInterrupt:
+        exit_with("interrupted; nothing is left running", code=130)
+    except (ProgramError, ServerError, EmbeddedModelError) as error:
+        if record.rows:  # one server has done its part
+            report(args, record)
+        exit_with(str(error))
+    except OSError as error:
+        exit_with(f"--out {args.out} cannot be used: {error}; fix: make room or name another folder")
+    if any(row.status == "failed" for row in record.rows):
+        raise SystemExit(1)
+
+
+def run_arm(arm: Arm, args: argparse.Namespace, note: Console, record: Record) -> None:
+    """All programs on one server."""
+    jobs = [(name, repeat) for repeat in range(args.repeats) for name in args.programs]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    before = arm.lim_state()
+    with Progress(*columns, console=note) as progress:
+        task = progress.add_task(arm.attention, total=len(jobs))
+
+        def done(row: results.Row) -> None:
+            record.rows.append(row)
+            if row.status == "failed":
+                progress.print(f"{row.program} failed on {arm.attention}: {row.reason}", soft_wrap=True, markup=False)
+            progress.advance(task)
+
+        in_parallel(jobs, args.concurrency, lambda job: run_job(arm, args, job, record), done)
+    record.servers.append({"attention": arm.attention, "url": arm.endpoint.base_url, **arm.endpoint.model_info})
+    if before:
+        after = state_or_none(arm)
+        share = results.attended_share(counted_since(before, after)) if after else None
+        record.servers[-1] |= {"lim": after, "attended_share": share}
+
+
+def run_job(arm: Arm, args: argparse.Namespace, job: Job, record: Record) -> results.Row:
+    """One run of one program."""
+    name, repeat = job
+    settings = argparse.Namespace(**{**vars(args), "seed": args.seed + repeat})
+    endpoint, place = arm.endpoint.fresh(), (name, arm.attention, repeat)
+    before = state_or_none(arm) if args.concurrency == 1 else None
+    result: Outcome | str
+    began = time.monotonic()
+    try:
+        result = execute(PROGRAMS[name], endpoint, settings)
+    except ProgramError as error:
+        result = arm.why_lost(str(error))
+    seconds = time.monotonic() - began
+    after = state_or_none(arm) if before else None
+    share = results.attended_share(counted_since(before, after)) if before and after else None
+    row = results.make_row(place, endpoint.requests, seconds, share, result)
+    if isinstance(result, Outcome):
+        record.outcomes[place] = result
+        dense = record.outcomes.get((name, "dense", repeat))
+        if dense and arm.attention != "dense" and args.temperature == 0:
+            row = results.compared(row, result, dense)
+    return row
+
+
+def state_or_none(arm: Arm) -> dict[str, Any] | None:
+    """lim's state; None without lim, and from a server that no longer answers."""
+    try:
+        return arm.lim_state()
+    except ProgramError:
+        return None
+
+
+def in_parallel(
+    jobs: Sequence[Job], concurrency: int, work: Callable[[Job], results.Row], done: Callable[[results.Row], None]
+) -> None:
+    """``work`` for every job in daemon threads, which a Ctrl-C ends; ``done`` is called in this thread."""
+    todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    finished: queue.SimpleQueue[results.Row | Exception] = queue.SimpleQueue()
+    for job in jobs:
+        todo.put(job)
+
+    def worker() -> None:
+        while not todo.empty():
+            try:
+                finished.put(work(todo.get_nowait()))
+            except queue.Empty:
+                return
+            except Exception as error:
+                finished.put(error)
+
+    for _ in range(min(concurrency, len(jobs))):
+        threading.Thread(target=worker, daemon=True).start()
+    for _ in jobs:
+        row = finished.get()
+        if isinstance(row, Exception):
+            raise row
+        done(row)
+
+
+def report(args: argparse.Namespace, record: Record) -> None:
+    """Write the files, then print the table."""
+    from bench.timing import about  # takes a second or two, for torch
+
+    keys = [(name, attention, repeat) for name, attention, repeat in record.outcomes]
+    outcomes = [
+        {"program": name, "attention": attention, "repeat": repeat, **vars(record.outcomes[name, attention, repeat])}
+        for name, attention, repeat in keys
+    ]
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    rest = {"servers": record.servers, "settings": settings, "outcomes": outcomes, "about": about()}
+    record.rows.sort(key=lambda row: (list(PROGRAMS).index(row.program), row.attention, row.repeat))
+    results.write(args.out, record.rows, rest)
+    out = Console(highlight=False)
+    out.width = out.width if out.is_terminal else 120
+    out.print(results.table(record.rows))
+    for server in record.servers:
+        if server.get("attended_share") is not None:
+            out.print(f"lim attended to {server['attended_share']:.1%} of what dense attention reads, all programs")
+    out.print(f"written: {args.out / results.CSV}, {args.out / results.JSON}", soft_wrap=True)
+
+
+# Flags
+
+
+def program_names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    for name in names:
+        if name not in PROGRAMS:
+            raise argparse.ArgumentTypeError(f"{name!r} is no program; fix: some of {','.join(PROGRAMS)}")
+    return list(dict.fromkeys(names))
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog="python -m bench.programs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--server", type=server_url, help="URL of a running server: http://127.0.0.1:30000")
+    where.add_argument("--launch", action="store_true", help="serve with dense attention, then with lim")
+    flag = parser.add_argument
+    flag("--dense-server", type=server_url, metavar="URL", help="a running dense server, to compare --server with")
+    flag("--model", help="of --launch: folder or name of a Hugging Face model (the embedded one)")
+    flag("--budget", type=whole(1, 2**31 - 1), help=f"lim budget of --launch ({LAUNCH_BUDGET})")
+    flag(
+        "--server-arg",
+        "--server-args",
+        action="append",
+        default=[],
+        metavar="'--OPTION VALUE'",
+        help="more SGLang options of --launch, in quotes; may be repeated (--lim-* goes to lim only)",
+    )
+    flag("--programs", type=program_names, default=list(PROGRAMS), help=f"some of {','.join(PROGRAMS)} (all)")
+    flag("--concurrency", type=whole(1, 256), default=1, help="programs at a time (1)")
+    flag("--repeats", type=whole(1, 10_000), default=1, help="problems per program (1)")
+    flag("--out", type=Path, default=Path("bench/results"), help="folder of programs.csv and .json (%(default)s)")
+    add_shared_arguments(parser)
+    for program in PROGRAMS.values():
+        program.add_arguments(parser)
+    args = parser.parse_args(argv)
+    if not args.launch and (args.model or args.budget or args.server_arg):
+        parser.error("--model, --budget and --server-arg are for --launch; fix: leave them out, a server has its own")
+    if args.launch and args.dense_server:
+        parser.error("--dense-server is for --server; fix: leave it out, --launch starts a dense one")
+    return args
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""The servers that the programs run on, one after the other: running ones, or two that are started for the time."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.programs.metering import MeteredEndpoint, ProgramError, connect, server_info
+from lim_sglang.demo import device_args, server_options
+from lim_sglang.demo_chat import DemoError
+from lim_sglang.demo_report import lim_part
+from lim_sglang.embedded_model import ensure_model
+from lim_sglang.server_process import ServerError, ServerProcess
+
+LAUNCH_BUDGET = 256
+# After the device's own, so these win. The cache is not to lose prefixes that the programs share.
+LAUNCH_ARGS = ["--max-running-requests", "16", "--max-total-tokens", "24576"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One server of the comparison.
+
+    Attributes:
+        attention: ``lim``, or ``dense`` for whatever else the server runs.
+        process: the server, if this run has started it.
+    """
+
+    attention: str
+    endpoint: MeteredEndpoint
+    process: ServerProcess | None = None
+
+    def lim_state(self) -> dict[str, object] | None:
+        """Config, plan and counters of lim; None without it."""
+        return lim_state(self.endpoint.base_url)
+
+    def why_lost(self, reason: str) -> str:
+        """``reason``, or what the log of a server that has ended tells."""
+        try:
+            if self.process is not None:
+                self.process.check_running(wait=10 if "no longer answers" in reason else 0)
+        except ServerError as error:
+            return str(error)
+        return reason
+
+
+def lim_state(url: str) -> dict[str, object] | None:
+    try:
+        return lim_part(server_info(url))
+    except DemoError:
+        return None
+
+
+@contextmanager
+def running(url: str, chat_template: str | None, expected: str | None = None) -> Iterator[Arm]:
+    """A server that somebody else has started."""
+    endpoint = connect(url, chat_template)
+    attention = "dense" if lim_state(url) is None else "lim"
+    if expected not in (None, attention):
+        raise ProgramError(f"{url} serves with {attention} attention, not {expected}; fix: name another server")
+    yield Arm(attention, endpoint)
+
+
+@contextmanager
+def launched(attention: str, args: argparse.Namespace, model: str, note: Console) -> Iterator[Arm]:
+    """A server of this machine's dense backend or of lim, on a free port; it ends with the block."""
+    device, lim = device_args(), attention == "lim"
+    options = [*(device.lim_args if lim else device.dense_args), *LAUNCH_ARGS]
+    options += ["--lim-budget", str(args.budget or LAUNCH_BUDGET)] if lim else []
+    options += server_options(args.server_arg, lim=lim)
+    log = Path(args.out) / f"programs-{attention}.log"
+    with ServerProcess(model, options, env=device.env, log_path=log) as server:
+        with note.status(f"Starting SGLang, {attention} ...") as status:
+            server.wait_ready(lambda elapsed: status.update(f"Starting SGLang, {attention}: {elapsed:.0f} s"))
+        yield Arm(attention, connect(server.url, args.chat_template), server)
+
+
+def arms(args: argparse.Namespace, note: Console) -> Generator[Arm]:
+    """Every arm, ready; the one before has been stopped by then. Dense comes first, as others are compared with it."""
+    if not args.launch:
+        for url, expected in ((args.dense_server, "dense"), (args.server, "lim" if args.dense_server else None)):
+            if url is not None:
+                with running(url, args.chat_template, expected) as arm:
+                    yield arm
+        return
+    device = device_args()
+    if device.note:
+        note.print(device.note, soft_wrap=True)
+    model = args.model or str(ensure_model())
+    for attention in ("dense", "lim"):
+        with launched(attention, args, model, note) as arm:
+            yield arm

@@ -1,0 +1,188 @@
+"""The connection that the programs share: SGLang's RuntimeEndpoint, which here also notes what every request cost."""
+
+from __future__ import annotations
+
+import copy
+import ipaddress
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from sglang import RuntimeEndpoint
+
+from lim_sglang.errors import one_line
+
+CONNECT_SECONDS = 30.0
+
+
+class ProgramError(RuntimeError):
+    """A program cannot go on; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request as the server counted it; times are of a monotonic clock.
+
+    Attributes:
+        kind: ``generate``; ``prefix``, a text that is only read into the cache; ``score``, one choice of a select.
+        first: when the first token was there; None for a kind that generates none.
+    """
+
+    kind: str
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    began: float
+    first: float | None
+    ended: float
+
+
+class MeteredEndpoint(RuntimeEndpoint):
+    """A RuntimeEndpoint with a record of its requests and of the first one that failed.
+
+    SGLang runs every state in a thread of its own and keeps that thread's exception to itself, and who then waits for
+    the state waits forever. So the failure is noted here, where ``woken`` tells the one who can give up.
+    """
+
+    def __init__(self, url: str, chat_template: str | None = None) -> None:
+        super().__init__(url, chat_template_name=chat_template)
+        if chat_template is None and self.chat_template.name == "default":
+            # The frontend goes by the model's name; it does not know SmolLM2's and Qwen3's, which are ChatML.
+            super().__init__(url, chat_template_name="chatml")
+        # join("concate_and_append") would ask for a route that servers no longer have; without it, it appends text.
+        self.support_concate_and_append = False
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self.requests: list[Request] = []
+        self.failure: Exception | None = None
+        self.woken = threading.Event()
+        self.cancelled = False
+
+    def fresh(self) -> MeteredEndpoint:
+        """The same connection with nothing on record, for one run of one program."""
+        again = copy.copy(self)
+        again._start_over()
+        return again
+
+    def generate(self, s: Any, sampling_params: Any) -> tuple[str, dict[str, Any]]:
+        """Stream under the hood: that tells prefill from decode, and a cancelled request ends at its next token."""
+        pieces = list(self.generate_stream(s, sampling_params))
+        return "".join(text for text, _ in pieces), pieces[-1][1]
+
+    def generate_stream(self, s: Any, sampling_params: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        began, first, meta = time.monotonic(), None, None
+        with self._noting_failure():
+            self._check_cancelled()
+            try:
+                for piece, meta in super().generate_stream(s, sampling_params):
+                    first = first or time.monotonic()
+                    self._check_cancelled()
+                    yield piece, meta
+            except KeyError:  # a refusal in the stream's clothes; asked for plainly, the server says why
+                super().generate(s, sampling_params)
+                raise
+            check_finished(meta)
+            self._note("generate", meta or {}, began, first)
+
+    def commit_lazy_operations(self, s: Any) -> None:
+        self._generate_http_request(s, {"text": s.text_, "sampling_params": {"max_new_tokens": 0}})
+
+    def select(self, *args: Any, **kwargs: Any) -> Any:
+        with self._noting_failure():
+            return super().select(*args, **kwargs)
+
+    def _generate_http_request(self, s: Any, data: dict[str, Any]) -> Any:
+        """Every request that generates nothing; a select's choices come as one list."""
+        began = time.monotonic()
+        with self._noting_failure():
+            self._check_cancelled()
+            answer = super()._generate_http_request(s, data)
+            for part in answer if isinstance(answer, list) else [answer]:
+                self._note("score" if data.get("return_logprob") else "prefix", part["meta_info"], began, None)
+        return answer
+
+    def _note(self, kind: str, meta: Mapping[str, Any], began: float, first: float | None) -> None:
+        prompt, cached, generated = (int(meta[f"{name}_tokens"]) for name in ("prompt", "cached", "completion"))
+        self.requests.append(Request(kind, prompt, cached, generated, began, first, time.monotonic()))
+
+    @contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.failure = self.failure or error
+            self.woken.set()
+            raise
+
+    def _check_cancelled(self) -> None:
+        if self.cancelled:
+            raise ProgramError("cancelled")
+
+
+def check_finished(meta: Mapping[str, Any] | None) -> None:
+    """Refuse a generation that the server gave up or never ended."""
+    reason = (meta or {}).get("finish_reason")
+    if not reason or reason.get("type") == "abort":
+        raise ProgramError(f"the server broke a generation off: {one_line(str((reason or {}).get('message')))}")
+
+
+def connect(url: str, chat_template: str | None = None) -> MeteredEndpoint:
+    """An endpoint of a server that answers.
+
+    Raises:
+        ProgramError: nothing answers there, or no SGLang server.
+    """
+    fix = "fix: start it, or correct --server"
+    _bypass_proxy(url)
+    try:
+        found = httpx.get(f"{url}/get_model_info", timeout=CONNECT_SECONDS).raise_for_status().json()
+        if "model_path" not in found:
+            raise ValueError("its /get_model_info names no model_path")
+        return MeteredEndpoint(url, chat_template)
+    except (httpx.TransportError, httpx.InvalidURL, OSError) as error:
+        raise ProgramError(f"no server answers at {url} ({one_line(str(error))}); {fix}") from error
+    except (httpx.HTTPError, ValueError, TypeError, RuntimeError) as error:
+        reason = one_line(str(error)).split(" For more")[0]
+        raise ProgramError(f"{url} answers, but not as an SGLang server ({reason}); {fix}") from error
+
+
+def _bypass_proxy(url: str) -> None:
+    """SGLang's frontend obeys proxy variables even for this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    for name in ("no_proxy", "NO_PROXY") if local else ():
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
+
+
+def server_info(url: str) -> dict[str, Any]:
+    """The server's own description; counters of lim are under ``internal_states``."""
+    try:
+        return dict(httpx.get(f"{url}/server_info", timeout=CONNECT_SECONDS).raise_for_status().json())
+    except (httpx.HTTPError, ValueError) as error:
+        raise ProgramError(f"{url} does not tell its counters ({one_line(str(error))})") from error
+
+
+def decode_seconds(requests: Iterable[Request]) -> float:
+    """Time in which at least one request was decoding, from its first token to its last."""
+    total, until = 0.0, float("-inf")
+    for first, ended in sorted((r.first, r.ended) for r in requests if r.first is not None):
+        total += max(0.0, ended - max(first, until))
+        until = max(until, ended)
+    return total
+
+
+def decode_speed(requests: Sequence[Request]) -> float | None:
+    """Tokens per second of `decode_seconds`; the first token of a request belongs to its prefill."""
+    seconds = decode_seconds(requests)
+    tokens = sum(max(0, request.completion_tokens - 1) for request in requests if request.first is not None)
+    return tokens / seconds if seconds > 0 and tokens else None

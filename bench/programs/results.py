@@ -1,0 +1,127 @@
+"""The runner's figures: one row per run of a program, as CSV, JSON and table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from bench.programs.common import Outcome
+from bench.programs.compare import agreement
+from bench.programs.metering import Request, decode_seconds, decode_speed
+
+CSV, JSON = "programs.csv", "programs.json"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run of one program. What could not be measured is None.
+
+    Attributes:
+        prompt_tokens: over all requests, of which ``cached_tokens`` were radix cache hits.
+        decode_tokens_per_s: tokens after the first of each request, over ``decode_seconds``.
+        attended_share: of the tokens that dense attention would have read in decode, all layers taken together.
+        agreement: share of the generated characters until the first difference from the dense run, by chain.
+        same_answer: whether the answer is the dense run's.
+    """
+
+    program: str
+    attention: str
+    repeat: int
+    status: str
+    reason: str
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    wall_seconds: float
+    decode_seconds: float
+    decode_tokens_per_s: float | None
+    attended_share: float | None
+    agreement: float | None
+    same_answer: bool | None
+    answer: str
+
+
+def make_row(
+    place: tuple[str, str, int], requests: Sequence[Request], seconds: float, share: float | None, result: Outcome | str
+) -> Row:
+    """The row of a run at ``place`` (program, attention, repeat) that came to an outcome or to a reason to fail."""
+    failed = isinstance(result, str)
+    return Row(
+        *place,
+        status="failed" if failed else "ok",
+        reason=result if isinstance(result, str) else "",
+        requests=len(requests),
+        prompt_tokens=sum(request.prompt_tokens for request in requests),
+        cached_tokens=sum(request.cached_tokens for request in requests),
+        generated_tokens=sum(request.completion_tokens for request in requests),
+        wall_seconds=round(seconds, 3),
+        decode_seconds=round(decode_seconds(requests), 3),
+        decode_tokens_per_s=decode_speed(requests),
+        attended_share=share,
+        agreement=None,
+        same_answer=None,
+        answer="" if isinstance(result, str) else result.answer,
+    )
+
+
+def attended_share(counted: Mapping[str, Mapping[str, int]]) -> float | None:
+    """Tokens attended over context tokens, all roles; None if nothing was decoded."""
+    context = sum(counted["context"].values())
+    return sum(counted["attended"].values()) / context if context else None
+
+
+def compared(row: Row, outcome: Outcome, dense: Outcome) -> Row:
+    return replace(row, agreement=agreement(dense.chains, outcome.chains), same_answer=outcome.answer == dense.answer)
+
+
+def write(out: Path, rows: Sequence[Row], rest: Mapping[str, Any]) -> None:
+    """``programs.csv`` with a line per row; ``programs.json`` with the rows and ``rest``."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / CSV).open("w", newline="") as file:
+        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(row) for row in rows)
+    text = json.dumps({"rows": [asdict(row) for row in rows], **rest}, indent=1)
+    (out / JSON).write_text(text + "\n")
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """One line per program and attention: sums of tokens and seconds, means of the rest, over its repeats."""
+    shown = Table("program", "attention", title="SGLang frontend programs")
+    for heading in ("generated", "prompt", "cached", "wall s", "tokens/s", "attended", "agrees", "same answer"):
+        shown.add_column(heading, justify="right")
+    for place in dict.fromkeys((row.program, row.attention) for row in rows):
+        group = [row for row in rows if (row.program, row.attention) == place]
+        shown.add_row(*place, *_cells(group))
+    return shown
+
+
+def _cells(group: Sequence[Row]) -> list[str]:
+    good = [row for row in group if row.status == "ok"]
+    if not good:
+        return ["failed"]
+    prompt = sum(row.prompt_tokens for row in good)
+    compared_rows = [row for row in good if row.same_answer is not None]
+    return [
+        f"{sum(row.generated_tokens for row in good):,}",
+        f"{prompt:,}",
+        f"{sum(row.cached_tokens for row in good) / max(1, prompt):.0%}",
+        f"{sum(row.wall_seconds for row in good):.1f}",
+        _mean((row.decode_tokens_per_s for row in good), "{:.1f}"),
+        _mean((row.attended_share for row in good), "{:.1%}"),
+        _mean((row.agreement for row in good), "{:.0%}"),
+        f"{sum(bool(row.same_answer) for row in compared_rows)}/{len(compared_rows)}" if compared_rows else "-",
+    ]
+
+
+def _mean(values: Iterable[float | None], form: str) -> str:
+    known = [value for value in values if value is not None]
+    return form.format(statistics.fmean(known)) if known else "-"
