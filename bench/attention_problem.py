@@ -39,11 +39,13 @@ class Problem:
         self.batch, self.context = batch, context
         torch.manual_seed(batch * context)
         slots = batch * context
+        shape = slots, KV_HEADS, HEAD_DIM
+        bf16: dict[str, Any] = {"dtype": torch.bfloat16, "device": "cuda"}
         self.caches = [
-            tuple(torch.randn(slots, KV_HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda") for _ in "kv")
+            (torch.randn(shape, **bf16), torch.randn(shape, **bf16))
             for _ in range(self.num_caches(batch, context, min(budgets)))
         ]
-        self.q = torch.randn(batch, HEADS, HEAD_DIM, dtype=torch.bfloat16, device="cuda")
+        self.q = torch.randn(batch, HEADS, HEAD_DIM, **bf16)
         self.kv_indptr = (torch.arange(batch + 1, device="cuda") * context).int()
         self.kv_indices = torch.randperm(slots, device="cuda").int()
         self.workspace = torch.zeros(512 << 20, dtype=torch.uint8, device="cuda")
@@ -103,16 +105,21 @@ class Problem:
         """What to time at this budget; the argument is the layer."""
         found: dict[str, Stage] = {
             "select": lambda layer: self.attend(self.select, layer),
-            "attend": lambda layer: [part.attend() for part in self.select_layer(layer).rounds()],
-            "shortlist": lambda layer: [part.shortlist() for part in self.select_layer(layer).rounds()],
-            "emit": lambda layer: [part.emit() for part in self.select_layer(layer).rounds()],
-            "finish": lambda layer: [part.finish() for part in self.select_layer(layer).rounds()],
+            "attend": lambda layer: self.run_part("attend", layer),
+            "shortlist": lambda layer: self.run_part("shortlist", layer),
+            "emit": lambda layer: self.run_part("emit", layer),
+            "finish": lambda layer: self.run_part("finish", layer),
             "sparse": lambda layer: self.attend(self.sparse_by_flashinfer, layer),
             "sparse_triton": lambda layer: self.attend(self.sparse_by_triton, layer),
         }
         if self.sparse_by_triton is None:
             del found["sparse_triton"]
         return found
+
+    def run_part(self, name: str, layer: int) -> None:
+        """One of a SELECT layer's launches, in every round."""
+        for part in self.select_layer(layer).rounds():
+            getattr(part, name)()
 
     def dense_stages(self) -> dict[str, Stage]:
         """What to time once for all budgets."""

@@ -112,8 +112,8 @@ def main() -> None:
     copy = copy_tb_s()
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "decode_attention.json").write_text(json.dumps({"about": about(), "copy_tb_s": copy}, indent=1) + "\n")
-    shapes = [tuple(map(int, shape.split("x"))) for shape in (GRID if args.grid else args.shapes)]
-    shapes = [shape for shape in shapes if fits(*shape, min(args.budgets))]
+    named = [shape.split("x") for shape in (GRID if args.grid else args.shapes)]
+    shapes = [(int(b), int(n)) for b, n in named if fits(int(b), int(n), min(args.budgets))]
     with (args.out / "decode_attention.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()

@@ -215,9 +215,7 @@ class Bench:
         )
         given = [tuple(map(int, plan.split(","))) for plan in self.args.plan]
         by_hand = [plan for plan in (*BY_HAND, *given) if plan[-1] < self.model.num_layers]
-        plans = [("by hand", plan) for plan in by_hand] + [
-            ("calibrated", plan) for plan in dict.fromkeys(found.values())
-        ]
+        plans = [("by hand", plan) for plan in by_hand] + [("calibrated", plan) for plan in found]
         with Table(self.args.out / "fidelity_plans.csv", CURVE_COLUMNS, keys=6) as table:
 
             def left(text: str, context: int, number: int) -> list[tuple[list[Any], tuple[int, ...]]]:

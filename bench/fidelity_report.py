@@ -281,8 +281,16 @@ def plot(curves: Sequence[Row], plans: Sequence[Row], num_layers: int, path: Pat
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5))
     rows = same_windows(curves)
     for policy in dict.fromkeys(row["policy"] for row in rows):
-        style = {"linewidth": 2.5} if policy == OURS else {"linestyle": "-" if policy in RIVALS else ":"}
-        left.plot(*zip(*curve(rows, policy), strict=True), marker="o", markersize=3, label=policy, **style)
+        line = "-" if policy in (OURS, *RIVALS) else ":"
+        width = 2.5 if policy == OURS else 1.5
+        left.plot(
+            *zip(*curve(rows, policy), strict=True),
+            marker="o",
+            markersize=3,
+            label=policy,
+            linestyle=line,
+            linewidth=width,
+        )
     left.set(xscale="log", yscale="log", xlabel="attended tokens, mean over layers", ylabel="KL to dense")
     left.legend(fontsize=7)
     left.grid(alpha=0.3, which="both")
@@ -291,11 +299,11 @@ def plot(curves: Sequence[Row], plans: Sequence[Row], num_layers: int, path: Pat
             (byte_share(plan, of_plan[0], num_layers), mean(of_plan, "kl"), plan)
             for plan, of_plan in group(of_origin, lambda row: row["plan"]).items()
         )
-        line = "-" if origin == "calibrated" else ""
-        right.plot([p[0] for p in points], [p[1] for p in points], "o" + line, markersize=4, label=origin)
-        for share_, kl, plan in points:
+        joined = "o-" if origin == "calibrated" else "o"
+        right.plot([p[0] for p in points], [p[1] for p in points], joined, markersize=4, label=origin)
+        for x, y, plan in points:
             if len(plan) < 12:
-                right.annotate(plan, (share_, kl), fontsize=6, xytext=(4, 2), textcoords="offset points")
+                right.annotate(plan, (x, y), fontsize=6, xytext=(4, 2), textcoords="offset points")
     right.set(yscale="log", xlabel="share of dense attention's bytes", ylabel="KL to dense", title="LessIsMore by plan")
     if plans:
         right.legend(fontsize=7)

@@ -39,7 +39,8 @@ def source_code() -> str:
 def package_descriptions() -> str:
     """What installed packages say of themselves, in the order of their names."""
     found = sorted(distributions(), key=lambda d: d.metadata["Name"].lower())
-    texts = [str(d.metadata.get_payload() or d.metadata["Description"] or "") for d in found]
+    metadata: list[Any] = [d.metadata for d in found]
+    texts = [str(m.get_payload() or m["Description"] or "") for m in metadata]
     return "\n\n".join(text for text in texts if len(text) > 1000)
 
 

@@ -61,7 +61,8 @@ def ask_server(url: str) -> Server:
         with httpx.Client(base_url=url, timeout=_FACTS_TIMEOUT, trust_env=False) as client:
             models = client.get("/v1/models").raise_for_status().json()
             model = models["data"][0]
-            info = _server_info(client)
+            described = client.get("/server_info")
+            info = dict(described.json()) if described.is_success else {}  # no SGLang server
             name, longest = str(model["id"]), model.get("max_model_len")
     except (httpx.TransportError, httpx.InvalidURL) as error:
         fix = "start it, or correct --server"
@@ -77,15 +78,6 @@ def ask_server(url: str) -> Server:
         lim = None
     names = ("version", "attention_backend", "decode_attention_backend")
     return Server(url, name, longest, {key: info.get(key) for key in names}, lim)
-
-
-def _server_info(client: httpx.Client) -> dict[str, Any]:
-    """The server's own description; empty if it is not SGLang. Older servers call it /get_server_info."""
-    for path in ("/server_info", "/get_server_info"):
-        response = client.get(path)
-        if response.is_success:
-            return dict(response.json())
-    return {}
 
 
 @dataclass(frozen=True)

@@ -286,10 +286,6 @@ def _agreement_of(url: str, turn: Turn, number: int, talk: Console) -> int:
 
 
 def _lim_state(url: str) -> dict[str, Any]:
-    """The `lim` part of /server_info; older servers call it /get_server_info."""
-    with httpx.Client(base_url=url, timeout=_REQUEST_TIMEOUT, trust_env=False) as client:
-        response = client.get("/server_info")
-        if response.status_code == 404:
-            response = client.get("/get_server_info")
-        response.raise_for_status()
-    return lim_part(response.json())
+    """The `lim` part of /server_info."""
+    response = httpx.get(f"{url}/server_info", timeout=_REQUEST_TIMEOUT, trust_env=False)
+    return lim_part(response.raise_for_status().json())
