@@ -20,7 +20,7 @@ pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-MAKE, GPU, CPU, CURL = BLOCKS
+MAKE, GPU, CPU, CURL, PROGRAMS = BLOCKS
 BIN = Path(sys.executable).parent
 ENV = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
 
@@ -71,9 +71,19 @@ def test_the_cpu_commands_serve_and_answer(tmp_path: Path) -> None:
         curl = CURL.replace("30000", port)
         done = subprocess.run(["bash", "-c", curl], env=ENV, capture_output=True, text=True, timeout=600)
         assert json.loads(done.stdout)["choices"][0]["message"]["content"], done.stderr
+        for command in commands(PROGRAMS):
+            run_program(command.replace("30000", port), tmp_path)
     finally:
         server.terminate()
         server.wait(timeout=120)
+
+
+def run_program(command: str, folder: Path) -> None:
+    """One of the commands that run programs, with short answers and its files elsewhere."""
+    short = f"{command} --max-tokens 8" + (f" --out {folder}" if "bench.programs " in command else "")
+    done = subprocess.run(["bash", "-c", short], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "answer:" in done.stdout or (folder / "programs.csv").exists(), done.stdout
 
 
 def wait_until_healthy(server: subprocess.Popen[bytes], port: str, log: Path) -> None:
