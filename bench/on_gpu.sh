@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Checks, then measures, on one NVIDIA GPU: kernel tests, memcheck, the engine with real weights, both decode benchmarks.
-#   bench/on_gpu.sh FOLDER MODEL [check|measure]   results go to FOLDER; MODEL holds a config.json, weights are dummies
+# Checks, then measures, on one NVIDIA GPU: kernel tests, memcheck, the engine with real weights, the speed benchmarks.
+#   bench/on_gpu.sh FOLDER MODEL [check|measure|long]   results go to FOLDER; MODEL holds a config.json, weights are dummies
+# Without the last word all three run; ATTENTION, ENGINE and LONG add options to the benchmarks.
 # Needs an environment with SGLang, this project and pytest; pytest-xdist shortens compilation, compute-sanitizer checks.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,7 +11,7 @@ what=${3:-all}
 python=${PYTHON:-python3}
 mkdir -p "$out"
 
-if [ "$what" != measure ]; then
+if [[ "$what" == @(all|check) ]]; then
   workers=()
   $python -c 'import xdist' 2>/dev/null && workers=(-n 14 --dist worksteal)
   $python -m pytest tests/kernels -q -p no:cacheprovider "${workers[@]}" --ignore tests/kernels/test_select_reference.py \
@@ -29,7 +30,10 @@ if [ "$what" != measure ]; then
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
   $python -m pytest tests/e2e/test_cuda_engine.py -q -s -p no:cacheprovider 2>&1 | tail -12 | tee "$out/cuda_engine.txt"
 fi
-if [ "$what" != check ]; then
+if [[ "$what" == @(all|measure) ]]; then
   $python bench/decode_attention.py --out "$out" ${ATTENTION:-}
-  $python bench/decode_engine.py --model "$model" --out "$out" --profile 8x32000 ${ENGINE:-}
+  $python bench/decode_engine.py --model "$model" --out "$out" --profile 8x32000 16x16000 ${ENGINE:-}
+fi
+if [[ "$what" == @(all|long) ]]; then
+  $python bench/long_decode.py --model "$model" --out "$out" ${LONG:-}
 fi
