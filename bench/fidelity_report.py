@@ -36,7 +36,7 @@ LIMITS = """
 
 The default plan's two select layers were calibrated on one of these texts (language reference); TidalDecode is given
 the same layers, Quest and StreamingLLM choose by layer and have no such choice. The oracle keeps full the layers that
-LessIsMore keeps full. Where a single fact has to be found, see the recall table: a set for all heads is not the best.
+LessIsMore keeps full. Where a single fact has to be found, the select layers decide: see the recall table.
 
 SmolLM2-135M is a small model with 8K of context, and a few tokens of teacher forcing are not a chain of thought.
 Nothing here replaces the accuracy of an 8B reasoner on the tasks it is served for; `bench/reasoning.py` measures that
