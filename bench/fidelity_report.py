@@ -287,6 +287,7 @@ def plot(curves: Sequence[Row], plans: Sequence[Row], num_layers: int, path: Pat
     for policy in dict.fromkeys(row["policy"] for row in rows):
         line = "-" if policy in (OURS, *RIVALS) else ":"
         width = 2.5 if policy == OURS else 1.5
+        color = "black" if policy == "oracle" else None  # the colours' cycle ends at ten
         left.plot(
             *zip(*curve(rows, policy), strict=True),
             marker="o",
