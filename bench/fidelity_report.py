@@ -288,14 +288,8 @@ def plot(curves: Sequence[Row], plans: Sequence[Row], num_layers: int, path: Pat
         line = "-" if policy in (OURS, *RIVALS) else ":"
         width = 2.5 if policy == OURS else 1.5
         color = "black" if policy == "oracle" else None  # the colours' cycle ends at ten
-        left.plot(
-            *zip(*curve(rows, policy), strict=True),
-            marker="o",
-            markersize=3,
-            label=policy,
-            linestyle=line,
-            linewidth=width,
-        )
+        attended, kl = zip(*curve(rows, policy), strict=True)
+        left.plot(attended, kl, marker="o", markersize=3, label=policy, linestyle=line, linewidth=width, color=color)
     left.set(xscale="log", yscale="log", xlabel="attended tokens, mean over layers", ylabel="KL to dense")
     left.legend(fontsize=7)
     left.grid(alpha=0.3, which="both")
