@@ -38,8 +38,9 @@ def main() -> None:
     if min(same) < min(SURE, compared):
         sys.exit(f"long_decode: error: lim's tokens differ from dense's at token {min(same)}; no speed is reported")
     marks = {arm: found["marks"] for arm, found in arms.items()}
+    facts = about()
     rows = [
-        {"gpu": arms["lim"]["gpu"], "model": Path(args.model).name, "batch": args.batch, "budget": args.budget} | row
+        {"gpu": facts["gpu"], "model": Path(args.model).name, "batch": args.batch, "budget": args.budget} | row
         for row in stretches(marks["dense"], marks["lim"], args.prompt, args.stretch)
     ]
     with (args.out / "long_decode.csv").open("w", newline="") as file:
@@ -49,7 +50,7 @@ def main() -> None:
     summary = summarise(rows, marks, args.budget)
     summary["same_tokens_within_budget"] = f"{sum(count >= compared for count in same)}/{len(same)}"
     (args.out / "long_decode.json").write_text(
-        json.dumps({"about": about(), "summary": summary, "marks": marks}, indent=1) + "\n"
+        json.dumps({"about": facts, "summary": summary, "marks": marks}, indent=1) + "\n"
     )
     for row in rows:
         print("  ".join(f"{name}={row[name]}" for name in COLUMNS[2:]))

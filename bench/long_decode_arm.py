@@ -19,7 +19,7 @@ def run_arm(args: argparse.Namespace) -> dict[str, Any]:
         running.loop.run_until_complete(generate_all(running, requests, WARM_TOKENS))
         marks, tokens = running.loop.run_until_complete(generate_all(running, requests, args.output))
         print(f"{args.arm}: {args.batch} x {args.output} tokens in {marks[-1][1]:.1f} s", flush=True)
-        return {"marks": marks, "tokens": tokens, "gpu": gpu_name(args.device)}
+        return {"marks": marks, "tokens": tokens}
 
 
 async def generate_all(
@@ -38,12 +38,6 @@ async def generate_all(
     if any(len(ids) != tokens for ids in found):
         raise RuntimeError(f"generated {sorted({len(ids) for ids in found})} tokens: expected {tokens} each")
     return marks, [list(ids) for ids in found]
-
-
-def gpu_name(device: str) -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if device == "cuda" else "none"
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ class ServingError(RuntimeError):
 def main() -> None:
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "serving.json").write_text(json.dumps({"about": about()}, indent=1) + "\n")
     note = Console(stderr=True, highlight=False)
     rows: list[Row] = []
     try:
@@ -187,7 +188,6 @@ def write(out: Path, rows: Sequence[Row]) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
-    (out / "serving.json").write_text(json.dumps({"about": about()}, indent=1) + "\n")
 
 
 def show(rows: Sequence[Row]) -> None:
