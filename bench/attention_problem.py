@@ -188,6 +188,14 @@ class Problem:
         begin = int(self.buffers.sparse_indptr[request])
         return torch.equal(expected, self.buffers.sparse_indices[begin : begin + len(expected)])
 
+    def unfinished(self) -> int:
+        """Requests of the batch whose shortlists end too early."""
+        found = 0
+        for part in self.select_layer(0).rounds():
+            self.run_alone(part)
+            found += int(self.buffers.select.unfinished[: part.rows].sum())
+        return found
+
     def run_alone(self, part: Round) -> None:
         for launch in (part.attend, part.shortlist, part.emit, part.finish):
             launch()

@@ -84,7 +84,7 @@ def measure(problem: Problem, budget: int, dense_us: dict[str, float], step_dens
     sparse = us.get("sparse_triton", us["sparse"])
     return {
         **{f"{name}_us": round(value, 2) for name, value in us.items()},
-        "unfinished": int(problem.buffers.select.unfinished.sum()) if context > budget else "",
+        "unfinished": problem.unfinished() if context > budget else "",
         "lim_us": round(step, 1),
         "step_dense_us": round(step_dense, 1),
         "step_spread_us": round(spread, 1),

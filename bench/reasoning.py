@@ -38,15 +38,14 @@ from reasoning_results import SUMMARY, RunFolder, Sample, figure_table, figures
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lim_sglang.demo import device_args, server_options
 from lim_sglang.demo_report import counted_since, role_rows, role_table
-from lim_sglang.embedded_model import EmbeddedModelError, ensure_model
+from lim_sglang.embedded_model import EmbeddedModelError
 from lim_sglang.errors import exit_with
-from lim_sglang.server_process import ServerError, ServerProcess
+from lim_sglang.local_server import BENCH_SIZE, EMBEDDED_BUDGET, Size, launched
+from lim_sglang.server_process import ServerError
 
 BUILT_IN_PROBLEMS = 40
 FILE_MAX_TOKENS, BUILT_IN_MAX_TOKENS = 32768, 256
-LAUNCH_BUDGET = 256
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         problems = read_problems(args)
         if args.launch:
-            with launched(args) as url:
+            with server_of(args) as url:
                 run(args, url, problems)
         else:
             run(args, args.server, problems)
@@ -75,21 +74,14 @@ def read_problems(args: argparse.Namespace) -> list[Problem]:
 
 
 @contextmanager
-def launched(args: argparse.Namespace) -> Iterator[str]:
+def server_of(args: argparse.Namespace) -> Iterator[str]:
     """The URL of a server with the embedded model; its log is in --out, and it ends with the block."""
-    device = device_args()
     note = Console(stderr=True, highlight=False)
-    if device.note:
-        note.print(device.note, soft_wrap=True)
-    options = [*device.lim_args, "--max-running-requests", str(args.concurrency)]
-    options += ["--attention-backend", args.launch_backend]  # of options given twice the last one counts
-    if args.launch_backend == "lim":
-        options += ["--lim-budget", str(args.budget)]
-    options += server_options(args.server_arg, lim=args.launch_backend == "lim")
-    server = ServerProcess(ensure_model(), options, env=device.env, log_path=args.out / "server.log")
-    with server:
-        with note.status("Starting SGLang ...") as status:
-            server.wait_ready(lambda elapsed: status.update(f"Starting SGLang: {elapsed:.0f} s"))
+    size = Size(BENCH_SIZE.tokens, args.concurrency)
+    log = args.out / "server.log"
+    with launched(
+        args.launch_backend, None, budget=args.budget, size=size, given=args.server_arg, log=log, note=note
+    ) as server:
         try:
             yield server.url
         except ServerLost:
@@ -179,7 +171,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     where.add_argument("--server", type=server_url, help="URL of a running server: http://127.0.0.1:30000")
     where.add_argument("--launch", action="store_true", help="serve the embedded model for the time of the run")
     parser.add_argument("--launch-backend", metavar="NAME", help="--attention-backend of --launch (lim)")
-    parser.add_argument("--budget", type=positive, help=f"lim budget of --launch ({LAUNCH_BUDGET})")
+    parser.add_argument("--budget", type=positive, help=f"lim budget of --launch ({EMBEDDED_BUDGET})")
     parser.add_argument("--server-arg", action="append", default=[], help="SGLang option of --launch: '--OPTION VALUE'")
     parser.add_argument("--data", type=Path, help="JSONL file; the built-in arithmetic set if left out")
     parser.add_argument("--kind", choices=FILE_KINDS, help="format of --data")
@@ -210,7 +202,7 @@ def check_together(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     args.launch_backend = args.launch_backend or "lim"
     if args.budget and args.launch_backend != "lim":
         parser.error(f"--budget is for lim; --launch-backend {args.launch_backend} has none")
-    args.budget = args.budget or LAUNCH_BUDGET
+    args.budget = args.budget or EMBEDDED_BUDGET
     args.max_tokens = args.max_tokens or (BUILT_IN_MAX_TOKENS if args.data is None else FILE_MAX_TOKENS)
     args.kind = args.kind or BUILT_IN
 

@@ -2,8 +2,8 @@
 
     python bench/report.py [--results bench/results]
 
-Reads ``decode_attention.csv``, ``decode_engine.csv`` and ``long_decode.csv`` where they exist; writes ``speed.md`` and
-plots beside them.
+Reads ``decode_attention.csv``, every ``decode_engine*.csv`` and ``long_decode.csv`` where they exist; writes
+``speed.md`` and plots beside them.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=Path("bench/results"))
     results = parser.parse_args().results
-    attention = [row for row in read(results / "decode_attention.csv") if is_number(row["speedup"])]
-    engine = [row for row in read(results / "decode_engine.csv") if is_number(row["speedup"])]
-    if not attention and not engine:
+    attention = measured(results / "decode_attention.csv")
+    engines = {path: measured(path) for path in sorted(results.glob("decode_engine*.csv"))}
+    if not attention and not any(engines.values()):
         parser.error(f"{results} holds neither decode_attention.csv nor decode_engine.csv; run the benchmarks first")
     long_decode = read(results / "long_decode.csv")
     sections = [
-        engine_section(engine, results) if engine else "",
+        *(engine_section(rows, path) for path, rows in engines.items() if rows),
         attention_section(attention, results) if attention else "",
         long_decode_section(long_decode, results) if long_decode else "",
     ]
@@ -74,21 +74,31 @@ def main() -> None:
     print(results / "speed.md")
 
 
-def engine_section(rows: list[Row], results: Path) -> str:
-    title = f"## SGLang's engine, {rows[0]['gpu']}\n"
-    return "\n".join(
-        [
-            title,
-            table(rows, ENGINE_COLUMNS),
-            profile_table(results / "decode_engine.json"),
-            about(results, "decode_engine"),
-        ]
+def engine_section(rows: list[Row], path: Path) -> str:
+    facts = path.with_suffix(".json")
+    arms = json.loads(facts.read_text()).get("arms", {}) if facts.exists() else {}
+    batch = max(int(row["batch"]) for row in rows)
+    parts = [
+        f"## SGLang's engine for up to {batch} requests, {rows[0]['gpu']}\n",
+        table(rows, ENGINE_COLUMNS),
+        profile_table(arms),
+        host_work(arms),
+        about(path.parent, path.stem),
+    ]
+    return "\n".join(filter(None, parts))
+
+
+def host_work(arms: dict[str, Any]) -> str:
+    """The attention backend's own host work before a step; lim's contains the dense backend's."""
+    found = [run["host_us_per_step"] for run in arms.get("lim", ()) if run.get("host_us_per_step")]
+    return "".join(
+        f"Host work before a step, in lim's engine: {us['lim']} µs, of which the dense backend's is {us['dense']} µs.\n"
+        for us in found
     )
 
 
-def profile_table(path: Path) -> str:
+def profile_table(arms: dict[str, Any]) -> str:
     """One captured step taken apart, where a profile was taken."""
-    arms = json.loads(path.read_text()).get("arms", {}) if path.exists() else {}
     profiles = {
         f"{arm}, {shape.replace('x', ' × ')}": found["profile"]
         for arm, runs in arms.items()
@@ -145,6 +155,11 @@ def read(path: Path) -> list[Row]:
         return []
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
+
+
+def measured(path: Path) -> list[Row]:
+    """The rows whose results were right; the others have a reason in place of a speed-up."""
+    return [row for row in read(path) if is_number(row["speedup"])]
 
 
 def is_number(text: str) -> bool:
@@ -221,7 +236,7 @@ def plot_step(rows: Sequence[Row], path: Path) -> None:
         left = [start + share for start, share in zip(left, shares, strict=True)]
     axes.set(xlabel="share of dense attention's time", title=f"Where the attention of a step goes, K = {budget(rows)}")
     axes.invert_yaxis()
-    axes.legend(fontsize=8, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    axes.legend(fontsize=8, loc="lower right")
     save(figure, path)
 
 

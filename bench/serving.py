@@ -28,10 +28,10 @@ from rich.console import Console
 from rich.table import Table
 from timing import about
 
-from lim_sglang.demo import device_args, server_options
-from lim_sglang.embedded_model import ensure_model
+from lim_sglang.embedded_model import EmbeddedModelError
 from lim_sglang.errors import exit_with, one_line
-from lim_sglang.server_process import ServerError, ServerProcess
+from lim_sglang.local_server import BENCH_SIZE, BUDGETS, DENSE, launched
+from lim_sglang.server_process import ServerError
 
 COLUMNS = {
     "attention": "attention",
@@ -69,7 +69,7 @@ def main() -> None:
     rows: list[Row] = []
     try:
         check_client()
-        for attention in ("dense", "lim"):
+        for attention in (DENSE, "lim"):
             with server(attention, args, note) as url:
                 for workload in workloads(args):
                     for rate in args.rates:
@@ -77,7 +77,7 @@ def main() -> None:
                             measured = run_client(url, workload, rate, args)
                         rows.append({"attention": attention, "workload": workload.name, "rate": rate} | measured)
                         write(args.out, rows)  # what is measured so far
-    except (ServingError, ServerError) as error:
+    except (ServingError, ServerError, EmbeddedModelError) as error:
         exit_with(str(error))
     except KeyboardInterrupt:
         exit_with("interrupted; nothing is left running", code=130)
@@ -91,7 +91,7 @@ def parse() -> argparse.Namespace:
     flag("--server", help="URL of a running lim server")
     flag("--dense-server", help="URL of a running dense server")
     flag("--model", help="of --launch: folder or name of a Hugging Face model (the embedded one)")
-    flag("--budget", type=int, default=256, help="lim's budget of --launch (256)")
+    flag("--budget", type=int, help=f"lim's budget of --launch ({BUDGETS})")
     flag("--server-arg", action="append", default=[], metavar="'--OPTION VALUE'", help="more options of --launch")
     flag("--tokenizer", help="of the client, where the server's model has none")
     flag("--rates", nargs="+", default=["1", "2", "inf"], help="requests per second (1 2 inf)")
@@ -138,13 +138,10 @@ def server(attention: str, args: argparse.Namespace, note: Console) -> Iterator[
     if not args.launch:
         yield (args.server if attention == "lim" else args.dense_server).rstrip("/")
         return
-    device, lim = device_args(), attention == "lim"
-    options = [*(device.lim_args if lim else device.dense_args), *(["--lim-budget", str(args.budget)] if lim else [])]
-    options += server_options(args.server_arg, lim=lim)
     log = args.out / f"serving-{attention}.log"
-    with ServerProcess(args.model or str(ensure_model()), options, env=device.env, log_path=log) as process:
-        with note.status(f"Starting SGLang, {attention} ..."):
-            process.wait_ready()
+    with launched(
+        attention, args.model, budget=args.budget, size=BENCH_SIZE, given=args.server_arg, log=log, note=note
+    ) as process:
         yield process.url
 
 

@@ -9,14 +9,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,22 +26,11 @@ from lim_sglang.demo_chat import WORKED_CASES, Chat, DemoError, question
 from lim_sglang.demo_report import Turn, count_agreement, counted_since, lim_part, role_rows, role_table, turn_table
 from lim_sglang.embedded_model import ensure_model
 from lim_sglang.errors import PREFIX, one_line
+from lim_sglang.local_server import DENSE, Size, find_device, server_arguments
 from lim_sglang.server_process import ServerProcess
 
 _REQUEST_TIMEOUT = 1800.0
-_SERVER_ARGS = ["--enable-cache-report", "--max-total-tokens", "10240", "--max-running-requests", "4"]
-_CPU_ARGS = ["--device", "cpu", "--dtype", "float32"]
-_GPU_ARGS = ["--mem-fraction-static", "0.3"]
-
-
-@dataclass(frozen=True)
-class Device:
-    """What the two servers are started with on this machine, and what the user should know about it."""
-
-    lim_args: list[str]
-    dense_args: list[str]
-    env: dict[str, str] = field(default_factory=dict)
-    note: str = ""
+_SIZE = Size(tokens=10240, requests=4)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,14 +76,13 @@ def run_demo(args: argparse.Namespace) -> int:
 def _run(args: argparse.Namespace, logs: Path) -> None:
     out = Console(highlight=False)
     talk = Console(highlight=False, quiet=args.quiet)
-    device = device_args()
+    device = find_device()
     if device.note:
         out.print(device.note, soft_wrap=True)
     model = _model_folder(args)
     chat = Chat.load(model)
     chat.check_fits(args.turns, args.max_tokens)
-    lim_args = [*device.lim_args, *server_options(args.server_arg, lim=True)]
-    dense_args = [*device.dense_args, *server_options(args.server_arg, lim=False)]
+    lim_args, dense_args = (server_arguments(device, name, _SIZE, args.server_arg) for name in ("lim", DENSE))
 
     lim = ServerProcess(model, lim_args, env={**device.env, **_lim_env(args.budget)}, log_path=logs / "lim.log")
     with _serving(lim, "Starting SGLang with lim attention", talk):
@@ -125,42 +110,8 @@ def _model_folder(args: argparse.Namespace) -> Path:
     return Path(args.model_path)
 
 
-def server_options(server_args: Sequence[str], *, lim: bool) -> list[str]:
-    """The words of the --server-arg values; those of lim's own flags only for the server that knows them."""
-    return [word for option in server_args if lim or not option.startswith("--lim-") for word in shlex.split(option)]
-
-
 def _lim_env(budget: int) -> dict[str, str]:
     return {"SGLANG_LIM_CONFIG": json.dumps({"budget": budget, "select_layers": "auto"})}
-
-
-# Where it runs
-
-
-def device_args() -> Device:
-    """The GPU if there is one and lim can use it; else the CPU, with a note when a GPU is left unused."""
-    has_gpu = _has_nvidia_gpu()
-    if has_gpu and _torch_sees_gpu():
-        common = [*_SERVER_ARGS, *_GPU_ARGS]
-        return Device(["--attention-backend", "lim", *common], ["--attention-backend", "flashinfer", *common])
-    common = [*_SERVER_ARGS, *_CPU_ARGS]
-    return Device(
-        ["--attention-backend", "lim", *common],
-        ["--attention-backend", "torch_native", *common],
-        {"SGLANG_USE_CPU_ENGINE": "1", "CUDA_VISIBLE_DEVICES": ""},
-        "This machine has an NVIDIA GPU, but the installed torch cannot use it: the CPU serves." if has_gpu else "",
-    )
-
-
-def _has_nvidia_gpu() -> bool:
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists())
-
-
-def _torch_sees_gpu() -> bool:
-    """Asked in a child process, so that this one never holds GPU memory."""
-    code = "import sys, torch; sys.exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 @contextmanager

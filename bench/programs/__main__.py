@@ -27,12 +27,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.programs import results
-from bench.programs.arms import LAUNCH_BUDGET, Arm, arms
+from bench.programs.arms import Arm, arms
 from bench.programs.common import OneLineParser, Outcome, add_shared_arguments, execute, server_url, whole
 from bench.programs.metering import ProgramError
 from lim_sglang.demo_report import counted_since
 from lim_sglang.embedded_model import EmbeddedModelError
 from lim_sglang.errors import exit_with
+from lim_sglang.local_server import BUDGETS
 from lim_sglang.server_process import ServerError
 
 PROGRAMS = {
@@ -196,7 +197,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flag = parser.add_argument
     flag("--dense-server", type=server_url, metavar="URL", help="a running dense server, to compare --server with")
     flag("--model", help="of --launch: folder or name of a Hugging Face model (the embedded one)")
-    flag("--budget", type=whole(1, 2**31 - 1), help=f"lim budget of --launch ({LAUNCH_BUDGET})")
+    flag("--budget", type=whole(1, 2**31 - 1), help=f"lim budget of --launch ({BUDGETS})")
     flag(
         "--server-arg",
         "--server-args",

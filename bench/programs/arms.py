@@ -11,15 +11,10 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.programs.metering import MeteredEndpoint, ProgramError, connect, server_info
-from lim_sglang.demo import device_args, server_options
 from lim_sglang.demo_chat import DemoError
 from lim_sglang.demo_report import lim_part
-from lim_sglang.embedded_model import ensure_model
+from lim_sglang.local_server import BENCH_SIZE, DENSE, launched
 from lim_sglang.server_process import ServerError, ServerProcess
-
-LAUNCH_BUDGET = 256
-# After the device's own, so these win. The cache is not to lose prefixes that the programs share.
-LAUNCH_ARGS = ["--max-running-requests", "16", "--max-total-tokens", "24576"]
 
 
 @dataclass(frozen=True)
@@ -66,20 +61,6 @@ def running(url: str, chat_template: str | None, expected: str | None = None) ->
     yield Arm(attention, endpoint)
 
 
-@contextmanager
-def launched(attention: str, args: argparse.Namespace, model: str, note: Console) -> Iterator[Arm]:
-    """A server of this machine's dense backend or of lim, on a free port; it ends with the block."""
-    device, lim = device_args(), attention == "lim"
-    options = [*(device.lim_args if lim else device.dense_args), *LAUNCH_ARGS]
-    options += ["--lim-budget", str(args.budget or LAUNCH_BUDGET)] if lim else []
-    options += server_options(args.server_arg, lim=lim)
-    log = Path(args.out) / f"programs-{attention}.log"
-    with ServerProcess(model, options, env=device.env, log_path=log) as server:
-        with note.status(f"Starting SGLang, {attention} ...") as status:
-            server.wait_ready(lambda elapsed: status.update(f"Starting SGLang, {attention}: {elapsed:.0f} s"))
-        yield Arm(attention, connect(server.url, args.chat_template), server)
-
-
 def arms(args: argparse.Namespace, note: Console) -> Generator[Arm]:
     """Every arm, ready; the one before has been stopped by then. Dense comes first, as others are compared with it."""
     if not args.launch:
@@ -88,10 +69,8 @@ def arms(args: argparse.Namespace, note: Console) -> Generator[Arm]:
                 with running(url, args.chat_template, expected) as arm:
                     yield arm
         return
-    device = device_args()
-    if device.note:
-        note.print(device.note, soft_wrap=True)
-    model = args.model or str(ensure_model())
-    for attention in ("dense", "lim"):
-        with launched(attention, args, model, note) as arm:
-            yield arm
+    for attention in (DENSE, "lim"):
+        log = Path(args.out) / f"programs-{attention}.log"
+        options = {"budget": args.budget, "given": args.server_arg}
+        with launched(attention, args.model, size=BENCH_SIZE, log=log, note=note, **options) as server:
+            yield Arm(attention, connect(server.url, args.chat_template), server)

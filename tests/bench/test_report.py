@@ -59,8 +59,11 @@ def test_a_folder_without_results_gets_one_line(tmp_path: Path) -> None:
 
 def test_what_the_project_shows_is_what_its_results_say(tmp_path: Path) -> None:
     """The page in the repository was made from the files beside it."""
-    for name in ("decode_attention.csv", "decode_engine.csv", "decode_attention.json", "decode_engine.json"):
-        (tmp_path / name).write_text((BENCH / "results" / name).read_text())
+    kinds = ("decode_*.csv", "decode_*.json", "long_decode.*")
+    files = [path for kind in kinds for path in (BENCH / "results").glob(kind) if path.suffix != ".png"]
+    assert len(files) >= 8
+    for path in files:
+        (tmp_path / path.name).write_text(path.read_text())
     assert report(tmp_path).returncode == 0
     assert (tmp_path / "speed.md").read_text() == (BENCH / "results" / "speed.md").read_text()
 
@@ -70,7 +73,10 @@ def test_a_step_taken_apart_and_a_long_generation_are_shown(tmp_path: Path) -> N
     write(tmp_path / "decode_engine.csv", [engine | {"speedup": "2.0"}])
     profile = {"graph_us": 9000.5, "us_per_step": {"selection": 123.4, "everything else": 6000.0}}
     shapes = {"8x32000": {"ms": [10], "profile": profile}, "1x32000": {"ms": [7]}}
-    facts = {"about": {"gpu": "a GPU"}, "arms": {"dense": [], "lim": [{"shapes": shapes}]}}
+    facts = {
+        "about": {"gpu": "a GPU"},
+        "arms": {"dense": [], "lim": [{"shapes": shapes, "host_us_per_step": {"dense": 251.5, "lim": 290.25}}]},
+    }
     (tmp_path / "decode_engine.json").write_text(json.dumps(facts))
     row = {"gpu": "a GPU", "batch": "16", "budget": "2048", "dense_ms": "9", "lim_ms": "8", "speedup": "1.125"}
     write(tmp_path / "long_decode.csv", [row | {"context": context} for context in ("1000", "4000")])
@@ -80,6 +86,7 @@ def test_a_step_taken_apart_and_a_long_generation_are_shown(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "speed.md").read_text()
     assert "| lim, 8 × 32000 | 9000.5 | 6000.0 | 123.4 |" in page
+    assert "in lim's engine: 290.25 µs, of which the dense backend's is 251.5 µs." in page
     assert page.count("| 1.125 |") == 2
     assert "17.5×" in page
     assert (tmp_path / "long_decode.png").read_bytes().startswith(b"\x89PNG")

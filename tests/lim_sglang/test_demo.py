@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from lim_sglang import demo, demo_chat
-from lim_sglang.demo import device_args, run_demo, server_options
+from lim_sglang.demo import run_demo
 from lim_sglang.demo_chat import QUESTION_TOKENS, Chat, DemoError, build_prefix, question, unambiguous
 from lim_sglang.demo_report import (
     Turn,
@@ -276,48 +276,6 @@ def test_numbers_must_be_positive(value: str, capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit):
         arguments(f"--turns={value}")
     assert f"{value!r} is not a whole number above 0" in capsys.readouterr().err
-
-
-def test_server_options_go_to_both_servers_but_lims_own_flags() -> None:
-    given = arguments(
-        "--server-arg", "--page-size 16", "--server-arg=--lim-sink-tokens 8", "--server-arg=--x"
-    ).server_arg
-    assert server_options(given, lim=True) == ["--page-size", "16", "--lim-sink-tokens", "8", "--x"]
-    assert server_options(given, lim=False) == ["--page-size", "16", "--x"]
-
-
-def machine(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, torch_sees_it: bool) -> None:
-    monkeypatch.setattr(demo, "_has_nvidia_gpu", lambda: gpu)
-    monkeypatch.setattr(demo, "_torch_sees_gpu", lambda: torch_sees_it)
-
-
-@pytest.mark.parametrize(
-    ("gpu", "note"),
-    [
-        (False, ""),
-        (True, "torch cannot use it"),
-    ],
-)
-def test_cpu(monkeypatch: pytest.MonkeyPatch, gpu: bool, note: str) -> None:
-    machine(monkeypatch, gpu=gpu, torch_sees_it=False)
-    device = device_args()
-    for words, name in ((device.lim_args, "lim"), (device.dense_args, "torch_native")):
-        line = " ".join(words)
-        assert f"--attention-backend {name}" in line
-        assert "--device cpu --dtype float32" in line
-        assert "--enable-cache-report" in line
-    assert device.env["SGLANG_USE_CPU_ENGINE"] == "1"
-    assert note in device.note
-    assert bool(device.note) == bool(note)
-
-
-def test_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(monkeypatch, gpu=True, torch_sees_it=True)
-    device = device_args()
-    assert device.lim_args[:2] == ["--attention-backend", "lim"]
-    assert device.dense_args[:2] == ["--attention-backend", "flashinfer"]
-    assert "--device" not in device.lim_args
-    assert (device.env, device.note) == ({}, "")
 
 
 def finish(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> int:
