@@ -44,6 +44,7 @@ COLUMNS = {
     "mean_itl_ms": "ITL, mean ms",
     "p99_itl_ms": "p99",
 }
+RANDOM, SHARED = "random", "shared-prefix"
 MEASURED = tuple(COLUMNS)[3:]
 Row = dict[str, Any]
 
@@ -94,6 +95,7 @@ def parse() -> argparse.Namespace:
     flag("--budget", type=int, help=f"lim's budget of --launch ({BUDGETS})")
     flag("--server-arg", action="append", default=[], metavar="'--OPTION VALUE'", help="more options of --launch")
     flag("--tokenizer", help="of the client, where the server's model has none")
+    flag("--workloads", nargs="+", choices=[RANDOM, SHARED], default=[RANDOM, SHARED], help="which to send (both)")
     flag("--rates", nargs="+", default=["1", "2", "inf"], help="requests per second (1 2 inf)")
     flag("--requests", type=int, default=16, help="requests per run of the workload random (16)")
     flag("--input", type=int, default=1024, help="tokens of a prompt (1024)")
@@ -129,7 +131,8 @@ def workloads(args: argparse.Namespace) -> list[Workload]:
         *("--gsp-prompts-per-group", str(per_group), "--gsp-system-prompt-len", str(args.input)),
         *("--gsp-question-len", "64", "--gsp-output-len", str(args.output)),
     )
-    return [Workload("random", args.requests, random_ids), Workload("shared-prefix", args.groups * per_group, shared)]
+    known = (Workload(RANDOM, args.requests, random_ids), Workload(SHARED, args.groups * per_group, shared))
+    return [workload for workload in known if workload.name in args.workloads]
 
 
 @contextmanager

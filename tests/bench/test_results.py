@@ -1,0 +1,74 @@
+"""The README's figures are those of the files in bench/results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+RESULTS = ROOT / "bench" / "results"
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def same(shown: str, value: float) -> bool:
+    """Whether the first number of ``shown`` is ``value``, rounded to as many digits."""
+    number = re.search(r"[\d,]+(?:\.\d+)?", shown)
+    assert number, shown
+    text = number[0].replace(",", "")
+    half = 0.5 * 10.0 ** -len(text.partition(".")[2])
+    return abs(float(text) - value) <= half * 1.0001
+
+
+def test_rounding_is_checked() -> None:
+    assert same("1,043", 1042.86)
+    assert same("2.12×", 2.117)
+    assert not same("2.12×", 2.109)
+    assert not same("24.2 ms", 24.26)
+
+
+def test_steps_of_the_engine() -> None:
+    found = {(int(row["batch"]), int(row["context"])): row for row in rows_of("decode_engine.csv")}
+    shown = re.findall(r"^\| (\d+) × ([\d,]+)[^|]*(\|.*)$", README, re.MULTILINE)
+    assert len(shown) == len(found)
+    for batch, context, rest in shown:
+        row = found[int(batch), int(context.replace(",", ""))]
+        for cell, name in zip(cells(rest), ("dense_ms", "lim_ms", "speedup"), strict=True):
+            assert same(cell, float(row[name])), (batch, context, cell)
+
+
+def test_long_generation_and_memory() -> None:
+    summary = json.loads((RESULTS / "long_decode.json").read_text())["summary"]
+    [line] = re.findall(r"^\| 16 requests that generate 16,384 tokens each (\|.*)$", README, re.MULTILINE)
+    for cell, name in zip(cells(line), ("dense_s", "lim_s", "speedup"), strict=True):
+        assert same(cell, summary[name])
+    [row] = rows_of("decode_engine_batch64.csv")
+    assert f"takes {row['extra_mib']} MiB more" in " ".join(README.split())
+
+
+def test_serving() -> None:
+    names = {"random prompts": ("random", "random"), "two shared prefixes": ("shared_prefix", "shared-prefix")}
+    lines = re.findall(rf"^\| ({'|'.join(names)}) \| (1|all at once) (\|.*)$", README, re.MULTILINE)
+    assert len(lines) == 4
+    for title, rate, rest in lines:
+        file, workload = names[title]
+        found = {
+            row["attention"]: row
+            for row in rows_of(f"serving_h100_{file}.csv")
+            if (row["workload"], row["rate"]) == (workload, rate.replace("all at once", "inf"))
+        }
+        shown = iter(cells(rest))
+        for name, unit in (("output_throughput", 1), ("mean_itl_ms", 1), ("mean_ttft_ms", 1000)):
+            for attention in ("dense", "lim"):
+                cell = next(shown)
+                assert same(cell, float(found[attention][name]) / unit), (title, rate, name, cell)
