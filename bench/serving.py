@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,17 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "serving.json").write_text(json.dumps({"about": about()}, indent=1) + "\n")
     note = Console(stderr=True, highlight=False)
+    runs = list(product([workload for workload in workloads(args) if workload.name in args.workloads], args.rates))
     rows: list[Row] = []
     try:
         check_client()
         for attention in (DENSE, "lim"):
             with server(attention, args, note) as url:
-                for workload in workloads(args):
-                    for rate in args.rates:
-                        with note.status(f"{attention}: {workload.name} at {rate} requests/s"):
-                            measured = run_client(url, workload, rate, args)
-                        rows.append({"attention": attention, "workload": workload.name, "rate": rate} | measured)
-                        write(args.out, rows)  # what is measured so far
+                for workload, rate in runs:
+                    with note.status(f"{attention}: {workload.name} at {rate} requests/s"):
+                        measured = run_client(url, workload, rate, args)
+                    rows.append({"attention": attention, "workload": workload.name, "rate": rate} | measured)
+                    write(args.out, rows)  # what is measured so far
     except (ServingError, ServerError, EmbeddedModelError) as error:
         exit_with(str(error))
     except KeyboardInterrupt:
@@ -131,8 +132,7 @@ def workloads(args: argparse.Namespace) -> list[Workload]:
         *("--gsp-prompts-per-group", str(per_group), "--gsp-system-prompt-len", str(args.input)),
         *("--gsp-question-len", "64", "--gsp-output-len", str(args.output)),
     )
-    known = (Workload(RANDOM, args.requests, random_ids), Workload(SHARED, args.groups * per_group, shared))
-    return [workload for workload in known if workload.name in args.workloads]
+    return [Workload(RANDOM, args.requests, random_ids), Workload(SHARED, args.groups * per_group, shared)]
 
 
 @contextmanager
