@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", default=["8x32768", "16x16384", "1x32768", "16x1500"])
     parser.add_argument("--grid", action="store_true", help=f"all of {GRID[0]} to {GRID[-1]} that fit")
     parser.add_argument("--budgets", nargs="+", type=int, default=[2048])
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     args = parser.parse_args()
     copy = copy_tb_s()
     args.out.mkdir(parents=True, exist_ok=True)

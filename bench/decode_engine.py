@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="measurements per shape and engine")
     parser.add_argument("--rounds", type=int, default=1, help="engines per arm")
     parser.add_argument("--profile", nargs="*", default=[], help="shapes whose steps are taken apart (GPU)")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     args = parser.parse_args()
     args.model = default_model(args, parser)
     args.shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]

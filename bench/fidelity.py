@@ -94,7 +94,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--free-tokens", type=int, default=96)
     parser.add_argument("--policies", nargs="+", help="of the part curves, these only")
     parser.add_argument("--plan", action="append", default=[], help="one more plan by hand for the part plans: 1,20")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args()
     if args.model is None:

@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget", type=int, default=2048)
     parser.add_argument("--interval", type=int, default=64, help="tokens between marks of the stream")
     parser.add_argument("--stretch", type=int, default=512, help="tokens of a row")
-    parser.add_argument("--out", type=Path, default=Path("bench/results"))
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     args = parser.parse_args()
     args.model = default_model(args, parser)
     return args

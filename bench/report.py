@@ -53,6 +53,12 @@ ENGINE_COLUMNS = {
     "byte_bound_share": "of the byte bound",
     "extra_mib": "extra MiB",
 }
+TERMS = """\
+- *of the byte bound*: the time that the least bytes lim must read would take at the bandwidth of a copy in the same
+  run, over the time measured. In the engine these are weights, K and V, in the attention tables K and V.
+- *extra MiB*: device memory of lim's engine beyond the dense engine's.
+- *beyond its dense attention*: what a select layer takes longer than its dense attention alone, as a share of that.
+"""
 DENSE_LAYERS, SELECT_LAYERS, SPARSE_LAYERS = 2, 2, 32  # of the benchmark's 36
 
 
@@ -70,7 +76,7 @@ def main() -> None:
         attention_section(attention, results) if attention else "",
         long_decode_section(long_decode, results) if long_decode else "",
     ]
-    (results / "speed.md").write_text("\n".join(["# Speed, as measured\n", *filter(None, sections)]))
+    (results / "speed.md").write_text("\n".join(["# Speed, as measured\n", TERMS, *filter(None, sections)]))
     print(results / "speed.md")
 
 
@@ -79,7 +85,7 @@ def engine_section(rows: list[Row], path: Path) -> str:
     arms = json.loads(facts.read_text()).get("arms", {}) if facts.exists() else {}
     batch = max(int(row["batch"]) for row in rows)
     parts = [
-        f"## SGLang's engine for up to {batch} requests, {rows[0]['gpu']}\n",
+        f"## SGLang's engine, graphs for up to {batch} requests, {rows[0]['gpu']}\n",
         table(rows, ENGINE_COLUMNS),
         profile_table(arms),
         host_work(arms),

@@ -103,7 +103,7 @@ def parse() -> argparse.Namespace:
     flag("--output", type=int, default=64, help="tokens generated per request (64)")
     flag("--groups", type=int, default=2, help="prefixes of the workload shared-prefix (2)")
     flag("--timeout", type=float, default=3600, help="seconds that one run of the client may take (3600)")
-    flag("--out", type=Path, default=Path("bench/results"))
+    flag("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     args = parser.parse_args()
     if args.launch == bool(args.server and args.dense_server):
         parser.error("either --launch, or both --server and --dense-server")

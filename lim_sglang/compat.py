@@ -1,6 +1,7 @@
 """Every SGLang name this project relies on, and the few places where the tested versions differ.
 
-Nothing outside this module and ``lim_patches`` may know a private SGLang name or branch on its version.
+Private names are used here, in ``lim_patches`` and by the backends in ``attention``, which subclass SGLang's; only this
+module branches on a version.
 """
 
 from __future__ import annotations

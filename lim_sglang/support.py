@@ -56,6 +56,14 @@ def _prefill_only(args: Any, _model: Any) -> str:
     return f"--decode-attention-backend {decode}" if prefill == BACKEND != decode else ""
 
 
+def _device(args: Any, _model: Any) -> str:
+    if args.device not in (None, "cpu", "cuda"):
+        return f"--device {args.device}"
+    import torch
+
+    return "an AMD GPU" if args.device == "cuda" and torch.version.hip else ""  # SGLang calls it cuda as well
+
+
 def _kv_cache_dtype(args: Any, _model: Any) -> str:
     allowed = KV_DTYPES.get(args.device, KV_DTYPES["cuda"])
     return "" if args.kv_cache_dtype in allowed else f"--kv-cache-dtype {args.kv_cache_dtype}"
@@ -70,9 +78,9 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "devices other than NVIDIA GPUs and CPUs",
-        lambda args, _model: "" if args.device in (None, "cpu", "cuda") else f"--device {args.device}",
+        _device,
         "there is no lim backend for this device",
-        "use --device cuda or cpu, or SGLang's own attention backend",
+        "use an NVIDIA GPU or --device cpu, or SGLang's own attention backend",
     ),
     Refusal(
         "tensor parallelism",
@@ -117,7 +125,7 @@ REFUSALS: tuple[Refusal, ...] = (
         DENSE,
     ),
     Refusal(
-        "other KV cache dtypes",
+        "KV cache dtypes other than auto, bfloat16 and, on a GPU, fp8_e4m3",
         _kv_cache_dtype,
         "keys are scored in bfloat16, float16 or fp8_e4m3, on a CPU in the model's own dtype",
         "leave out --kv-cache-dtype",

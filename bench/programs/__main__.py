@@ -209,7 +209,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flag("--programs", type=program_names, default=list(PROGRAMS), help=f"some of {','.join(PROGRAMS)} (all)")
     flag("--concurrency", type=whole(1, 256), default=1, help="programs at a time (1)")
     flag("--repeats", type=whole(1, 10_000), default=1, help="problems per program (1)")
-    flag("--out", type=Path, default=Path("bench/results"), help="folder of programs.csv and .json (%(default)s)")
+    flag("--out", type=Path, default=Path("runs"), help="folder of programs.csv and .json (%(default)s)")
     add_shared_arguments(parser)
     for program in PROGRAMS.values():
         program.add_arguments(parser)

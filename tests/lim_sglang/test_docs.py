@@ -10,6 +10,7 @@ import pytest
 from lim_sglang.config import LimConfig
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.metrics import DecodeMetrics
+from lim_sglang.support import REFUSALS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "lim_sglang" / "docs"
@@ -23,10 +24,18 @@ def first_cells(page: str, heading: str) -> list[str]:
 
 def test_every_message_of_the_page_is_one_of_ours() -> None:
     messages = first_cells("troubleshooting.md", "| the line contains |")
-    source = "\n".join(path.read_text() for path in (ROOT / "lim_sglang").rglob("*.py"))
+    folders = ("lim_sglang", "patches", "kernels")
+    source = "\n".join(path.read_text() for folder in folders for path in (ROOT / folder).rglob("*.py"))
     joined = re.sub(r'"\s*\n\s*f?"', "", source)  # messages are split over lines
     assert len(messages) > 8
     assert [message for message in messages if message not in joined] == []
+
+
+def test_the_readme_lists_every_refusal() -> None:
+    table = (ROOT / "README.md").read_text().split("| refused | why |")[1].split("\n\n", 1)[0]
+    listed = re.findall(r"^\| (?!-)(.+?) \|", table.split("\n", 2)[2], re.M)
+    stages = "a pipeline stage without a select layer"  # found by the layer plan
+    assert sorted(listed) == sorted([*(refusal.feature for refusal in REFUSALS), stages])
 
 
 def test_every_counter_is_explained() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from lim_sglang import compat
 from lim_sglang.launch import check_launch, resolve
@@ -158,6 +160,16 @@ def test_options_that_are_refused(launch: Launch, option: str, value: Any, flag:
     text = refusal(launch(), **{option: value})
     assert text.startswith(f"{flag} does not work with lim: ")
     assert "\n" not in text
+
+
+def test_an_amd_gpu_is_refused_though_sglang_calls_it_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = next(entry for entry in REFUSALS if entry.feature.startswith("devices"))
+    on_gpu, model = SimpleNamespace(device="cuda"), object()
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert entry.found(on_gpu, model) == ""
+    monkeypatch.setattr(torch.version, "hip", "6.3.1")
+    assert entry.found(on_gpu, model) == "an AMD GPU"
+    assert entry.found(SimpleNamespace(device="cpu"), model) == ""
 
 
 def test_a_config_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
