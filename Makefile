@@ -5,7 +5,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The stamp names the versions; it is re-made when an input below changed.
 STAMP := $(VENV)/.made-for-sglang-$(SGLANG)
-GPU := $(wildcard /dev/nvidiactl)
+GPU := $(wildcard /dev/nvidiactl /dev/dxg)
 
 .PHONY: setup demo test lint clean
 

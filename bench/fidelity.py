@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,9 +65,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     model = PolicyModel.load(args.model, args.device)
     bench = Bench(model, AutoTokenizer.from_pretrained(args.model), args)
-    (args.out / "fidelity.json").write_text(
-        json.dumps({"about": about(), "model": Path(args.model).name, "layers": model.num_layers}, indent=1) + "\n"
-    )
+    check_names(args, bench)
+    write_facts(args.out / "fidelity.json", {"model": Path(args.model).name, "layers": model.num_layers})
     with Progress(disable=args.quiet) as progress:
         for part in args.parts:
             getattr(bench, part)(progress)
@@ -102,6 +102,25 @@ def parse() -> argparse.Namespace:
 
         args.model = str(ensure_model())
     return args
+
+
+def check_names(args: argparse.Namespace, bench: Bench) -> None:
+    """End with one line where a plan or a policy is none of this model's."""
+    layers = bench.model.num_layers
+    for plan in args.plan:
+        if not re.fullmatch(r"\d+(,\d+)*", plan) or not all(int(layer) < layers for layer in plan.split(",")):
+            sys.exit(f"fidelity: error: --plan {plan}: expected layers from 0 to {layers - 1}, as in --plan 1,20")
+    known = [policy.name for policy, _ in policies(layers, 64, bench.select_layers)]
+    wrong = [name for name in args.policies or () if name not in known]
+    if wrong:
+        sys.exit(f"fidelity: error: --policies {wrong[0]!r}: expected some of {', '.join(map(repr, known))}")
+
+
+def write_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Versions, commit and command of this run, and those of the runs that it goes on from."""
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    runs = [*earlier.get("earlier", []), earlier["about"]] if earlier else []
+    path.write_text(json.dumps({"about": about(), **facts, "earlier": runs}, indent=1) + "\n")
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from reasoning_results import SUMMARY, RunFolder, Sample, figure_table, figures
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from lim_sglang.command import positive
 from lim_sglang.demo_report import counted_since, role_rows, role_table
 from lim_sglang.embedded_model import EmbeddedModelError
 from lim_sglang.errors import exit_with
@@ -211,12 +212,6 @@ def server_url(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         raise argparse.ArgumentTypeError(f"{text!r} is not a URL such as http://127.0.0.1:30000")
     return text.rstrip("/").removesuffix("/v1")
-
-
-def positive(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def ranged(low: float, high: float, open_below: bool = False) -> Callable[[str], float]:

@@ -29,6 +29,9 @@ from rich.console import Console
 from rich.table import Table
 from timing import about
 
+from lim_sglang.command import positive
+from lim_sglang.demo_chat import DemoError
+from lim_sglang.demo_report import lim_part
 from lim_sglang.embedded_model import EmbeddedModelError
 from lim_sglang.errors import exit_with, one_line
 from lim_sglang.local_server import BENCH_SIZE, BUDGETS, DENSE, launched
@@ -66,12 +69,12 @@ class ServingError(RuntimeError):
 def main() -> None:
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "serving.json").write_text(json.dumps({"about": about()}, indent=1) + "\n")
     note = Console(stderr=True, highlight=False)
     runs = list(product([workload for workload in workloads(args) if workload.name in args.workloads], args.rates))
     rows: list[Row] = []
     try:
         check_client()
+        (args.out / "serving.json").write_text(json.dumps({"about": about()}, indent=1) + "\n")
         for attention in (DENSE, "lim"):
             with server(attention, args, note) as url:
                 for workload, rate in runs:
@@ -93,20 +96,23 @@ def parse() -> argparse.Namespace:
     flag("--server", help="URL of a running lim server")
     flag("--dense-server", help="URL of a running dense server")
     flag("--model", help="of --launch: folder or name of a Hugging Face model (the embedded one)")
-    flag("--budget", type=int, help=f"lim's budget of --launch ({BUDGETS})")
+    flag("--budget", type=positive, help=f"lim's budget of --launch ({BUDGETS})")
     flag("--server-arg", action="append", default=[], metavar="'--OPTION VALUE'", help="more options of --launch")
     flag("--tokenizer", help="of the client, where the server's model has none")
     flag("--workloads", nargs="+", choices=[RANDOM, SHARED], default=[RANDOM, SHARED], help="which to send (both)")
     flag("--rates", nargs="+", default=["1", "2", "inf"], help="requests per second (1 2 inf)")
-    flag("--requests", type=int, default=16, help="requests per run of the workload random (16)")
-    flag("--input", type=int, default=1024, help="tokens of a prompt (1024)")
-    flag("--output", type=int, default=64, help="tokens generated per request (64)")
-    flag("--groups", type=int, default=2, help="prefixes of the workload shared-prefix (2)")
+    flag("--requests", type=positive, default=16, help="requests per run of the workload random (16)")
+    flag("--input", type=positive, default=1024, help="tokens of a prompt (1024)")
+    flag("--output", type=positive, default=64, help="tokens generated per request (64)")
+    flag("--groups", type=positive, default=2, help="prefixes of the workload shared-prefix (2)")
     flag("--timeout", type=float, default=3600, help="seconds that one run of the client may take (3600)")
     flag("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     args = parser.parse_args()
-    if args.launch == bool(args.server and args.dense_server):
+    servers = [url for url in (args.server, args.dense_server) if url]
+    if len(servers) != (0 if args.launch else 2):
         parser.error("either --launch, or both --server and --dense-server")
+    if not args.launch and (args.model or args.budget or args.server_arg):
+        parser.error("--model, --budget and --server-arg are for --launch; running servers have their own")
     bad = [rate for rate in args.rates if rate != "inf" and not is_positive(rate)]
     if bad:
         parser.error(f"--rates {bad[0]}: expected numbers above 0, or inf; for example --rates 1 2 inf")
@@ -139,13 +145,31 @@ def workloads(args: argparse.Namespace) -> list[Workload]:
 def server(attention: str, args: argparse.Namespace, note: Console) -> Iterator[str]:
     """The URL of a server that runs, or of one that is started and ends with the block."""
     if not args.launch:
-        yield (args.server if attention == "lim" else args.dense_server).rstrip("/")
+        url = (args.server if attention == "lim" else args.dense_server).rstrip("/")
+        if serves_lim(url) != (attention == "lim"):
+            raise ServingError(f"{url} does not serve with {attention} attention; fix: name another server")
+        yield url
         return
     log = args.out / f"serving-{attention}.log"
     with launched(
         attention, args.model, budget=args.budget, size=BENCH_SIZE, given=args.server_arg, log=log, note=note
     ) as process:
-        yield process.url
+        try:
+            yield process.url
+        except ServingError:
+            process.check_running(wait=10)  # its log tells more
+            raise
+
+
+def serves_lim(url: str) -> bool:
+    """Whether the server at ``url`` decodes with lim."""
+    try:
+        lim_part(httpx.get(f"{url}/server_info", timeout=60, trust_env=False).raise_for_status().json())
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise ServingError(f"no SGLang server answers at {url}: {one_line(str(error))}; fix: start it") from error
+    except DemoError:
+        return False
+    return True
 
 
 def check_client() -> None:

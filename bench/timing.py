@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,9 +48,17 @@ def copy_tb_s() -> float:
     return 2 * source.nbytes / layer_us(lambda _: torch.mul(source, 1, out=target), layers=2) / 1e6
 
 
+def _commit() -> str:
+    """The commit of this file's checkout; empty where there is none, or no git."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
 def about() -> dict[str, str]:
     """Versions, commit and command of this run; a package that is not installed is left out."""
-    found = subprocess.run(["git", "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, check=False)
     packages = {}
     for name in ("torch", "triton", "sglang", "flashinfer-python", "transformers"):
         try:
@@ -60,6 +69,6 @@ def about() -> dict[str, str]:
         **packages,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
-        "commit": os.environ.get("LIM_COMMIT") or found.stdout.strip() or "unknown",
+        "commit": os.environ.get("LIM_COMMIT") or _commit() or "unknown",
         "command": " ".join(["python", *sys.argv]),
     }

@@ -1,7 +1,8 @@
-"""What the commands `lim-sglang calibrate` and `lim-sglang inspect` share: their flags' names and their output file."""
+"""What commands share: converters of flags, the names of lim's flags, the output file."""
 
 from __future__ import annotations
 
+import argparse
 import os
 from pathlib import Path
 
@@ -10,6 +11,13 @@ from lim_sglang.config import FLAGS
 
 class CommandError(RuntimeError):
     """The command cannot go on; the message is one line with the fix."""
+
+
+def positive(text: str) -> int:
+    """A converter of flags: a whole number above 0."""
+    if not (text.isascii() and text.isdecimal()) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def own_flags(message: str) -> str:

@@ -6,6 +6,7 @@ module branches on a version.
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 from importlib.metadata import PackageNotFoundError, version
@@ -244,13 +245,18 @@ def pipeline_stages(num_hidden_layers: int, pp_size: int) -> list[tuple[int, int
     return [tuple(get_pp_indices(num_hidden_layers, rank, pp_size)) for rank in range(pp_size)]
 
 
-def port_in_use(host: str, port: int) -> bool:
-    """Whether something listens on ``host:port``; tried by binding as SGLang's HTTP server will."""
+def has_pdmux(args: Any) -> bool:
+    """Whether PD multiplexing is asked for; SGLang 0.5.23 no longer has it."""
+    return bool(getattr(args, "enable_pdmux", False))
+
+
+def why_not_bound(host: str, port: int) -> str:
+    """Why SGLang's HTTP server could not listen on ``host:port``, or an empty string; tried by binding as it will."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
-            return True
-    return False
+        except OSError as error:
+            return "it is in use" if error.errno == errno.EADDRINUSE else str(error.strerror or error)
+    return ""

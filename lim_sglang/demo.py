@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
+from lim_sglang.command import positive
 from lim_sglang.demo_chat import WORKED_CASES, Chat, DemoError, question
 from lim_sglang.demo_report import Turn, count_agreement, counted_since, lim_part, role_rows, role_table, turn_table
 from lim_sglang.embedded_model import ensure_model
@@ -35,9 +36,9 @@ _SIZE = Size(tokens=10240, requests=4)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `lim-sglang demo`."""
-    parser.add_argument("--budget", type=_positive, default=512, help="tokens a sparse layer attends to (512)")
-    parser.add_argument("--turns", type=_positive, default=4, help="questions asked (4)")
-    parser.add_argument("--max-tokens", type=_positive, default=160, help="longest answer, in tokens (160)")
+    parser.add_argument("--budget", type=positive, default=512, help="tokens a sparse layer attends to (512)")
+    parser.add_argument("--turns", type=positive, default=4, help="questions asked (4)")
+    parser.add_argument("--max-tokens", type=positive, default=160, help="longest answer, in tokens (160)")
     parser.add_argument("--model-path", help="another model, as a local folder (the embedded one)")
     parser.add_argument(
         "--server-arg",
@@ -47,12 +48,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one more SGLang option for both servers, in quotes; may be repeated (--lim-* goes to lim only)",
     )
     parser.add_argument("--quiet", action="store_true", help="print the tables only")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -81,7 +76,7 @@ def _run(args: argparse.Namespace, logs: Path) -> None:
         out.print(device.note, soft_wrap=True)
     model = _model_folder(args)
     chat = Chat.load(model)
-    chat.check_fits(args.turns, args.max_tokens)
+    chat.check_fits(args.turns, args.max_tokens, _context(model))
     lim_args, dense_args = (server_arguments(device, name, _SIZE, args.server_arg) for name in ("lim", DENSE))
 
     lim = ServerProcess(model, lim_args, env={**device.env, **_lim_env(args.budget)}, log_path=logs / "lim.log")
@@ -108,6 +103,12 @@ def _model_folder(args: argparse.Namespace) -> Path:
     if not (Path(args.model_path) / "config.json").is_file():
         raise DemoError(f"--model-path {args.model_path} holds no config.json; give the folder of a Hugging Face model")
     return Path(args.model_path)
+
+
+def _context(model: Path) -> int:
+    """Tokens that a request on the demo's servers can hold."""
+    limit = json.loads((model / "config.json").read_text()).get("max_position_embeddings", _SIZE.tokens)
+    return int(min(limit, _SIZE.tokens))
 
 
 def _lim_env(budget: int) -> dict[str, str]:

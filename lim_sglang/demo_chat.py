@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 MIN_PREFIX_TOKENS = 3000
-CONTEXT_LIMIT = 8192
 WORKED_CASES = 36
 
 # Reserved per turn for the question and the chat template's own tokens, when the context is checked beforehand.
@@ -113,8 +112,8 @@ class Chat:
         """The prompt's token ids, as the server makes them from the same messages."""
         return list(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=answer, return_dict=False))
 
-    def check_fits(self, turns: int, max_tokens: int) -> None:
-        """Raise DemoError if the prefix is too short or the whole conversation could outgrow the context."""
+    def check_fits(self, turns: int, max_tokens: int, context: int) -> None:
+        """Raise DemoError if the prefix is too short or the whole conversation could outgrow ``context`` tokens."""
         prefix = len(self.render(self.opening(), answer=False))
         if prefix < MIN_PREFIX_TOKENS:
             raise DemoError(
@@ -122,10 +121,10 @@ class Chat:
                 "leave out --model-path"
             )
         most = prefix + turns * (max_tokens + QUESTION_TOKENS)
-        if most >= CONTEXT_LIMIT:
+        if most >= context:
             raise DemoError(
                 f"--turns {turns} with --max-tokens {max_tokens} could reach {most} tokens, the context holds "
-                f"{CONTEXT_LIMIT}; lower one of them"
+                f"{context}; lower one of them"
             )
 
     def output_ids(self, pieces: Sequence[str], text: str, stop_id: int | None, count: int) -> tuple[list[int], bool]:

@@ -205,9 +205,10 @@ def _run(
 
 def _bytes_under(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # pip moves its files about
-            total += path.stat().st_size if path.is_file() else 0
+    for parent, _folders, names in os.walk(folder):  # passes over folders that go away: pip moves its files about
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(os.path.join(parent, name)).st_size
     return total
 
 

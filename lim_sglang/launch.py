@@ -103,8 +103,11 @@ def resolve(server_args: Any, model: Any, *, warn: bool = False) -> tuple[LimCon
 def _check_early(args: Namespace, flags: dict[str, Any]) -> None:
     overrides = parse_config_json(args.json_model_override_args or "{}", "--json-model-override-args")
     resolve_config(flags, overrides.get(MODEL_CONFIG_KEY), os.environ.get(ENV_CONFIG))
-    if compat.port_in_use(args.host, args.port):
-        raise UnsupportedError(f"port {args.port} on {args.host} is in use; choose another one with --port")
+    reason = compat.why_not_bound(args.host, args.port)
+    if reason:
+        raise UnsupportedError(
+            f"cannot listen on port {args.port} of {args.host}: {reason}; choose others with --port and --host"
+        )
     try:
         model = compat.model_config_of_command_line(args)
     except ValueError as error:

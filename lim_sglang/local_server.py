@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from lim_patches.cpu_host import gpu_device
 from lim_sglang.embedded_model import ensure_model
 from lim_sglang.server_process import ServerProcess
 
@@ -57,7 +57,7 @@ BENCH_SIZE = Size(24576, 16)  # the prefixes that requests share stay cached
 
 def find_device() -> Device:
     """The GPU if there is one and lim can use it; else the CPU, with a note when a GPU is left unused."""
-    has_gpu = _has_nvidia_gpu()
+    has_gpu = gpu_device() is not None
     if has_gpu and _torch_sees_gpu():
         return Device("flashinfer", small_args=["--mem-fraction-static", "0.3"])
     return Device(
@@ -122,11 +122,6 @@ def launched(
         with note.status(f"Starting SGLang, {attention} ...") as status:
             server.wait_ready(lambda elapsed: status.update(f"Starting SGLang, {attention}: {elapsed:.0f} s"))
         yield server
-
-
-def _has_nvidia_gpu() -> bool:
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    return not hidden and (Path("/dev/nvidiactl").exists() or Path("/dev/dxg").exists())
 
 
 def _torch_sees_gpu() -> bool:

@@ -2,7 +2,7 @@
 
 The server runs in a session of its own, so a Ctrl-C at the terminal reaches the parent only and `stop()` decides what
 happens. A watcher process in that session holds the read end of a pipe: when the parent is gone, for whatever
-reason, the pipe closes and the watcher kills the whole session.
+reason, the pipe closes and the watcher kills the process group.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class ServerProcess:
         env: Mapping[str, str] | None = None,
         port: int | None = None,
         log_path: Path | None = None,
-        start_timeout: float = 600,
+        start_timeout: float = 3600,
     ) -> None:
         self._model_path = str(model_path)
         self._extra_args = list(extra_args)
@@ -127,7 +127,8 @@ class ServerProcess:
 
     def _environment(self) -> dict[str, str]:
         environment = {**os.environ, **self._env}
-        environment.setdefault("HF_HUB_OFFLINE", "1")
+        if Path(self._model_path).is_dir():  # else it is a name, and SGLang may have to fetch the model
+            environment.setdefault("HF_HUB_OFFLINE", "1")
         environment.setdefault("PYTHONUNBUFFERED", "1")
         # On a CPU, threads that spin while they wait make decode 7 times slower as soon as anything else runs.
         environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -165,7 +166,7 @@ class ServerProcess:
                 if elapsed > self._start_timeout:
                     raise ServerError(
                         f"the server was not ready after {self._start_timeout:.0f} s: {self._reason()} "
-                        f"(log: {self.log_path}; raise start_timeout on a slow machine)"
+                        f"(log: {self.log_path})"
                     )
                 if on_tick is not None:
                     on_tick(elapsed)

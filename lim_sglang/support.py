@@ -148,6 +148,12 @@ REFUSALS: tuple[Refusal, ...] = (
         "two micro-batches would share one token set",
         "leave out --enable-two-batch-overlap",
     ),
+    Refusal(
+        "PD multiplexing",
+        lambda args, _model: "--enable-pdmux" if compat.has_pdmux(args) else "",
+        "it builds the backend several times, and only one would be counted",
+        "leave out --enable-pdmux",
+    ),
     Refusal("decode context parallelism", _flag("dcp_size", (None, 1)), "no rank holds all keys", "use --dcp-size 1"),
     Refusal(
         "attention context parallelism",

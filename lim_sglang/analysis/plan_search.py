@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-PAPER_FIRST_SELECT = 2  # layers 0 and 1 are dense in the paper's plans (arXiv 2508.07101)
-
 Costs = Sequence[Sequence[float]]
 """[L][L]: row ``i``, column ``j > i``, what it costs layer ``j`` to attend to the set of layer ``i``; others unused."""
 

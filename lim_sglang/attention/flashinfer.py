@@ -61,7 +61,7 @@ class LimFlashInferBackend(FlashInferAttnBackend):
             self.workspace_buffer, self.buffers.sparse_indptr, self.buffers.sparse_indices, config.budget, shape
         )
         logger.info(
-            "lim: %d MiB beyond the dense backend, and %d MiB for every captured batch size above %d",
+            "lim: %d MiB beyond the dense backend, and %d MiB for every batch size above %d that is met",
             self.buffers.nbytes >> 20,
             INT_WORKSPACE_BYTES >> 20,
             self.split_kv_batch,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,34 @@ def test_a_run_takes_up_where_one_stopped(tmp_path: Path) -> None:
     assert ["a", "0.25"] in rows
     assert rows[-1] == ["c", "1"]
     assert all(len(row) == 2 and row[1] for row in rows), "no torn row is left"
+
+
+def test_a_resumed_run_names_the_earlier_ones(tmp_path: Path) -> None:
+    from fidelity import write_facts
+
+    for _ in range(3):
+        write_facts(tmp_path / "fidelity.json", {"layers": 30})
+    found = json.loads((tmp_path / "fidelity.json").read_text())
+    assert found["layers"] == 30
+    assert [run["commit"] for run in found["earlier"]] == [found["about"]["commit"]] * 2
+
+
+@pytest.mark.parametrize(
+    ("plan", "policies", "message"),
+    [
+        (["1,40"], None, "--plan 1,40: expected layers from 0 to 29"),
+        (["x"], None, "--plan x: expected"),
+        ([], ["lesismore"], "--policies 'lesismore': expected some of 'lessismore', "),
+    ],
+)
+def test_plans_and_policies_are_judged_before_the_work(
+    bench: Any, plan: list[str], policies: list[str] | None, message: str
+) -> None:
+    from fidelity import check_names
+
+    with pytest.raises(SystemExit, match=f"^fidelity: error: {message}"):
+        check_names(argparse.Namespace(plan=plan, policies=policies), bench)
+    check_names(argparse.Namespace(plan=["1,20"], policies=["lessismore"]), bench)
 
 
 def test_the_report_reads_off_equal_cost() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import serving
+from rich.console import Console
 
 BENCH = Path(__file__).parents[2] / "bench"
 FIGURES = dict.fromkeys(serving.MEASURED, 1.5)
@@ -35,9 +36,12 @@ def test_both_workloads_send_what_was_asked_for(monkeypatch: pytest.MonkeyPatch)
         ([], "either --launch, or both --server and --dense-server"),
         (["--server", "http://a"], "either --launch, or both"),
         (["--launch", "--rates", "1", "-2"], "--rates"),
+        (["--launch", "--server", "http://a"], "either --launch, or both"),
+        (["--server", "http://a", "--dense-server", "http://b", "--budget", "8"], "are for --launch"),
+        (["--launch", "--groups", "0"], "'0' is not a whole number above 0"),
         (["--launch", "--rates", "0"], "--rates 0: expected numbers above 0, or inf"),
     ],
-    ids=["nothing", "one-server", "negative", "zero"],
+    ids=["nothing", "one-server", "negative", "both-ways", "ignored", "no-groups", "zero"],
 )
 def test_bad_flags_get_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
@@ -63,3 +67,12 @@ def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "serving.csv").open()))
     assert [found["attention"] for found in rows] == ["lim", "dense"]
     assert rows[0]["mean_itl_ms"] == "1.5"
+
+
+@pytest.mark.parametrize(("attention", "lim"), [("lim", False), ("dense", True)])
+def test_a_server_of_the_other_kind_is_refused(monkeypatch: pytest.MonkeyPatch, attention: str, lim: bool) -> None:
+    args = parsed(monkeypatch, "--server", "http://a/", "--dense-server", "http://b/")
+    monkeypatch.setattr(serving, "serves_lim", lambda _url: lim)
+    expected = rf"^http://[ab] does not serve with {attention} attention; fix: name another server$"
+    with pytest.raises(serving.ServingError, match=expected), serving.server(attention, args, Console()):  # type: ignore[arg-type]
+        pytest.fail("it was taken")

@@ -17,15 +17,16 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("device", ["nvidiactl", "kfd"])
-def test_a_gpu_keeps_the_stand_ins_off(tmp_path: Path, device: str) -> None:
-    driver = tmp_path / device
+@pytest.mark.parametrize(("visible", "active"), [(None, "False"), ("0", "False"), ("", "True"), ("-1", "True")])
+def test_a_gpu_keeps_the_stand_ins_off_unless_it_is_hidden(tmp_path: Path, visible: str | None, active: str) -> None:
+    driver = tmp_path / "nvidiactl"
     driver.touch()
     code = (
-        "from lim_patches import cpu_host; cpu_host.deactivate()\n"
+        "import os; from lim_patches import cpu_host; cpu_host.deactivate(); name = 'CUDA_VISIBLE_DEVICES'\n"
+        f"os.environ.pop(name, 0); os.environ |= {{}} if {visible!r} is None else {{name: {visible!r}}}\n"
         f"print(cpu_host.activate([{str(driver)!r}]), cpu_host.is_active())"
     )
-    assert run(code).stdout.split() == ["False", "False"]
+    assert run(code).stdout.split() == [active, active]
 
 
 def test_without_a_gpu_they_are_on_once(tmp_path: Path) -> None:

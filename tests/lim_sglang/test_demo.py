@@ -137,22 +137,22 @@ def test_output_ids(
 
 def test_conversation_that_could_outgrow_the_context_is_refused(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_chat, "MIN_PREFIX_TOKENS", 1000)
-    chat.check_fits(turns=4, max_tokens=160)
+    chat.check_fits(turns=4, max_tokens=160, context=8192)
     with pytest.raises(DemoError, match=r"--turns 4 with --max-tokens 5000 .*8192; lower one"):
-        chat.check_fits(turns=4, max_tokens=5000)
+        chat.check_fits(turns=4, max_tokens=5000, context=8192)
 
 
 def test_short_prefix_is_refused(chat: Chat, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_chat, "build_prefix", lambda: "a b")
     with pytest.raises(DemoError, match="the shared prefix is 3 tokens for this tokenizer, 3000 are needed"):
-        chat.check_fits(turns=1, max_tokens=1)
+        chat.check_fits(turns=1, max_tokens=1, context=8192)
 
 
 def test_prefix_and_context_with_the_real_tokenizer() -> None:
     if not is_complete(model_dir()):
         pytest.skip("the embedded model has not been made; run `lim-sglang model`")
     chat = Chat.load(model_dir())
-    chat.check_fits(turns=4, max_tokens=160)
+    chat.check_fits(turns=4, max_tokens=160, context=8192)
     assert 3200 <= len(chat.render(Chat.opening(), answer=False)) <= 4000
     for turn in range(4):
         messages = [{"role": "user", "content": question(turn)}]

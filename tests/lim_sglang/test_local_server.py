@@ -17,7 +17,7 @@ SIZE = Size(tokens=5000, requests=3)
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, torch_sees_it: bool) -> None:
-    monkeypatch.setattr(local_server, "_has_nvidia_gpu", lambda: gpu)
+    monkeypatch.setattr(local_server, "gpu_device", lambda: "/dev/nvidiactl" if gpu else None)
     monkeypatch.setattr(local_server, "_torch_sees_gpu", lambda: torch_sees_it)
 
 

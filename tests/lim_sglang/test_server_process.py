@@ -43,7 +43,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-print("listening", os.environ["HF_HUB_OFFLINE"], os.environ["PYTHONUNBUFFERED"], sys.stdin.read() == "", flush=True)
+print("listening", os.environ.get("HF_HUB_OFFLINE"), os.environ["PYTHONUNBUFFERED"], sys.stdin.read() == "", flush=True)
 http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 """
 
@@ -56,7 +56,7 @@ class StandIn(ServerProcess):
 
 
 def stand_in(tmp_path: Path, mode: str = "serve", start_timeout: float = 120) -> StandIn:
-    server = StandIn("model", log_path=tmp_path / "server.log", start_timeout=start_timeout)
+    server = StandIn(tmp_path, log_path=tmp_path / "server.log", start_timeout=start_timeout)
     server.mode = mode
     return server
 
@@ -263,3 +263,10 @@ def test_parent_that_forgets_to_stop_takes_the_server_along(tmp_path: Path) -> N
 def test_meaningful_line(lines: list[str], expected: str) -> None:
     assert meaningful_line(lines).startswith(expected)
     assert bool(meaningful_line(lines)) == bool(expected)
+
+
+def test_a_model_that_is_no_folder_may_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    with StandIn("org/model", log_path=tmp_path / "server.log") as server:
+        server.wait_ready()
+        assert server.log_tail()[0].startswith("listening None ")

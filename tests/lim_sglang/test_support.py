@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,8 +203,18 @@ def test_a_pipeline_stage_without_a_select_layer_is_refused(launch: Launch, monk
         check_launch(server_args)
 
 
-def test_a_budget_beyond_the_device_kernels_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"budget": 20000}')
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"budget": 20000}, "budget=20000 selects 15000 tokens by rank: expected at most 8192; lower"),
+        ({"budget": 300000, "recency_ratio": 1}, "budget=300000: expected at most 262144 on a GPU; lower"),
+    ],
+    ids=["ranked", "slots"],
+)
+def test_a_budget_beyond_the_device_kernels_is_refused(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setenv("SGLANG_LIM_CONFIG", json.dumps(config))
     server_args = launch()
     check_launch(server_args)  # the reference serves it
 
@@ -215,8 +226,22 @@ def test_a_budget_beyond_the_device_kernels_is_refused(launch: Launch, monkeypat
 
     compat_args = compat.effective_args(server_args)
     monkeypatch.setattr(compat, "effective_args", lambda _args: OnGpu())
-    with pytest.raises(ValueError, match="budget=20000 selects 15000 tokens by rank: expected at most 8192; lower"):
+    with pytest.raises(ValueError, match=message):
         check_launch(server_args)
+
+
+def test_a_port_that_cannot_be_had_is_told_apart() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert compat.why_not_bound("127.0.0.1", taken.getsockname()[1]) == "it is in use"
+    assert compat.why_not_bound("127.0.0.1", 0) == ""
+    assert compat.why_not_bound("192.0.2.1", 0) == "Cannot assign requested address"
+
+
+@pytest.mark.parametrize(("value", "found"), [(True, "--enable-pdmux"), (False, ""), (None, "")])
+def test_pd_multiplexing(value: bool | None, found: str) -> None:
+    entry = next(entry for entry in REFUSALS if entry.feature == "PD multiplexing")
+    args = SimpleNamespace() if value is None else SimpleNamespace(enable_pdmux=value)  # 0.5.23 has no such field
+    assert entry.found(args, object()) == found
 
 
 def test_pipeline_stages_are_sglangs() -> None:

@@ -6,6 +6,7 @@ Standard library only: the configuration layer uses this without loading torch.
 from dataclasses import dataclass
 
 MAX_BUDGET = 2**31 - 1  # token positions are int32 on the device
+MAX_DEVICE_BUDGET = 1 << 18  # slots of 8,192 requests are still numbered in int32
 MAX_SELECTED = 8192  # one program of the device kernels sorts this many
 MAX_KEYS = 1 << 24  # the device kernels search keys of three digits of eight bits
 
@@ -72,6 +73,8 @@ def check_device_limits(split: BudgetSplit, num_qo_heads: int) -> None:
     Raises:
         ValueError: one line with the limit and a way out.
     """
+    if split.budget > MAX_DEVICE_BUDGET:
+        raise ValueError(f"budget={split.budget}: expected at most {MAX_DEVICE_BUDGET} on a GPU; lower the budget")
     fix = "lower the budget or raise recency_ratio"
     if split.selected > MAX_SELECTED:
         raise ValueError(

@@ -60,7 +60,7 @@ class SelectWorkspace:
         scores: [rows, H, N] int32, ordered as the scores are.
         maxima: [rows, H, N // SPAN] int32, the highest score of every ``SPAN`` positions.
         keys: [rows, N] int32, the unified keys.
-        shortlists: [rows, H, S] int32, positions by rank; ``S`` is a power of two of about ``m / 2`` to ``m``.
+        shortlists: [rows, H, S] int32, positions by rank; ``S`` is what ``shortlist_length`` says.
         counts: [rows, H] int32, complete ranks of the shortlists.
         spans, best: [rows, H, S] and [rows, H, 2, S] int32.
         unfinished: [rows] int32, 1 for requests that need the complete ranking.

@@ -1,4 +1,4 @@
-"""Stand-ins that let SGLang run on a machine without a GPU. Never active on one that has a GPU.
+"""Stand-ins that let SGLang run without a GPU. Never active where a process may use one.
 
 ``python -m lim_patches.cpu_host enable`` writes a start-up file into this environment's site-packages, so that every
 Python process of the environment, SGLang's children included, calls ``activate()``; ``disable`` removes it.
@@ -17,11 +17,16 @@ START_UP_LINE = (
     "import importlib.util as u; u.find_spec('lim_patches') and "
     "__import__('lim_patches.cpu_host', fromlist=['activate']).activate()\n"
 )
-GPU_DEVICES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # the second is WSL's; the Makefile looks for the same
 
 
 def gpu_device(devices: Sequence[str] = GPU_DEVICES) -> str | None:
-    """The first device file of a GPU driver on this machine, or None; asks no driver and imports nothing."""
+    """The first device file of an NVIDIA driver, or None, also where CUDA_VISIBLE_DEVICES hides every GPU.
+
+    Asks no driver and imports nothing.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return None
     return next((device for device in devices if Path(device).exists()), None)
 
 
@@ -33,7 +38,7 @@ def is_active() -> bool:
 
 
 def activate(devices: Sequence[str] = GPU_DEVICES) -> bool:
-    """Install the import hooks unless this machine has a GPU; idempotent.
+    """Install the import hooks unless this process may use a GPU; idempotent.
 
     Returns:
         Whether the stand-ins are active.
