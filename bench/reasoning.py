@@ -80,14 +80,9 @@ def server_of(args: argparse.Namespace) -> Iterator[str]:
     note = Console(stderr=True, highlight=False)
     size = Size(BENCH_SIZE.tokens, args.concurrency)
     log = args.out / "server.log"
-    with launched(
-        args.launch_backend, None, budget=args.budget, size=size, given=args.server_arg, log=log, note=note
-    ) as server:
-        try:
-            yield server.url
-        except ServerLost:
-            server.check_running(wait=15)  # its log tells more
-            raise
+    options = {"budget": args.budget, "given": args.server_arg}
+    with launched(args.launch_backend, None, size=size, log=log, note=note, lost=ServerLost, **options) as server:
+        yield server.url
 
 
 def run(args: argparse.Namespace, url: str, problems: list[Problem]) -> None:
@@ -203,7 +198,6 @@ def check_together(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
     args.launch_backend = args.launch_backend or "lim"
     if args.budget and args.launch_backend != "lim":
         parser.error(f"--budget is for lim; --launch-backend {args.launch_backend} has none")
-    args.budget = args.budget or EMBEDDED_BUDGET
     args.max_tokens = args.max_tokens or (BUILT_IN_MAX_TOKENS if args.data is None else FILE_MAX_TOKENS)
     args.kind = args.kind or BUILT_IN
 

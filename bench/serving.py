@@ -31,7 +31,7 @@ from timing import about
 
 from lim_sglang.command import positive
 from lim_sglang.demo_chat import DemoError
-from lim_sglang.demo_report import lim_part
+from lim_sglang.demo_report import lim_state
 from lim_sglang.embedded_model import EmbeddedModelError
 from lim_sglang.errors import exit_with, one_line
 from lim_sglang.local_server import BENCH_SIZE, BUDGETS, DENSE, launched
@@ -151,20 +151,15 @@ def server(attention: str, args: argparse.Namespace, note: Console) -> Iterator[
         yield url
         return
     log = args.out / f"serving-{attention}.log"
-    with launched(
-        attention, args.model, budget=args.budget, size=BENCH_SIZE, given=args.server_arg, log=log, note=note
-    ) as process:
-        try:
-            yield process.url
-        except ServingError:
-            process.check_running(wait=10)  # its log tells more
-            raise
+    options = {"budget": args.budget, "given": args.server_arg}
+    with launched(attention, args.model, size=BENCH_SIZE, log=log, note=note, lost=ServingError, **options) as process:
+        yield process.url
 
 
 def serves_lim(url: str) -> bool:
     """Whether the server at ``url`` decodes with lim."""
     try:
-        lim_part(httpx.get(f"{url}/server_info", timeout=60, trust_env=False).raise_for_status().json())
+        lim_state(url, timeout=60)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ServingError(f"no SGLang server answers at {url}: {one_line(str(error))}; fix: start it") from error
     except DemoError:

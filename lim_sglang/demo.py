@@ -24,7 +24,7 @@ from rich.console import Console
 
 from lim_sglang.command import positive
 from lim_sglang.demo_chat import WORKED_CASES, Chat, DemoError, question
-from lim_sglang.demo_report import Turn, count_agreement, counted_since, lim_part, role_rows, role_table, turn_table
+from lim_sglang.demo_report import Turn, count_agreement, counted_since, lim_state, role_rows, role_table, turn_table
 from lim_sglang.embedded_model import ensure_model
 from lim_sglang.errors import PREFIX, one_line
 from lim_sglang.local_server import DENSE, Size, find_device, server_arguments
@@ -81,9 +81,9 @@ def _run(args: argparse.Namespace, logs: Path) -> None:
 
     lim = ServerProcess(model, lim_args, env={**device.env, **_lim_env(args.budget)}, log_path=logs / "lim.log")
     with _serving(lim, "Starting SGLang with lim attention", talk):
-        before = _lim_state(lim.url)
+        before = lim_state(lim.url, _REQUEST_TIMEOUT)
         turns = _converse(lim.url, chat, args, talk)
-        after = _lim_state(lim.url)
+        after = lim_state(lim.url, _REQUEST_TIMEOUT)
     dense = ServerProcess(model, dense_args, env=device.env, log_path=logs / "dense.log")
     with _serving(dense, "Starting SGLang with dense attention, to judge the same tokens", talk):
         agreed = [_agreement_of(dense.url, turn, number, talk) for number, turn in enumerate(turns, 1)]
@@ -235,9 +235,3 @@ def _agreement_of(url: str, turn: Turn, number: int, talk: Console) -> int:
         response = httpx.post(f"{url}/generate", json=body, timeout=_REQUEST_TIMEOUT, trust_env=False)
         response.raise_for_status()
     return count_agreement(response.json(), turn.output_ids)
-
-
-def _lim_state(url: str) -> dict[str, Any]:
-    """The `lim` part of /server_info."""
-    response = httpx.get(f"{url}/server_info", timeout=_REQUEST_TIMEOUT, trust_env=False)
-    return lim_part(response.raise_for_status().json())

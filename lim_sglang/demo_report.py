@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import httpx
 from rich.table import Table
 
 from lim_sglang.demo_chat import DemoError
@@ -46,6 +47,11 @@ def lim_part(server_info: Mapping[str, Any]) -> dict[str, Any]:
         if "lim" in state:
             return dict(state["lim"])
     raise DemoError('the server reports no "lim" state in /server_info; run `lim-sglang doctor`')
+
+
+def lim_state(url: str, timeout: float) -> dict[str, Any]:
+    """``lim_part`` of the server at ``url``; httpx's errors where it does not answer within ``timeout`` seconds."""
+    return lim_part(httpx.get(f"{url}/server_info", timeout=timeout, trust_env=False).raise_for_status().json())
 
 
 def counted_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -97,6 +97,7 @@ def launched(
     given: Sequence[str],
     log: Path,
     note: Console,
+    lost: type[Exception] | tuple[()] = (),
 ) -> Iterator[ServerProcess]:
     """A server on a free port, ready; it ends with the block.
 
@@ -106,9 +107,10 @@ def launched(
         budget: tokens, for lim; None is lim's default, or ``EMBEDDED_BUDGET``.
         size: limits of the embedded model and of any model on a CPU; else SGLang fills the device as it likes.
         log: file of the server's output.
+        lost: what the block raises where the server no longer answers; if it has ended, its log tells more.
 
     Raises:
-        ServerError: it did not start.
+        ServerError: it did not start, or it ended and the block raised ``lost``.
     """
     device = find_device()
     if device.note:
@@ -121,7 +123,11 @@ def launched(
     with ServerProcess(model or ensure_model(), options, env=device.env, log_path=log) as server:
         with note.status(f"Starting SGLang, {attention} ...") as status:
             server.wait_ready(lambda elapsed: status.update(f"Starting SGLang, {attention}: {elapsed:.0f} s"))
-        yield server
+        try:
+            yield server
+        except lost:
+            server.check_running(wait=15)
+            raise
 
 
 def _torch_sees_gpu() -> bool:

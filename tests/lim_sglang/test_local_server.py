@@ -12,6 +12,7 @@ from rich.console import Console
 
 from lim_sglang import local_server
 from lim_sglang.local_server import DENSE, EMBEDDED_BUDGET, Size, find_device, launched, server_arguments
+from lim_sglang.server_process import ServerError
 
 SIZE = Size(tokens=5000, requests=3)
 
@@ -66,6 +67,9 @@ class Recorded:
 
     def wait_ready(self, _progress: object) -> None: ...
 
+    def check_running(self, wait: float) -> None:
+        raise ServerError("it ran out of memory")
+
 
 @pytest.mark.parametrize(
     ("gpu", "model", "attention", "budget", "limited", "words"),
@@ -98,3 +102,17 @@ def test_size_and_budget_follow_model_and_device(
     assert ("--mem-fraction-static" in started.options) == (limited and gpu)
     assert words is None or words in started.options
     assert ("--lim-budget" in started.options) == (words is not None)
+
+
+@pytest.mark.parametrize(("lost", "told"), [(TimeoutError, "it ran out of memory"), (KeyError, "no answer")])
+def test_a_server_that_ended_is_told_where_it_was_lost(
+    monkeypatch: pytest.MonkeyPatch, lost: type[Exception], told: str
+) -> None:
+    monkeypatch.setattr(local_server, "ServerProcess", Recorded)
+    options: dict[str, Any] = {"budget": None, "size": SIZE, "given": [], "log": Path("x")}
+    note = Console(file=io.StringIO())
+    with (
+        pytest.raises((ServerError, TimeoutError), match=told),
+        launched("lim", "org/model", note=note, lost=lost, **options),
+    ):
+        raise TimeoutError("no answer")

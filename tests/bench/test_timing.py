@@ -1,0 +1,34 @@
+"""What a result says about its run."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import timing
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("script", "shown"),
+    [
+        (str(ROOT / "bench" / "programs" / "__main__.py"), "bench/programs/__main__.py"),
+        ("/elsewhere/run.py", "/elsewhere/run.py"),
+    ],
+)
+def test_the_command_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyPatch, script: str, shown: str) -> None:
+    monkeypatch.setattr("sys.argv", [script, "--repeats", "2"])
+    assert timing.about()["command"] == f"python {shown} --repeats 2"
+
+
+def test_a_machine_without_git_has_an_unknown_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(*_args: object, **_more: object) -> None:
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", missing)
+    monkeypatch.delenv("LIM_COMMIT", raising=False)
+    assert timing.about()["commit"] == "unknown"
+    monkeypatch.setenv("LIM_COMMIT", "abc")
+    assert timing.about()["commit"] == "abc"
