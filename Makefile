@@ -37,8 +37,6 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy -p bench.programs
-	MYPYPATH=bench:kernels:patches $(BIN)/mypy bench/*.py
 
 clean:
 	rm -rf .venv .venv-*

@@ -31,9 +31,9 @@ if [[ "$what" == @(all|check) ]]; then
   $python -m pytest tests/e2e/test_cuda_engine.py -q -s -p no:cacheprovider 2>&1 | tail -12 | tee "$out/cuda_engine.txt"
 fi
 if [[ "$what" == @(all|measure) ]]; then
-  $python bench/decode_attention.py --out "$out" ${ATTENTION:-}
-  $python bench/decode_engine.py --model "$model" --out "$out" --profile 8x32000 16x16000 ${ENGINE:-}
+  $python -m bench.speed.decode_attention --out "$out" ${ATTENTION:-}
+  $python -m bench.speed.decode_engine --model "$model" --out "$out" --profile 8x32000 16x16000 ${ENGINE:-}
 fi
 if [[ "$what" == @(all|long) ]]; then
-  $python bench/long_decode.py --model "$model" --out "$out" ${LONG:-}
+  $python -m bench.speed.long_decode --model "$model" --out "$out" ${LONG:-}
 fi

@@ -48,10 +48,12 @@ def copy_tb_s() -> float:
     return 2 * source.nbytes / layer_us(lambda _: torch.mul(source, 1, out=target), layers=2) / 1e6
 
 
-def _script() -> str:
-    """The script that runs, from the root of this file's checkout if it lies in it."""
-    path, root = Path(sys.argv[0]), Path(__file__).resolve().parents[1]
-    return str(path.resolve().relative_to(root)) if path.resolve().is_relative_to(root) else str(path)
+def _program() -> str:
+    """What runs, as Python is told from the root of this file's checkout: ``-m`` and a module, or a path elsewhere."""
+    path, root = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[1]
+    if not path.is_relative_to(root / "bench"):
+        return sys.argv[0]
+    return "-m " + ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__main__")
 
 
 def _commit() -> str:
@@ -76,5 +78,5 @@ def about() -> dict[str, str]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "commit": os.environ.get("LIM_COMMIT") or _commit() or "unknown",
-        "command": " ".join(["python", _script(), *sys.argv[1:]]),
+        "command": " ".join(["python", _program(), *sys.argv[1:]]),
     }

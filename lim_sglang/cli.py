@@ -40,13 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _doctor(_args: argparse.Namespace) -> int:
-    from lim_sglang import doctor
+    from lim_sglang.commands import doctor
 
     return doctor.run()
 
 
 def _model(args: argparse.Namespace) -> int:
-    from lim_sglang.embedded_model import EmbeddedModelError, ensure_model
+    from lim_sglang.servers.embedded_model import EmbeddedModelError, ensure_model
 
     try:
         print(ensure_model(verify=args.verify))
@@ -58,37 +58,37 @@ def _model(args: argparse.Namespace) -> int:
 
 
 def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
-    from lim_sglang.demo import add_arguments
+    from lim_sglang.commands.demo.command import add_arguments
 
     add_arguments(parser)
 
 
 def _demo(args: argparse.Namespace) -> int:
-    from lim_sglang.demo import run_demo
+    from lim_sglang.commands.demo.command import run_demo
 
     return run_demo(args)
 
 
 def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
-    from lim_sglang.calibrate import add_arguments
+    from lim_sglang.commands.calibrate.command import add_arguments
 
     add_arguments(parser)
 
 
 def _calibrate(args: argparse.Namespace) -> int:
-    from lim_sglang.calibrate import run_calibrate
+    from lim_sglang.commands.calibrate.command import run_calibrate
 
     return run_calibrate(args)
 
 
 def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    from lim_sglang.inspect_command import add_arguments
+    from lim_sglang.commands.inspect.command import add_arguments
 
     add_arguments(parser)
 
 
 def _inspect(args: argparse.Namespace) -> int:
-    from lim_sglang.inspect_command import run_inspect
+    from lim_sglang.commands.inspect.command import run_inspect
 
     return run_inspect(args)
 

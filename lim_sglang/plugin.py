@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from lim_sglang import compat
 from lim_sglang.errors import PREFIX, exit_with, one_line
+from lim_sglang.host import compat
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
-from lim_sglang.compat import TESTED_SGLANG
+from lim_sglang.host.compat import TESTED_SGLANG
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,36 +26,102 @@ def test_the_folder_kernels_is_no_package() -> None:
     assert not (ROOT / "kernels.py").exists()
 
 
-def imported_by(folder: Path) -> set[str]:
-    """Top-level names of all modules that the files below ``folder`` import."""
+# The floors of the house, from the ground up: a room imports from itself and from floors below.
+FLOORS = (
+    ("lim_kernels",),
+    ("lim_sglang", "lim_sglang.errors"),
+    ("lim_sglang.config",),
+    ("lim_sglang.layer_plan",),
+    ("lim_sglang.metrics", "lim_sglang.host", "lim_sglang.analysis"),
+    ("lim_patches",),
+    ("lim_sglang.attention", "lim_sglang.servers"),
+    ("lim_sglang.commands",),
+    ("lim_sglang.plugin", "lim_sglang.cli"),
+    ("bench.timing",),
+    ("bench.speed", "bench.fidelity", "bench.reasoning", "bench.programs"),
+)
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def sources() -> dict[str, Path]:
+    """Every module of this project, tests left out, by its dotted name."""
+    roots = {"kernels": "lim_kernels", "patches": "lim_patches", ".": "lim_sglang", "": "bench"}
+    found = {}
+    for root, package in roots.items():
+        for path in (ROOT / root / package).rglob("*.py"):
+            parts = path.relative_to(ROOT / root).with_suffix("").parts
+            found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+SOURCES = sources()
+
+
+def imports_of(module: str) -> set[str]:
+    """Dotted names that a module imports, anywhere in it; ``from a import b`` is ``a.b`` where that is a module."""
     names: set[str] = set()
-    for path in folder.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names.add(node.module.split(".")[0])
+    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = whole & SOURCES.keys()
+            names |= modules if modules == whole else modules | {node.module}
     return names
 
 
+def room_of(module: str) -> str:
+    """The longest name of a room that ``module`` lies in."""
+    return max((room for room in FLOOR_OF if f"{module}.".startswith(f"{room}.")), key=len)
+
+
 def test_kernels_import_neither_sglang_nor_the_plugin() -> None:
-    imported = imported_by(ROOT / "kernels")
+    imported = {
+        name.split(".")[0] for module in SOURCES if module.startswith("lim_kernels") for name in imports_of(module)
+    }
     assert "torch" in imported, "the scan must see imports at all"
     assert not imported & {"sglang", "lim_sglang", "lim_patches"}
 
 
-def test_only_compat_patches_plugin_and_backends_import_sglang() -> None:
-    allowed = {"compat.py", "plugin.py", "doctor.py"}
-    importers = {
-        path.name
-        for path in (ROOT / "lim_sglang").glob("*.py")
-        if any(
-            (node.module or "").split(".")[0] == "sglang"
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.ImportFrom)
-        )
+def test_no_room_imports_from_a_higher_one() -> None:
+    arrows = {
+        (room_of(module), room_of(name), module)
+        for module in SOURCES
+        for name in imports_of(module) & SOURCES.keys()
+        if room_of(module) != room_of(name)
     }
-    assert importers == allowed
+    assert len(arrows) > 50, "the scan must see imports at all"
+    wrong = [f"{module} imports from {target}" for room, target, module in arrows if FLOOR_OF[target] >= FLOOR_OF[room]]
+    assert wrong == []
+
+
+def test_no_module_imports_itself_in_the_end() -> None:
+    below = {module: imports_of(module) & SOURCES.keys() for module in SOURCES}
+    while free := [module for module, names in below.items() if not names & below.keys()]:
+        for module in free:
+            del below[module]
+    assert not below, f"an import circle lies among {sorted(below)}"
+
+
+def test_few_files_lie_flat() -> None:
+    for folder, most in {"lim_sglang": 10, "bench": 3}.items():
+        flat = sorted(path.name for path in (ROOT / folder).glob("*.py"))
+        assert len(flat) <= most, flat
+
+
+def test_only_compat_plugin_doctor_and_backends_import_sglang() -> None:
+    importers = {
+        module
+        for module in SOURCES
+        if module.startswith("lim_sglang.") and any(name.split(".")[0] == "sglang" for name in imports_of(module))
+    }
+    assert importers == {
+        "lim_sglang.host.compat",
+        "lim_sglang.plugin",
+        "lim_sglang.commands.doctor",
+        "lim_sglang.attention.flashinfer",
+        "lim_sglang.attention.torch_native",
+    }
 
 
 def test_tested_range_is_the_one_declared() -> None:

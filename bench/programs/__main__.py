@@ -30,11 +30,11 @@ from bench.programs import results
 from bench.programs.arms import Arm, arms
 from bench.programs.common import OneLineParser, Outcome, add_shared_arguments, execute, server_url, whole
 from bench.programs.metering import ProgramError
-from lim_sglang.demo_report import counted_since
-from lim_sglang.embedded_model import EmbeddedModelError
 from lim_sglang.errors import exit_with
-from lim_sglang.local_server import BUDGETS
-from lim_sglang.server_process import ServerError
+from lim_sglang.servers.embedded_model import EmbeddedModelError
+from lim_sglang.servers.local import BUDGETS
+from lim_sglang.servers.process import ServerError
+from lim_sglang.servers.state import counted_since
 
 PROGRAMS = {
     name: import_module(f"bench.programs.{name}")

@@ -11,10 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from bench.programs.metering import MeteredEndpoint, ProgramError, connect, server_info
-from lim_sglang.demo_chat import DemoError
-from lim_sglang.demo_report import lim_part
-from lim_sglang.local_server import BENCH_SIZE, DENSE, launched
-from lim_sglang.server_process import ServerError, ServerProcess
+from lim_sglang.servers.local import BENCH_SIZE, DENSE, launched
+from lim_sglang.servers.process import ServerError, ServerProcess
+from lim_sglang.servers.state import LimStateError, lim_part
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class Arm:
 def lim_state(url: str) -> dict[str, object] | None:
     try:
         return lim_part(server_info(url))
-    except DemoError:
+    except LimStateError:
         return None
 
 

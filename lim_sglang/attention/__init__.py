@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from lim_sglang import metrics
-from lim_sglang.launch import resolve
+from lim_sglang.host.launch import resolve
 from lim_sglang.layer_plan import LayerRole
 
 logger = logging.getLogger(__name__)

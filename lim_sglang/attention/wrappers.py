@@ -1,7 +1,7 @@
 """Who attends in SELECT and SPARSE layers on a GPU: objects that are called like FlashInfer's decode wrappers.
 
 Two attend in SPARSE layers: the split-KV kernel where requests are few and its launches are what counts, FlashInfer
-elsewhere. ``bench/decode_attention.py`` measures both; ``SPLIT_KV_HEADS`` is where they meet on an H100.
+elsewhere. ``bench.speed.decode_attention`` measures both; ``SPLIT_KV_HEADS`` is where they meet on an H100.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from lim_patches.patch import Patch
 from lim_sglang.config import FLAGS
 from lim_sglang.errors import exit_with
-from lim_sglang.launch import flag_dest
+from lim_sglang.host.launch import flag_dest
 
 _UNKNOWN = "unrecognized arguments: "
 _HELP = {

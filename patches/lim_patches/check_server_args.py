@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lim_patches.patch import Patch
-from lim_sglang.launch import check_launch
+from lim_sglang.host.launch import check_launch
 
 
 def check_lim(_result: Any, server_args: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lim_patches.patch import Patch
-from lim_sglang.launch import FLAGS_ATTRIBUTE, check_command_line
+from lim_sglang.host.launch import FLAGS_ATTRIBUTE, check_command_line
 
 
 def keep_flags(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:

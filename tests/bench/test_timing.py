@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import timing
+
+from bench import timing
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     ("script", "shown"),
     [
-        (str(ROOT / "bench" / "programs" / "__main__.py"), "bench/programs/__main__.py"),
+        (str(ROOT / "bench" / "programs" / "__main__.py"), "-m bench.programs"),
+        (str(ROOT / "bench" / "speed" / "serving.py"), "-m bench.speed.serving"),
         ("/elsewhere/run.py", "/elsewhere/run.py"),
     ],
 )

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lim_sglang.embedded_model import ensure_model
-from lim_sglang.server_process import ServerProcess
+from lim_sglang.servers.embedded_model import ensure_model
+from lim_sglang.servers.process import ServerProcess
 
 from .hf_oracle import OracleSettings, SparseOracle
 

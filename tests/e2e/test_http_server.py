@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lim_sglang.server_process import ServerProcess
+from lim_sglang.servers.process import ServerProcess
 
 from .hf_oracle import SparseOracle, Turn
 from .native_client import Generation, NativeClient

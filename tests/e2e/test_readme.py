@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lim_sglang.server_process import free_port
+from lim_sglang.servers.process import free_port
 
 pytestmark = pytest.mark.e2e
 

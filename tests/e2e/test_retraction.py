@@ -12,7 +12,7 @@ import httpx
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lim_sglang.server_process import ServerProcess
+from lim_sglang.servers.process import ServerProcess
 
 from .conftest import LIM_CONFIG, SETTINGS, running, start_server
 from .native_client import REQUEST_TIMEOUT, NativeClient

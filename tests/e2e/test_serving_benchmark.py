@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from pathlib import Path
 
 import httpx
 import pytest
 
-from lim_sglang.server_process import ServerProcess
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+from lim_sglang.servers.process import ServerProcess
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize("place", [0, 1], ids=["random", "shared-prefix"])
 def test_a_workload_completes(lim_server: ServerProcess, place: int) -> None:
-    from serving import MEASURED, run_client, workloads
+    from bench.speed.serving import MEASURED, run_client, workloads
 
     args = argparse.Namespace(requests=4, groups=2, input=96, output=6, tokenizer=None, timeout=600.0)
     workload = workloads(args)[place]
@@ -29,7 +25,7 @@ def test_a_workload_completes(lim_server: ServerProcess, place: int) -> None:
 
 
 def test_a_server_that_refuses_is_named(lim_server: ServerProcess) -> None:
-    from serving import ServingError, Workload, run_client
+    from bench.speed.serving import ServingError, Workload, run_client
 
     args = argparse.Namespace(tokenizer=None, timeout=600.0)
     unknown = Workload("unknown", 1, ("--dataset-name", "no-such-set"))

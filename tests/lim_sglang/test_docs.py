@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.config import LimConfig
+from lim_sglang.host.support import REFUSALS
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.metrics import DecodeMetrics
-from lim_sglang.support import REFUSALS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "lim_sglang" / "docs"

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from lim_sglang import plugin
-from lim_sglang.compat import HOST_NAMES
-from lim_sglang.host_check import HostName, check
+from lim_sglang.host.compat import HOST_NAMES
+from lim_sglang.host.host_check import HostName, check
 
 
 def run(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
@@ -69,7 +69,7 @@ def test_a_missing_host_name_is_named(name: HostName, problem: str) -> None:
 
 BROKEN_HOST = """
 import sys
-from lim_sglang import compat, host_check
+from lim_sglang.host import compat, host_check
 broken = host_check.HostName("sglang.srt.server_args", "ServerArgs.renamed_in_the_next_release")
 compat.HOST_NAMES = (*compat.HOST_NAMES, broken)
 """

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Pretr
 from lim_sglang.analysis.model import PolicyModel
 from lim_sglang.analysis.policies import Dense
 from lim_sglang.analysis.streaming import MODEL_TYPES, LayerSample, StreamedModel, StreamingError
-from lim_sglang.embedded_model import ensure_model
+from lim_sglang.servers.embedded_model import ensure_model
 
 LAYERS, VOCABULARY, SAMPLES = 4, 97, 5
 SHAPE: dict[str, Any] = {

@@ -1,0 +1,1 @@
+"""What sparsity costs a model's predictions, against dense attention and its rivals."""

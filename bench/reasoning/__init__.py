@@ -1,0 +1,1 @@
+"""Accuracy, length and speed on reasoning tasks, against a running server."""

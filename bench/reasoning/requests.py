@@ -1,0 +1,183 @@
+"""The running server: what it says about itself, and the samples that it is asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import openai
+from openai.types.chat import ChatCompletion
+
+from bench.reasoning.data import Problem, ReasoningError
+from bench.reasoning.grade import extract, is_correct
+from bench.reasoning.results import Sample
+from lim_sglang.errors import one_line
+from lim_sglang.servers.state import LimStateError, lim_part
+
+RETRIES = 2
+_FACTS_TIMEOUT = 60.0
+
+
+class ServerLost(ReasoningError):
+    """The server was there and no longer answers."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """What a server says about itself.
+
+    Attributes:
+        max_model_len: tokens of prompt and answer together; None if it does not say.
+        info: version and attention backends of ``/server_info``; None where it does not say.
+        lim: the state that lim reports (config, plan, counters); None for a server without lim.
+    """
+
+    url: str
+    model: str
+    max_model_len: int | None
+    info: dict[str, str | None]
+    lim: dict[str, Any] | None
+
+    def settings(self) -> dict[str, Any]:
+        """What has to stay the same while one run is taken up again."""
+        lim = self.lim and self.lim["config"] | {"select_layers": self.lim["plan"]["select_layers"]}
+        backends = ("attention_backend", "decode_attention_backend")
+        return {"model": self.model, **{name: self.info[name] for name in backends}, "lim": lim}
+
+
+def ask_server(url: str) -> Server:
+    """Facts from ``/v1/models`` and ``/server_info``.
+
+    Raises:
+        ReasoningError: nothing answers, or what answers is no OpenAI-compatible server.
+    """
+    try:
+        with httpx.Client(base_url=url, timeout=_FACTS_TIMEOUT, trust_env=False) as client:
+            models = client.get("/v1/models").raise_for_status().json()
+            model = models["data"][0]
+            described = client.get("/server_info")
+            info = dict(described.json()) if described.is_success else {}  # no SGLang server
+            name, longest = str(model["id"]), model.get("max_model_len")
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        fix = "start it, or correct --server"
+        raise ReasoningError(f"no server answers at {url} ({one_line(str(error))}); fix: {fix}") from error
+    except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = one_line(str(error)).split(" For more")[0]
+        raise ReasoningError(
+            f"{url} answers, but not as an OpenAI-compatible server ({reason}); fix: correct --server"
+        ) from error
+    try:
+        lim = lim_part(info)
+    except LimStateError:
+        lim = None
+    names = ("version", "attention_backend", "decode_attention_backend")
+    return Server(url, name, longest, {key: info.get(key) for key in names}, lim)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How every sample is asked for."""
+
+    kind: str
+    temperature: float
+    top_p: float
+    max_tokens: int
+    seed: int
+    concurrency: int
+    timeout: float  # seconds per attempt
+
+
+def sample_seed(seed: int, problem: str, sample: int) -> int:
+    """The seed of one sample, 0 to 2**31 - 1."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{problem}/{sample}".encode()).digest()[:4]) >> 1
+
+
+async def ask_all(
+    server: Server, sampling: Sampling, todo: Iterable[tuple[Problem, int]], keep: Callable[[Sample], None]
+) -> None:
+    """Ask for every (problem, sample number) of ``todo``; ``keep`` is called with each sample as it is finished.
+
+    Raises:
+        ServerLost: the server no longer answers; what is finished has been kept.
+    """
+    limits = httpx.Limits(max_connections=None)  # the semaphore is the bound
+    async with httpx.AsyncClient(timeout=sampling.timeout, limits=limits, trust_env=False) as http:
+        client = openai.AsyncOpenAI(
+            base_url=f"{server.url}/v1", api_key="none", timeout=sampling.timeout, max_retries=RETRIES, http_client=http
+        )
+        free = asyncio.Semaphore(sampling.concurrency)
+
+        async def one(problem: Problem, number: int) -> None:
+            async with free:
+                keep(await ask(client, server, sampling, problem, number))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for problem, number in todo:
+                    group.create_task(one(problem, number))
+        except ExceptionGroup as failed:
+            known = failed.subgroup((ReasoningError, OSError))
+            raise (known or failed).exceptions[0] from None
+
+
+async def ask(client: openai.AsyncOpenAI, server: Server, sampling: Sampling, problem: Problem, number: int) -> Sample:
+    """One sample: an answer and its grade, or the error after all attempts."""
+    seed = sample_seed(sampling.seed, problem.id, number)
+    started, clock = time.time(), time.monotonic()
+    completion: Any = None
+    error: str | None = None
+    try:
+        completion = await client.chat.completions.create(
+            model=server.model,
+            messages=[{"role": "user", "content": problem.prompt}],
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=sampling.max_tokens,
+            seed=seed,
+        )
+        if not isinstance(completion, ChatCompletion) or not completion.choices or completion.usage is None:
+            error = "the answer is no chat completion with its token counts"
+    except (openai.OpenAIError, ValueError) as failure:
+        if isinstance(failure, openai.APIConnectionError) and not isinstance(failure, openai.APITimeoutError):
+            await _check_alive(server, failure)
+        error = one_line(f"{type(failure).__name__}: {failure}")[:500]
+    seconds = time.monotonic() - clock
+    if error is not None:
+        return Sample(
+            problem.id, number, seed, None, None, problem.expected, None, None, None, started, seconds, "", error
+        )
+    choice, usage = completion.choices[0], completion.usage
+    # With a reasoning parser the server tells the reasoning apart; grading must not depend on that.
+    text = (getattr(choice.message, "reasoning_content", None) or "") + (choice.message.content or "")
+    extracted = extract(text, sampling.kind)
+    return Sample(
+        problem=problem.id,
+        sample=number,
+        seed=seed,
+        correct=is_correct(extracted, problem.expected, sampling.kind),
+        extracted=extracted,
+        expected=problem.expected,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        finish_reason=choice.finish_reason,
+        started=started,
+        seconds=seconds,
+        text=text,
+    )
+
+
+async def _check_alive(server: Server, failure: Exception) -> None:
+    """Tell one broken connection from the server's end."""
+    async with httpx.AsyncClient(timeout=_FACTS_TIMEOUT, trust_env=False) as client:
+        try:
+            await client.get(f"{server.url}/v1/models")
+        except httpx.HTTPError:
+            raise ServerLost(
+                f"{server.url} no longer answers ({one_line(str(failure))}); fix: start the server again, then the "
+                "same command goes on from what is finished"
+            ) from failure

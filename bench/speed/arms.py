@@ -1,0 +1,92 @@
+"""SGLang's engine for one arm of a comparison, in a process of its own, and prompts for it.
+
+A module that measures an arm is run with two arguments, a JSON request and the file for its JSON result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+DENSE = {"cuda": "flashinfer", "cpu": "torch_native"}
+
+
+def start_arm(module: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Run ``bench.speed.<module>`` in a process of its own; its result, or an exit that says which arm failed."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        command = [sys.executable, "-m", f"{__package__}.{module}", json.dumps(request, default=str), str(result)]
+        done = subprocess.run(command, check=False)
+        if done.returncode or not result.exists():
+            sys.exit(f"arm {request['arm']} ended with code {done.returncode}")
+        found: dict[str, Any] = json.loads(result.read_text())
+        return found
+
+
+def serve_arm(run: Callable[[argparse.Namespace], dict[str, Any]], description: str) -> None:
+    """The other end of ``start_arm``: parse, run, write."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("request", help="JSON: what decode_engine or long_decode parsed, and the arm")
+    parser.add_argument("result", type=Path)
+    args = parser.parse_args()
+    args.result.write_text(json.dumps(run(argparse.Namespace(**json.loads(args.request)))))
+
+
+def default_model(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """``--model``, or the embedded model on a CPU."""
+    if args.model is not None:
+        return str(args.model)
+    if args.device == "cuda":
+        parser.error("--model is needed on a GPU: a folder with config.json")
+    from lim_sglang.servers.embedded_model import ensure_model
+
+    return str(ensure_model())
+
+
+@contextmanager
+def engine(args: argparse.Namespace, max_batch: int, longest: int, **more: Any) -> Iterator[Any]:
+    """SGLang's engine for this arm, for up to ``max_batch`` requests of ``longest`` tokens; shut down at the end."""
+    os.environ["SGLANG_LIM_CONFIG"] = json.dumps({"budget": args.budget})
+    import sglang
+
+    options: dict[str, Any] = {
+        "model_path": args.model,
+        "attention_backend": "lim" if args.arm == "lim" else DENSE[args.device],
+        "skip_tokenizer_init": True,
+        "grammar_backend": "none",
+        "sampling_backend": "pytorch",
+        "random_seed": 0,
+        "log_level": "warning",
+    }
+    if args.device == "cuda":
+        options |= {
+            "load_format": "dummy",
+            "cuda_graph_max_bs_decode": max_batch,
+            "disable_prefill_cuda_graph": True,
+            "context_length": max(longest, 40960),
+            "mem_fraction_static": 0.8,
+        }
+    else:
+        options |= {"dtype": "float32", "max_total_tokens": max_batch * longest}
+    began = time.perf_counter()
+    running = sglang.Engine(**(options | more))
+    print(f"{args.arm}: engine up in {time.perf_counter() - began:.0f} s", flush=True)
+    try:
+        yield running
+    finally:
+        running.shutdown()
+
+
+def prompts(batch: int, context: int) -> list[list[int]]:
+    draw = random.Random(batch * context)
+    return [[draw.randrange(1000, 40_000) for _ in range(context)] for _ in range(batch)]

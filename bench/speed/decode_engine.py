@@ -1,0 +1,157 @@
+"""SGLang's Engine, dense attention against lim: milliseconds per decode step, in one run on one machine.
+
+    python -m bench.speed.decode_engine --model .gpu/qwen3-8b --shapes 8x32000 16x16000 1x32000 16x1500
+    python -m bench.speed.decode_engine --device cpu --shapes 1x2000 4x2000 --budget 256 --steps 16
+
+Every arm is a fresh engine in a process of its own, dense and lim in turn. A shape's prompts are random tokens,
+prefilled once; a second call finds them in the radix cache, so the time of ``--steps`` decode steps is the difference
+between a long and a short generation. Where no request outgrows the budget, lim must give dense's tokens exactly, or
+no speed is reported. On a GPU, weights are dummies of the model's shape: timings hold, texts do not. On a CPU the
+embedded model serves, with its weights.
+
+Byte bound: weights once, K and V as often as layers read them, over the copy bandwidth of the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from bench.speed.arms import default_model, start_arm
+from bench.timing import about
+from lim_sglang.layer_plan import LayerPlan, LayerRole, select_layers_for_model
+
+COLUMNS = [
+    "gpu",
+    "model",
+    "batch",
+    "context",
+    "budget",
+    "dense_ms",
+    "lim_ms",
+    "speedup",
+    "dense_spread_ms",
+    "lim_spread_ms",
+    "dense_tok_s",
+    "lim_tok_s",
+    "byte_bound_share",
+    "extra_mib",
+    "same_tokens",
+]
+Arms = dict[str, list[dict[str, Any]]]
+
+
+def main() -> None:
+    args = parse()
+    args.out.mkdir(parents=True, exist_ok=True)
+    arms: Arms = {"dense": [], "lim": []}
+    for _round in range(args.rounds):
+        for arm, runs in arms.items():
+            runs.append(start_arm("engine_arm", vars(args) | {"arm": arm}))
+        rows = compare(args, arms)
+        write(args.out / "decode_engine.csv", rows)  # what is measured so far
+        save(args.out / "decode_engine.json", arms)
+    print_table(rows)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--model", help="folder with config.json; on a CPU the embedded model if left out")
+    parser.add_argument(
+        "--shapes", nargs="+", default=["8x32000", "16x16000", "1x32000", "16x1500"], help="batch x tokens"
+    )
+    parser.add_argument("--budget", type=int, default=2048)
+    parser.add_argument("--steps", type=int, default=384, help="decode steps per measurement")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements per shape and engine")
+    parser.add_argument("--rounds", type=int, default=1, help="engines per arm")
+    parser.add_argument("--profile", nargs="*", default=[], help="shapes whose steps are taken apart (GPU)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
+    args = parser.parse_args()
+    args.model = default_model(args, parser)
+    args.shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
+    return args
+
+
+def compare(args: argparse.Namespace, arms: Arms) -> list[dict[str, Any]]:
+    """A row per shape."""
+    return [compare_shape(args, arms, batch, context) for batch, context in args.shapes]
+
+
+def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int) -> dict[str, Any]:
+    shape = f"{batch}x{context}"
+    dense, lim = ([ms for run in arms[arm] for ms in run["shapes"][shape]["ms"]] for arm in ("dense", "lim"))
+    same = [
+        ours == theirs
+        for run, other in zip(arms["lim"], arms["dense"], strict=True)
+        for ours, theirs in zip(run["shapes"][shape]["tokens"], other["shapes"][shape]["tokens"], strict=True)
+    ]
+    within = context + args.steps + 8 <= args.budget
+    dense_ms, lim_ms = statistics.median(dense), statistics.median(lim)
+    row = {
+        "gpu": arms["lim"][0].get("gpu", "none"),
+        "model": Path(args.model).name,
+        "batch": batch,
+        "context": context,
+        "budget": args.budget,
+        "dense_ms": round(dense_ms, 3),
+        "lim_ms": round(lim_ms, 3),
+        "speedup": round(dense_ms / lim_ms, 3) if all(same) or not within else "wrong tokens",
+        "dense_spread_ms": round(max(dense) - min(dense), 3),
+        "lim_spread_ms": round(max(lim) - min(lim), 3),
+        "dense_tok_s": round(batch / dense_ms * 1e3, 1),
+        "lim_tok_s": round(batch / lim_ms * 1e3, 1),
+        "same_tokens": f"{sum(same)}/{len(same)}",
+    }
+    if args.device == "cuda":
+        copy = statistics.median(run["copy_tb_s"] for run in (*arms["dense"], *arms["lim"]))
+        bound_ms = step_bytes(Path(args.model), batch, context + args.steps // 2, args.budget) / copy / 1e9
+        row["byte_bound_share"] = round(bound_ms / lim_ms, 3)
+        row["extra_mib"] = arms["lim"][0]["memory_mib"] - arms["dense"][0]["memory_mib"]
+    return row
+
+
+def step_bytes(model: Path, batch: int, context: int, budget: int) -> int:
+    """Bytes that one step of lim must read, bf16: the weights, and K and V by layer role."""
+    config = json.loads((model / "config.json").read_text())
+    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
+    head_dim, kv_heads = config.get("head_dim") or hidden // heads, config["num_key_value_heads"]
+    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
+    weights = layers * (attention + 3 * hidden * config["intermediate_size"]) + config["vocab_size"] * hidden
+    selects, _ = select_layers_for_model(layers, config["architectures"][0], hidden, kv_heads, model.name)
+    full = layers - LayerPlan.from_select_layers(layers, selects).count(LayerRole.SPARSE)
+    tokens = full * context + (layers - full) * min(context, budget)
+    return 2 * weights + batch * tokens * 2 * kv_heads * head_dim * 2
+
+
+def save(path: Path, arms: Arms) -> None:
+    """All times, without the generated tokens: they are compared already, and long."""
+    kept = {
+        arm: [
+            run | {"shapes": {name: {k: v for k, v in s.items() if k != "tokens"} for name, s in run["shapes"].items()}}
+            for run in runs
+        ]
+        for arm, runs in arms.items()
+    }
+    path.write_text(json.dumps({"about": about(), "arms": kept}, indent=1) + "\n")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    names = COLUMNS[2:]
+    for row in [dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]:
+        print("  ".join(f"{row.get(name, '')!s:>{max(8, len(name))}}" for name in names))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""`lim-sglang calibrate`: select layers from a model's own attention on text."""

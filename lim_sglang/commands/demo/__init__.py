@@ -1,0 +1,1 @@
+"""`lim-sglang demo`: a conversation served with lim, judged by dense attention."""

@@ -1,0 +1,123 @@
+"""``lim-sglang doctor``: can this environment serve ``lim``, and if not, what to do."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+
+from rich.console import Console
+
+from lim_sglang.errors import one_line
+from lim_sglang.host import compat
+
+PACKAGES = ("torch", "triton", "flashinfer-python", "sglang", "lim-sglang")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; a ``fix`` makes it a failure."""
+
+    name: str
+    value: str
+    fix: str = ""
+
+
+def run(console: Console | None = None) -> int:
+    """Print the report; 0 when ``lim`` can serve here, else 1."""
+    console = console or Console(soft_wrap=True)
+    findings = [*_versions(), *_device(), *_host(), *_plugin()]
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        verdict = "[red]FAIL[/red]" if finding.fix else "[green]ok[/green]  "
+        console.print(f"{verdict}  {finding.name:<{width}}  {finding.value}", highlight=False)
+    failures = [finding for finding in findings if finding.fix]
+    for finding in failures:
+        console.print(f"[red]fix[/red] {finding.name}: {finding.fix}", highlight=False)
+    console.print("lim cannot serve here" if failures else "lim can serve here", highlight=False)
+    return 1 if failures else 0
+
+
+def _versions() -> list[Finding]:
+    findings = [Finding("Python", platform.python_version())]
+    for package in PACKAGES:
+        try:
+            findings.append(Finding(package, version(package)))
+        except PackageNotFoundError:
+            needed = package not in ("flashinfer-python", "triton")
+            findings.append(Finding(package, "not installed", _install_fix(package) if needed else ""))
+    return findings
+
+
+def _install_fix(package: str) -> str:
+    first, last = compat.TESTED_SGLANG
+    return f'pip install "sglang>={first},<={last}"' if package in ("sglang", "torch") else f"pip install {package}"
+
+
+def _device() -> list[Finding]:
+    from lim_patches.cpu_host import gpu_device, is_active
+
+    device = gpu_device()
+    if device is not None:
+        return [_gpu(device), Finding("CPU host", "off (this machine has a GPU)")]
+    fix = "" if is_active() else "python -m lim_patches.cpu_host enable"
+    return [Finding("GPU", "none"), Finding("CPU host", "on" if is_active() else "off", fix)]
+
+
+def _gpu(device: str) -> Finding:
+    try:
+        import torch
+
+        if torch.cuda.is_available():
+            return Finding("GPU", torch.cuda.get_device_name())
+    except (ImportError, RuntimeError) as error:
+        return Finding("GPU", f"{device}; torch: {one_line(str(error))}", "install a torch that sees the GPU")
+    return Finding("GPU", f"{device}, but torch sees none", "install a CUDA build of torch that fits the driver")
+
+
+def _host() -> list[Finding]:
+    found = compat.sglang_version()
+    if found is None:
+        return []
+    first, last = compat.TESTED_SGLANG
+    install = f'pip install "sglang>={first},<={last}"'
+    findings = [
+        Finding("tested range", f"sglang {first} to {last}" + ("" if compat.is_tested(found) else " (outside)"))
+    ]
+    for verdict in compat.check_host():
+        needed_for = f"ok, for {verdict.host_name.used_for}"
+        findings.append(
+            Finding(verdict.host_name.path, verdict.problem or needed_for, install if verdict.problem else "")
+        )
+    return findings
+
+
+def _plugin() -> list[Finding]:
+    """Load the plugin as SGLang does and look at what took."""
+    if compat.sglang_version() is None:
+        return []
+    registered = [e for e in entry_points(group="sglang.srt.plugins") if e.value == "lim_sglang.plugin:register"]
+    if not registered:
+        return [Finding("entry point", "missing", "reinstall lim-sglang with pip")]
+    try:
+        from sglang.srt.plugins import load_plugins
+
+        load_plugins()
+        return [Finding("entry point", registered[0].name), *_patches()]
+    except Exception as error:
+        return [Finding("plugin", one_line(f"{type(error).__name__}: {error}"), "see the lines above")]
+
+
+def _patches() -> list[Finding]:
+    from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+
+    from lim_patches.registry import PATCHES
+
+    registered = "lim" in ATTENTION_BACKENDS
+    fix = "" if registered else "check SGLANG_PLUGINS: it must be unset or name lim"
+    findings = [Finding("backend lim", "registered" if registered else "not registered", fix)]
+    for patch in PATCHES:
+        state = "applied" if patch.applied else "not needed in this process" if not patch.wanted else "not applied"
+        problem = "another plugin may hold it" if state == "not applied" and registered else ""
+        findings.append(Finding(f"patch {patch.target}", state, problem))
+    return findings

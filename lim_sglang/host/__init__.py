@@ -1,0 +1,1 @@
+"""What SGLang offers, what is refused, and how a launch is judged."""

@@ -1,0 +1,131 @@
+"""From launch options to one configuration and layer plan, and everything that is judged before SGLang starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+from argparse import Namespace
+from typing import Any
+
+from lim_kernels.select.budget import check_device_limits
+from lim_sglang.config import (
+    ENV_CONFIG,
+    FLAGS,
+    MODEL_CONFIG_KEY,
+    LimConfig,
+    LimConfigError,
+    parse_config_json,
+    parse_flag_values,
+    resolve_config,
+)
+from lim_sglang.errors import exit_with
+from lim_sglang.host import compat
+from lim_sglang.host.support import BACKEND, UnsupportedError, check_supported
+from lim_sglang.layer_plan import RULE, LayerPlan, rule_warning, select_layers_for_model
+
+logger = logging.getLogger(__name__)
+
+FLAGS_ATTRIBUTE = "_lim_flags"
+"""Where the values of the ``--lim-*`` flags travel on SGLang's ``ServerArgs`` (set only by the command line)."""
+
+
+def flag_dest(key: str) -> str:
+    """The argparse destination of configuration key ``key``."""
+    return f"lim_{key}"
+
+
+def check_command_line(args: Namespace) -> dict[str, Any]:
+    """Judge everything that a command line and a model's config files tell; exit with one line if it cannot work.
+
+    This comes before SGLang resolves its options: for some models its own assertions would come first.
+
+    Returns:
+        The values of the ``--lim-*`` flags, by configuration key.
+    """
+    try:
+        flags = parse_flag_values(**{key: getattr(args, flag_dest(key), None) for key in FLAGS})
+        setattr(args, FLAGS_ATTRIBUTE, flags)
+        if BACKEND in compat.attention_backends(args):
+            _check_early(args, flags)
+        elif flags:
+            raise LimConfigError(f"{FLAGS[next(iter(flags))]} needs the lim backend; add --attention-backend lim")
+    except (LimConfigError, UnsupportedError) as error:
+        exit_with(str(error))
+    return flags
+
+
+def check_launch(server_args: Any) -> None:
+    """Refuse a launch that selects ``lim`` and cannot work; one that does not select it is none of our business.
+
+    Raises:
+        LimConfigError, UnsupportedError: for a program that uses ``Engine``.
+        SystemExit: with one line on stderr, for the command line.
+    """
+    args = compat.effective_args(server_args)
+    if BACKEND not in compat.attention_backends(args):
+        return
+    try:
+        _check_model(server_args, args, compat.model_config(server_args))
+    except (LimConfigError, UnsupportedError) as error:
+        if hasattr(server_args, FLAGS_ATTRIBUTE):
+            exit_with(str(error))
+        raise
+
+
+def resolve(server_args: Any, model: Any, *, warn: bool = False) -> tuple[LimConfig, LayerPlan]:
+    """The configuration from flags, model config and environment, and the plan it means for this model.
+
+    Args:
+        server_args: SGLang's launch options, or the parsed command line.
+        model: SGLang's ``ModelConfig``.
+        warn: Log a warning when the select layers follow a rule of thumb.
+
+    Raises:
+        LimConfigError: a value that cannot work.
+    """
+    config = resolve_config(
+        getattr(server_args, FLAGS_ATTRIBUTE, None),
+        getattr(model.hf_config, MODEL_CONFIG_KEY, None),
+        os.environ.get(ENV_CONFIG),
+    )
+    layers = config.select_layers
+    if layers == "auto":
+        name = str(server_args.model_path)
+        architecture = model.hf_config.architectures[0]
+        layers, source = select_layers_for_model(
+            model.num_hidden_layers, architecture, model.hidden_size, model.num_key_value_heads, name
+        )
+        if warn and source == RULE:
+            logger.warning("lim: %s", rule_warning(name, layers))
+    return config, LayerPlan.from_select_layers(model.num_hidden_layers, layers)
+
+
+def _check_early(args: Namespace, flags: dict[str, Any]) -> None:
+    overrides = parse_config_json(args.json_model_override_args or "{}", "--json-model-override-args")
+    resolve_config(flags, overrides.get(MODEL_CONFIG_KEY), os.environ.get(ENV_CONFIG))
+    reason = compat.why_not_bound(args.host, args.port)
+    if reason:
+        raise UnsupportedError(
+            f"cannot listen on port {args.port} of {args.host}: {reason}; choose others with --port and --host"
+        )
+    try:
+        model = compat.model_config_of_command_line(args)
+    except ValueError as error:
+        raise UnsupportedError(
+            f"{args.model_path} holds no usable model config: {error}; check its config.json"
+        ) from error
+    if model is not None:
+        _check_model(args, args, model)
+
+
+def _check_model(server_args: Any, args: Any, model: Any) -> None:
+    """``args`` are the options in effect; ``server_args`` carries the ``--lim-*`` flags."""
+    check_supported(args, model)
+    config, plan = resolve(server_args, model)
+    if args.device == "cuda":
+        try:
+            check_device_limits(config.split, model.num_attention_heads)
+        except ValueError as error:
+            raise LimConfigError(str(error)) from error
+    for start, end in compat.pipeline_stages(model.num_hidden_layers, args.pp_size):
+        plan.check_stage(start, end)

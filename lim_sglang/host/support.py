@@ -1,0 +1,196 @@
+"""What ``lim`` refuses, each with its reason and a way out. A refusal comes at start, before weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lim_sglang.host import compat
+
+BACKEND = "lim"
+DENSE = "use SGLang's own attention backend (leave out --attention-backend lim)"
+KV_DTYPES = {"cpu": ("auto", "bfloat16", "bf16"), "cuda": ("auto", "bfloat16", "bf16", "fp8_e4m3")}
+
+
+class UnsupportedError(ValueError):
+    """A launch option or model that ``lim`` cannot serve; the message is one line: what, why, way out."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One thing that is refused.
+
+    Attributes:
+        feature: Its name, as the README's table lists it.
+        found: Returns what was found, as the user would recognise it, or an empty string. Arguments: launch
+            options in effect, SGLang's model config.
+        reason: Why it is refused.
+        way_out: What to do instead.
+    """
+
+    feature: str
+    found: Callable[[Any, Any], str]
+    reason: str
+    way_out: str
+
+
+def _flag(name: str, off: tuple[Any, ...] = (None, False)) -> Callable[[Any, Any], str]:
+    """Finds launch option ``name`` set to anything but the values in ``off``."""
+
+    def found(args: Any, _model: Any) -> str:
+        value = getattr(args, name)
+        flag = "--" + name.replace("_", "-")
+        return "" if value in off else flag if value is True else f"{flag} {value}"
+
+    return found
+
+
+def _model(is_refused: Callable[[Any], bool]) -> Callable[[Any, Any], str]:
+    """Finds a property of the model; what the user recognises is its architecture."""
+    return lambda _args, model: f"the model ({model.hf_config.architectures[0]})" if is_refused(model) else ""
+
+
+def _prefill_only(args: Any, _model: Any) -> str:
+    prefill, decode = compat.attention_backends(args)
+    return f"--decode-attention-backend {decode}" if prefill == BACKEND != decode else ""
+
+
+def _device(args: Any, _model: Any) -> str:
+    if args.device not in (None, "cpu", "cuda"):
+        return f"--device {args.device}"
+    import torch
+
+    return "an AMD GPU" if args.device == "cuda" and torch.version.hip else ""  # SGLang calls it cuda as well
+
+
+def _kv_cache_dtype(args: Any, _model: Any) -> str:
+    allowed = KV_DTYPES.get(args.device, KV_DTYPES["cuda"])
+    return "" if args.kv_cache_dtype in allowed else f"--kv-cache-dtype {args.kv_cache_dtype}"
+
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        "lim for prefill only",
+        _prefill_only,
+        "lim makes decode sparse and leaves prefill dense, so it would do nothing",
+        "use --decode-attention-backend lim",
+    ),
+    Refusal(
+        "devices other than NVIDIA GPUs and CPUs",
+        _device,
+        "there is no lim backend for this device",
+        "use an NVIDIA GPU or --device cpu, or SGLang's own attention backend",
+    ),
+    Refusal(
+        "tensor parallelism",
+        _flag("tp_size", (1,)),
+        "the ranks would each select their own tokens; one exact set for all ranks is not built yet",
+        "use --tp-size 1, or several replicas with --dp-size",
+    ),
+    Refusal(
+        "speculative decoding",
+        _flag("speculative_algorithm"),
+        "several query tokens are verified at once, and a token set is defined for one",
+        "leave out --speculative-algorithm",
+    ),
+    Refusal(
+        "MLA and state-space models",
+        _model(lambda model: not compat.is_mha(model)),
+        "the cache holds latents or states, not keys by head, so heads cannot rank tokens",
+        DENSE,
+    ),
+    Refusal(
+        "attention sinks as weights (gpt-oss)",
+        _model(lambda model: bool(model.has_attention_sinks)),
+        "the learned sink logits are not part of the sparse layers",
+        DENSE,
+    ),
+    Refusal(
+        "sliding-window and hybrid-window models",
+        _model(lambda model: bool(model.is_hybrid_swa or model.sliding_window_size)),
+        "the window already drops tokens that a set could name",
+        DENSE,
+    ),
+    Refusal(
+        "linear-attention and Mamba hybrids",
+        _model(compat.has_linear_attention),
+        "their layers are not all attention over a KV cache",
+        DENSE,
+    ),
+    Refusal(
+        "encoder-decoder models",
+        _model(lambda model: bool(model.is_encoder_decoder)),
+        "cross-attention has a second cache that no set is defined for",
+        DENSE,
+    ),
+    Refusal(
+        "KV cache dtypes other than auto, bfloat16 and, on a GPU, fp8_e4m3",
+        _kv_cache_dtype,
+        "keys are scored in bfloat16, float16 or fp8_e4m3, on a CPU in the model's own dtype",
+        "leave out --kv-cache-dtype",
+    ),
+    Refusal(
+        "deterministic inference",
+        _flag("enable_deterministic_inference"),
+        "that a request's output does not depend on its batch has not been shown for the sparse layers yet",
+        "leave out --enable-deterministic-inference",
+    ),
+    Refusal(
+        "torch.compile",
+        _flag("enable_torch_compile"),
+        "the step's host planning would be traced away",
+        "leave out --enable-torch-compile",
+    ),
+    Refusal(
+        "two-batch overlap",
+        _flag("enable_two_batch_overlap"),
+        "two micro-batches would share one token set",
+        "leave out --enable-two-batch-overlap",
+    ),
+    Refusal(
+        "PD multiplexing",
+        lambda args, _model: "--enable-pdmux" if compat.has_pdmux(args) else "",
+        "it builds the backend several times, and only one would be counted",
+        "leave out --enable-pdmux",
+    ),
+    Refusal("decode context parallelism", _flag("dcp_size", (None, 1)), "no rank holds all keys", "use --dcp-size 1"),
+    Refusal(
+        "attention context parallelism",
+        _flag("attn_cp_size", (None, 1)),
+        "no rank holds all keys",
+        "use --attn-cp-size 1",
+    ),
+    Refusal(
+        "diffusion LLMs",
+        _flag("dllm_algorithm"),
+        "several query tokens are decoded at once",
+        "leave out --dllm-algorithm",
+    ),
+    Refusal(
+        "HiSparse", _flag("enable_hisparse"), "it selects tokens itself", "leave out one of --enable-hisparse and lim"
+    ),
+    Refusal(
+        "page-major KV layout",
+        _flag("enable_page_major_kv_layout"),
+        "tokens are not single rows of the cache",
+        "leave out --enable-page-major-kv-layout",
+    ),
+)
+
+
+def check_supported(args: Any, model: Any) -> None:
+    """Refuse the first thing that ``lim`` cannot serve.
+
+    Args:
+        args: launch options in effect (``compat.effective_args``), or the parsed command line, where ``device``
+            may still be None.
+        model: SGLang's ``ModelConfig``.
+
+    Raises:
+        UnsupportedError: one line with what was found, the reason and a way out.
+    """
+    for refusal in REFUSALS:
+        found = refusal.found(args, model)
+        if found:
+            raise UnsupportedError(f"{found} does not work with lim: {refusal.reason}; {refusal.way_out}")

@@ -1,8 +1,0 @@
-"""Scripts in bench/ import their siblings by name."""
-
-from __future__ import annotations
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))

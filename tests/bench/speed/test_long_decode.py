@@ -1,0 +1,47 @@
+"""A long generation's stretches and summary, from marks of known speed."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.speed.long_decode import same_tokens, stretches, summarise
+
+
+def marks(ms: list[float], every: int = 64) -> list[tuple[int, float]]:
+    """A mark every 64 tokens; ``ms`` per step of each interval."""
+    found, now = [(1, 0.5)], 0.5
+    for number, value in enumerate(ms, 1):
+        now += value * every / 1e3
+        found.append((1 + number * every, now))
+    return found
+
+
+def test_stretches_take_the_time_between_marks() -> None:
+    dense, lim = marks([10, 10, 20, 20, 30]), marks([11, 11, 10, 10, 10])
+    rows = stretches(dense, lim, prompt=100, length=128)
+    assert [row["context"] for row in rows] == [100 + 65, 100 + 193, 100 + 289]
+    assert [row["dense_ms"] for row in rows] == pytest.approx([10, 20, 30])
+    assert [row["speedup"] for row in rows] == pytest.approx([0.909, 2, 3])
+
+
+def test_marks_that_one_arm_lacks_are_bridged() -> None:
+    dense, lim = marks([10] * 6), marks([5] * 6)
+    del lim[2]
+    rows = stretches(dense, lim, prompt=0, length=128)
+    assert [row["speedup"] for row in rows] == pytest.approx([2] * len(rows))
+    assert rows[0]["context"] == (1 + 193) // 2
+
+
+def test_the_summary_names_the_crossing_and_the_worst() -> None:
+    found = {"dense": marks([10, 10, 20, 20]), "lim": marks([10.1, 9.9, 10, 10])}
+    rows = stretches(found["dense"], found["lim"], prompt=0, length=64)
+    summary = summarise(rows, found, budget=100)
+    assert summary["speedup"] == pytest.approx(60 / 40, abs=1e-3)
+    assert summary["ahead_from_context"] == rows[1]["context"]
+    assert summary["lowest_speedup_within_budget"] == summary["lowest_speedup"] == pytest.approx(0.99)
+
+
+def test_tokens_before_the_first_difference() -> None:
+    assert same_tokens([1, 2, 3], [1, 2, 3]) == 3
+    assert same_tokens([1, 2, 3], [1, 9, 3]) == 1
+    assert same_tokens([], []) == 0

@@ -1,0 +1,78 @@
+"""The serving comparison's flags, workloads, and what it says of a client that fails."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from bench.speed import serving
+
+FIGURES = dict.fromkeys(serving.MEASURED, 1.5)
+
+
+def parsed(monkeypatch: pytest.MonkeyPatch, *words: str) -> object:
+    monkeypatch.setattr(sys, "argv", ["serving.py", *words])
+    return serving.parse()
+
+
+def test_both_workloads_send_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = parsed(monkeypatch, "--launch", "--requests", "10", "--groups", "3", "--input", "512", "--output", "7")
+    random_ids, shared = serving.workloads(args)  # type: ignore[arg-type]
+    assert (random_ids.size, shared.size) == (10, 9)
+    options = dict(zip(shared.options[::2], shared.options[1::2], strict=True))
+    assert options["--gsp-num-groups"] == options["--gsp-prompts-per-group"] == "3"
+    assert options["--gsp-system-prompt-len"] == "512"
+    assert options["--gsp-output-len"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "either --launch, or both --server and --dense-server"),
+        (["--server", "http://a"], "either --launch, or both"),
+        (["--launch", "--rates", "1", "-2"], "--rates"),
+        (["--launch", "--server", "http://a"], "either --launch, or both"),
+        (["--server", "http://a", "--dense-server", "http://b", "--budget", "8"], "are for --launch"),
+        (["--launch", "--groups", "0"], "'0' is not a whole number above 0"),
+        (["--launch", "--rates", "0"], "--rates 0: expected numbers above 0, or inf"),
+    ],
+    ids=["nothing", "one-server", "negative", "both-ways", "ignored", "no-groups", "zero"],
+)
+def test_bad_flags_get_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        parsed(monkeypatch, *words)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_server_that_is_not_there(tmp_path: Path) -> None:
+    nowhere = ["--server", "http://127.0.0.1:9", "--dense-server", "http://127.0.0.1:9", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "bench.speed.serving", *nowhere, "--rates", "inf", "--timeout", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("lim-sglang: error:")]
+    assert len(lines) == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
+    row = {"attention": "lim", "workload": "random", "rate": "inf"} | FIGURES
+    serving.write(tmp_path, [row, row | {"attention": "dense"}])
+    rows = list(csv.DictReader((tmp_path / "serving.csv").open()))
+    assert [found["attention"] for found in rows] == ["lim", "dense"]
+    assert rows[0]["mean_itl_ms"] == "1.5"
+
+
+@pytest.mark.parametrize(("attention", "lim"), [("lim", False), ("dense", True)])
+def test_a_server_of_the_other_kind_is_refused(monkeypatch: pytest.MonkeyPatch, attention: str, lim: bool) -> None:
+    args = parsed(monkeypatch, "--server", "http://a/", "--dense-server", "http://b/")
+    monkeypatch.setattr(serving, "serves_lim", lambda _url: lim)
+    expected = rf"^http://[ab] does not serve with {attention} attention; fix: name another server$"
+    with pytest.raises(serving.ServingError, match=expected), serving.server(attention, args, Console()):  # type: ignore[arg-type]
+        pytest.fail("it was taken")

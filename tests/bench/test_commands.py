@@ -1,0 +1,50 @@
+"""Every `python -m bench.…` that the project's pages and the modules' own descriptions name, as written."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "bench/results/README.md")),
+    *sorted((ROOT / "lim_sglang" / "docs").glob("*.md")),
+    *sorted(path for path in (ROOT / "bench").rglob("*.py") if path.name != "__init__.py"),
+    ROOT / "bench" / "on_gpu.sh",
+]
+COMMANDS = sorted(
+    {
+        (module, tuple(re.findall(r"(?<!\S)--[a-z][a-z-]*", rest)))
+        for page in PAGES
+        for module, rest in re.findall(r"(?:python3?|\$python) -m (bench(?:\.\w+)*)([^`\n]*)", page.read_text())
+    }
+)
+
+
+@cache
+def help_of(module: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_scan_sees_commands() -> None:
+    modules = {module for module, _ in COMMANDS}
+    assert {"bench.fidelity", "bench.reasoning", "bench.programs", "bench.speed.decode_engine"} <= modules
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"), COMMANDS, ids=lambda part: part if isinstance(part, str) else " ".join(part)
+)
+def test_a_command_runs_and_takes_its_flags(module: str, flags: tuple[str, ...]) -> None:
+    if module == "bench.speed.decode_attention" and find_spec("flashinfer") is None:
+        pytest.skip("bench.speed.decode_attention needs FlashInfer, which needs a GPU")
+    assert [flag for flag in flags if not re.search(rf"(?<!\S){flag}\b", help_of(module))] == []

@@ -1,0 +1,266 @@
+"""Refusals, through the launch options and model configs that SGLang itself makes."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lim_sglang.host import compat
+from lim_sglang.host.launch import check_launch, resolve
+from lim_sglang.host.support import REFUSALS, UnsupportedError, check_supported
+from lim_sglang.layer_plan import LayerRole
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 12,
+    "vocab_size": 512,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "torch_dtype": "bfloat16",
+}
+DEEPSEEK = {
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 16,
+    "q_lora_rank": None,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "first_k_dense_replace": 1,
+}
+MODELS = {
+    "mistral": (
+        "sliding-window and hybrid-window models",
+        {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 1024},
+    ),
+    "gemma3": (
+        "sliding-window and hybrid-window models",
+        {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "sliding_window": 512, "head_dim": 16},
+    ),
+    "deepseek": (
+        "MLA and state-space models",
+        {"architectures": ["DeepseekV2ForCausalLM"], "model_type": "deepseek_v2"} | DEEPSEEK,
+    ),
+    "qwen3-next": (
+        "linear-attention and Mamba hybrids",
+        {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "num_experts": 4},
+    ),
+    "falcon-h1": (
+        "linear-attention and Mamba hybrids",
+        {"architectures": ["FalconH1ForCausalLM"], "model_type": "falcon_h1"},
+    ),
+    "gpt-oss": (
+        "attention sinks as weights (gpt-oss)",
+        {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "num_local_experts": 4, "head_dim": 16},
+    ),
+    "mllama": (
+        "encoder-decoder models",
+        {
+            "architectures": ["MllamaForConditionalGeneration"],
+            "model_type": "mllama",
+            "text_config": {},
+            "vision_config": {},
+        },
+    ),
+}
+
+Launch = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.srt.plugins import load_plugins
+
+    monkeypatch.delenv("SGLANG_LIM_CONFIG", raising=False)
+    load_plugins()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Launch:
+    """Makes SGLang's own launch options for a small model described by a config file alone."""
+
+    def make(model: dict[str, Any] | None = None, **options: Any) -> Any:
+        from sglang.srt.server_args import ServerArgs
+
+        (tmp_path / "config.json").write_text(json.dumps(LLAMA | (model or {})))
+        chosen = {"attention_backend": "lim", "device": "cpu", "load_format": "dummy"} | options
+        server_args = ServerArgs(model_path=str(tmp_path), skip_tokenizer_init=True, **chosen)
+        if hasattr(server_args, "resolve_once"):
+            server_args.resolve_once()
+        return server_args
+
+    return make
+
+
+def refusal(server_args: Any, **options: Any) -> str:
+    """The refusal's text for these options; ``options`` are read in place of what SGLang resolved."""
+    args = compat.effective_args(server_args)
+
+    class View:
+        def __getattr__(self, name: str) -> Any:
+            return options[name] if name in options else getattr(args, name)
+
+    with pytest.raises(UnsupportedError) as caught:
+        check_supported(View(), compat.model_config(server_args))
+    return str(caught.value)
+
+
+def test_a_plain_model_is_served(launch: Launch) -> None:
+    check_launch(launch())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Through SGLang's own parser, before its assertions about the same models."""
+    from sglang.srt.server_args import prepare_server_args
+
+    feature, model = MODELS[name]
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | model))
+    with pytest.raises(SystemExit) as caught:
+        prepare_server_args(["--model-path", str(tmp_path), "--attention-backend", "lim", "--load-format", "dummy"])
+    assert caught.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    expected = next(r for r in REFUSALS if r.feature == feature)
+    assert line.startswith(f"lim-sglang: error: the model ({model['architectures'][0]}) does not work with lim: ")
+    assert expected.reason in line
+    assert line.endswith(expected.way_out)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "flag"),
+    [
+        ("tp_size", 2, "--tp-size 2"),
+        ("speculative_algorithm", "EAGLE", "--speculative-algorithm EAGLE"),
+        ("enable_deterministic_inference", True, "--enable-deterministic-inference"),
+        ("enable_torch_compile", True, "--enable-torch-compile"),
+        ("enable_two_batch_overlap", True, "--enable-two-batch-overlap"),
+        ("dcp_size", 2, "--dcp-size 2"),
+        ("attn_cp_size", 2, "--attn-cp-size 2"),
+        ("dllm_algorithm", "LowConfidence", "--dllm-algorithm LowConfidence"),
+        ("enable_hisparse", True, "--enable-hisparse"),
+        ("enable_page_major_kv_layout", True, "--enable-page-major-kv-layout"),
+        ("kv_cache_dtype", "fp8_e4m3", "--kv-cache-dtype fp8_e4m3"),
+        ("device", "xpu", "--device xpu"),
+        ("decode_attention_backend", "torch_native", "--decode-attention-backend torch_native"),
+    ],
+)
+def test_options_that_are_refused(launch: Launch, option: str, value: Any, flag: str) -> None:
+    text = refusal(launch(), **{option: value})
+    assert text.startswith(f"{flag} does not work with lim: ")
+    assert "\n" not in text
+
+
+def test_an_amd_gpu_is_refused_though_sglang_calls_it_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = next(entry for entry in REFUSALS if entry.feature.startswith("devices"))
+    on_gpu, model = SimpleNamespace(device="cuda"), object()
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert entry.found(on_gpu, model) == ""
+    monkeypatch.setattr(torch.version, "hip", "6.3.1")
+    assert entry.found(on_gpu, model) == "an AMD GPU"
+    assert entry.found(SimpleNamespace(device="cpu"), model) == ""
+
+
+def test_a_config_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sglang.srt.server_args import prepare_server_args
+
+    (tmp_path / "config.json").write_text("{not json")
+    with pytest.raises(SystemExit):
+        prepare_server_args(["--model-path", str(tmp_path), "--attention-backend", "lim"])
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"lim-sglang: error: {tmp_path} holds no usable model config: ")
+    assert line.endswith("check its config.json")
+
+
+def test_every_refusal_gives_a_reason_and_a_way_out() -> None:
+    for entry in REFUSALS:
+        assert entry.reason, entry.feature
+        assert entry.way_out, entry.feature
+    assert len({entry.feature for entry in REFUSALS}) == len(REFUSALS)
+
+
+def test_other_backends_are_none_of_our_business(launch: Launch) -> None:
+    check_launch(launch(MODELS["mistral"][1], attention_backend="torch_native"))
+
+
+def test_a_pipeline_stage_without_a_select_layer_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    server_args = launch()
+    monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"select_layers": [2, 4]}')
+    monkeypatch.setattr(compat, "pipeline_stages", lambda layers, _pp: [(0, layers // 2), (layers // 2, layers)])
+    with pytest.raises(ValueError, match=r"layers 6 to 11: sparse layer 6 has no select layer"):
+        check_launch(server_args)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"budget": 20000}, "budget=20000 selects 15000 tokens by rank: expected at most 8192; lower"),
+        ({"budget": 300000, "recency_ratio": 1}, "budget=300000: expected at most 262144 on a GPU; lower"),
+    ],
+    ids=["ranked", "slots"],
+)
+def test_a_budget_beyond_the_device_kernels_is_refused(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setenv("SGLANG_LIM_CONFIG", json.dumps(config))
+    server_args = launch()
+    check_launch(server_args)  # the reference serves it
+
+    class OnGpu:
+        device = "cuda"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(compat_args, name)
+
+    compat_args = compat.effective_args(server_args)
+    monkeypatch.setattr(compat, "effective_args", lambda _args: OnGpu())
+    with pytest.raises(ValueError, match=message):
+        check_launch(server_args)
+
+
+def test_a_port_that_cannot_be_had_is_told_apart() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert compat.why_not_bound("127.0.0.1", taken.getsockname()[1]) == "it is in use"
+    assert compat.why_not_bound("127.0.0.1", 0) == ""
+    assert compat.why_not_bound("192.0.2.1", 0) == "Cannot assign requested address"
+
+
+@pytest.mark.parametrize(("value", "found"), [(True, "--enable-pdmux"), (False, ""), (None, "")])
+def test_pd_multiplexing(value: bool | None, found: str) -> None:
+    entry = next(entry for entry in REFUSALS if entry.feature == "PD multiplexing")
+    args = SimpleNamespace() if value is None else SimpleNamespace(enable_pdmux=value)  # 0.5.23 has no such field
+    assert entry.found(args, object()) == found
+
+
+def test_pipeline_stages_are_sglangs() -> None:
+    assert compat.pipeline_stages(12, 1) == [(0, 12)]
+    assert compat.pipeline_stages(12, 2) == [(0, 6), (6, 12)]
+
+
+def test_model_override_reaches_the_plan(launch: Launch) -> None:
+    override = json.dumps({"lim_config": {"budget": 64, "select_layers": [3, 5]}})
+    server_args = launch(json_model_override_args=override)
+    config, plan = resolve(server_args, compat.model_config(server_args))
+    assert config.budget == 64
+    assert plan.select_layers == (3, 5)
+    assert plan.count(LayerRole.DENSE) == 3
+
+
+def test_env_and_flags_reach_the_plan_in_their_order(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"budget": 100, "sink_tokens": 2, "recency_ratio": 0.5}')
+    server_args = launch(json_model_override_args='{"lim_config": {"budget": 200, "sink_tokens": 3}}')
+    server_args._lim_flags = {"budget": 300}
+    config, _ = resolve(server_args, compat.model_config(server_args))
+    assert (config.budget, config.sink_tokens, config.recency_ratio) == (300, 3, 0.5)
