@@ -76,7 +76,7 @@ def _register_all() -> None:
     from sglang.srt import server_args
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
-    from lim_patches.registry import PATCHES
+    from lim_patches import registry
 
     missing = compat.missing_fields(server_args.ServerArgs)
     if missing:
@@ -84,9 +84,7 @@ def _register_all() -> None:
     if "lim" not in server_args.ATTENTION_BACKEND_CHOICES:
         server_args.add_attention_backend_choices(["lim"])
     register_attention_backend("lim")(create_backend)
-    for patch in PATCHES:
-        if patch.wanted:
-            patch.register()
+    registry.register()
 
 
 def create_backend(runner: Any) -> Any:

@@ -111,13 +111,14 @@ def _plugin() -> list[Finding]:
 def _patches() -> list[Finding]:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
-    from lim_patches.registry import PATCHES
+    from lim_patches.registry import PATCHES, is_registered
 
     registered = "lim" in ATTENTION_BACKENDS
     fix = "" if registered else "check SGLANG_PLUGINS: it must be unset or name lim"
     findings = [Finding("backend lim", "registered" if registered else "not registered", fix)]
     for patch in PATCHES:
-        state = "applied" if patch.applied else "not needed in this process" if not patch.wanted else "not applied"
+        wanted = is_registered(patch) or not registered
+        state = "applied" if patch.applied else "not applied" if wanted else "not needed in this process"
         problem = "another plugin may hold it" if state == "not applied" and registered else ""
         findings.append(Finding(f"patch {patch.target}", state, problem))
     return findings

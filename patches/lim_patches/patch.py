@@ -29,6 +29,7 @@ class Patch:
 
     @property
     def wanted(self) -> bool:
+        """By what the process has loaded so far; ``registry.register`` asks once."""
         return not self.only_if_loaded or self.only_if_loaded in sys.modules
 
     def register(self) -> None:

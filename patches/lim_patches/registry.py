@@ -1,4 +1,4 @@
-"""The patches on SGLang, in the order in which they are registered."""
+"""The patches on SGLang, in the order in which they are registered, and which of them this process was given."""
 
 from __future__ import annotations
 
@@ -12,8 +12,24 @@ PATCHES: tuple[Patch, ...] = (
     internal_state.PATCH,
     support_triton.PATCH,
 )
+_registered: list[Patch] = []
+
+
+def register() -> None:
+    """Hand SGLang every patch that this process wants; decided once, whatever the process loads later."""
+    if _registered:
+        return
+    for patch in PATCHES:
+        if patch.wanted:
+            patch.register()
+            _registered.append(patch)
+
+
+def is_registered(patch: Patch) -> bool:
+    """Whether ``register`` found this patch wanted."""
+    return patch in _registered
 
 
 def not_applied() -> list[str]:
-    """Targets of wanted patches that SGLang could not patch in this process."""
-    return [patch.target for patch in PATCHES if patch.wanted and not patch.applied]
+    """Targets of registered patches that SGLang could not patch in this process."""
+    return [patch.target for patch in _registered if not patch.applied]

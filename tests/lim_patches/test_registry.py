@@ -1,0 +1,52 @@
+"""Which patches a process wants is decided when the plugin registers, whatever it loads afterwards."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
+PLUGINS_FIRST = """
+from sglang.srt.plugins import load_plugins
+load_plugins()
+import sglang.srt.managers.scheduler
+"""
+SCHEDULER_FIRST = """
+import sglang.srt.managers.scheduler
+from sglang.srt.plugins import load_plugins
+load_plugins()
+"""
+REPORT = """
+import json
+from lim_patches import registry
+from lim_sglang.commands import doctor
+states = {finding.name: finding.value for finding in doctor._patches()}
+registry.register()  # a second call decides nothing anew
+print(json.dumps([[p.target for p in registry.PATCHES if registry.is_registered(p)], registry.not_applied(), states]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("loads", "state"),
+    [(PLUGINS_FIRST, "not needed in this process"), (SCHEDULER_FIRST, "applied")],
+    ids=["plugins first", "scheduler first"],
+)
+def test_nothing_is_missed_whichever_comes_first(loads: str, state: str) -> None:
+    done = subprocess.run([sys.executable, "-c", loads + REPORT], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    registered, not_applied, states = json.loads(done.stdout.strip().splitlines()[-1])
+    assert not_applied == []
+    assert (STATE in registered) == (state == "applied")
+    assert states[f"patch {STATE}"] == state
+    assert {value for name, value in states.items() if name.startswith("patch") and STATE not in name} == {"applied"}
+
+
+def test_a_hook_that_another_plugin_undid_is_told() -> None:
+    code = SCHEDULER_FIRST + (
+        "from lim_patches import internal_state, registry\ninternal_state.PATCH.undo()\nprint(registry.not_applied())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.stdout.strip().splitlines()[-1] == f"['{STATE}']", done.stderr
