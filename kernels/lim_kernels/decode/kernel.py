@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from lim_kernels.chain import await_previous
+from lim_kernels.ragged import load_extent
 from lim_kernels.select.kernel import store_scores
 
 # Plain numbers that change with batch or configuration: no variant of a kernel is compiled for each of their values.
@@ -72,8 +73,7 @@ def attend_kernel(
     await_previous(CHAINED)
     kv_head, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     request = first_request + row
-    begin = tl.load(kv_indptr + request)
-    length = tl.load(kv_indptr + request + 1) - begin
+    begin, length = load_extent(kv_indptr, request)
     chunk = _chunk_length(length, num_splits, BLOCK_N)
     start = split * chunk
     stop = tl.minimum(start + chunk, length)
@@ -154,7 +154,7 @@ def merge_kernel(
     await_previous(CHAINED)
     head, row = tl.program_id(0), tl.program_id(1)
     request = (first_request + row).to(tl.int64)
-    length = tl.load(kv_indptr + request + 1) - tl.load(kv_indptr + request)
+    _, length = load_extent(kv_indptr, request)
     chunk = tl.maximum(_chunk_length(length, num_splits, BLOCK_N), 1)
     split = tl.arange(0, MAX_SPLITS)
     dim = tl.arange(0, HEAD_DIM_PAD)

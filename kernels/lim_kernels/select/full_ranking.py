@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from lim_kernels.chain import await_previous
+from lim_kernels.ragged import load_extent
 from lim_kernels.select.kernel import NUMBERS, write_slots
 
 _RADIX_BITS = tl.constexpr(8)
@@ -77,8 +78,7 @@ def full_rank_kernel(
     """
     await_previous(CHAINED)
     head, row = tl.program_id(0), tl.program_id(1)
-    begin = tl.load(kv_indptr + first_request + row)
-    length = tl.load(kv_indptr + first_request + row + 1) - begin
+    _, length = load_extent(kv_indptr, first_request + row)
     if tl.load(unfinished + row) == 0:
         return
     own = scores + row.to(tl.int64) * scores_stride_b + head.to(tl.int64) * scores_stride_h
@@ -133,8 +133,7 @@ def full_emit_kernel(
     row = tl.program_id(0)
     if tl.load(unfinished + row) == 0:
         return
-    begin = tl.load(kv_indptr + first_request + row)
-    length = tl.load(kv_indptr + first_request + row + 1) - begin
+    begin, length = load_extent(kv_indptr, first_request + row)
     own = keys + row.to(tl.int64) * keys_stride_b
     end = length - recent
     smallest, _ = _kth_largest(own, sinks, end, selected, key_limit, True, KEY_PASSES, BLOCK)

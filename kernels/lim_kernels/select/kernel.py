@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from lim_kernels.chain import await_previous
+from lim_kernels.ragged import load_extent
 
 UNRANKED = tl.constexpr(2**31 - 1)  # the key of a token that no head ranks among its first m
 LOWEST = tl.constexpr(-(2**31))  # what is no candidate; below every score
@@ -125,8 +126,7 @@ def emit_kernel(
     """
     await_previous(CHAINED)
     split, row = tl.program_id(0), tl.program_id(1)
-    begin = tl.load(kv_indptr + first_request + row)
-    length = tl.load(kv_indptr + first_request + row + 1) - begin
+    begin, length = load_extent(kv_indptr, first_request + row)
     source = kv_indices + begin
     out = sparse_indices + tl.load(sparse_indptr + first_request + row)
     own = keys + row.to(tl.int64) * keys_stride_b

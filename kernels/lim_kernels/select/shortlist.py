@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 
 from lim_kernels.chain import await_previous
+from lim_kernels.ragged import load_extent
 from lim_kernels.select.kernel import LOWEST, NUMBERS
 
 
@@ -162,8 +163,7 @@ def shortlist_kernel(
     """
     await_previous(CHAINED)
     head, row = tl.program_id(0), tl.program_id(1)
-    begin = tl.load(kv_indptr + first_request + row)
-    length = tl.load(kv_indptr + first_request + row + 1) - begin
+    _, length = load_extent(kv_indptr, first_request + row)
     if length <= budget:
         return
     list_index = row.to(tl.int64) * num_heads + head
