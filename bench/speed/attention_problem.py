@@ -12,11 +12,9 @@ from torch import Tensor
 from lim_kernels.select import head_scores, select_token_set, split_budget
 from lim_kernels.select.launch import Round, SelectLayer, write_sparse_indptr
 from lim_sglang.attention.wrappers import (
-    SPLIT_KV_HEADS,
     AttentionShape,
-    FlashInferSparse,
     SelectWrapper,
-    SplitKVWrapper,
+    SparseWrappers,
     StepBuffers,
 )
 
@@ -56,13 +54,13 @@ class Problem:
         """Make the buffers and wrappers for a budget of ``budget`` tokens."""
         self.split = split_budget(budget, 0.25, 4)
         dtype = torch.bfloat16
-        shape = AttentionShape(HEADS, KV_HEADS, HEAD_DIM, dtype, dtype, None, False)
+        shape = AttentionShape(HEADS, KV_HEADS, HEAD_DIM, dtype, dtype)
         self.buffers = StepBuffers.allocate(self.batch, self.context, self.split, shape, torch.device("cuda"))
         self.select = SelectWrapper(self.buffers, self.split, self.dense)
-        indices = self.buffers.sparse_indptr, self.buffers.sparse_indices
-        self.sparse_by_flashinfer = FlashInferSparse(self.workspace, *indices, budget, shape).wrapper(self.batch)
-        self.sparse_by_triton = SplitKVWrapper(self.buffers) if self.batch * KV_HEADS <= SPLIT_KV_HEADS else None
-        self.sparse = self.sparse_by_triton or self.sparse_by_flashinfer
+        sparse = SparseWrappers(self.buffers, self.workspace, budget, shape)
+        self.sparse = sparse.wrapper(self.batch)
+        self.sparse_by_flashinfer = sparse.flashinfer.wrapper(self.batch)
+        self.sparse_by_triton = sparse.split_kv if self.sparse is sparse.split_kv else None
         # After FlashInfer's plan, which leaves its own numbers there; a served step writes them at its start.
         write_sparse_indptr(self.kv_indptr, self.buffers.sparse_indptr, self.batch, budget)
 

@@ -18,11 +18,9 @@ from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, Flash
 from lim_kernels.select.launch import write_sparse_indptr
 from lim_sglang.attention.wrappers import (
     INT_WORKSPACE_BYTES,
-    SPLIT_KV_HEADS,
     AttentionShape,
-    FlashInferSparse,
     SelectWrapper,
-    SplitKVWrapper,
+    SparseWrappers,
     StepBuffers,
 )
 from lim_sglang.config import LimConfig
@@ -51,20 +49,15 @@ class LimFlashInferBackend(FlashInferAttnBackend):
             updater.head_dim,
             updater.q_data_type,
             updater.data_type,
-            self.decode_split_tile_size,
-            self.disable_cuda_graph_kv_split,
         )
         max_batch, device = len(self.kv_last_page_len), self.kv_last_page_len.device
         self.buffers = StepBuffers.allocate(max_batch, self.max_context_len, self.split, shape, device)
-        self.split_kv_batch = SPLIT_KV_HEADS // shape.num_kv_heads
-        self.flashinfer_sparse = FlashInferSparse(
-            self.workspace_buffer, self.buffers.sparse_indptr, self.buffers.sparse_indices, config.budget, shape
-        )
+        self.sparse = SparseWrappers(self.buffers, self.workspace_buffer, config.budget, shape)
         logger.info(
             "lim: %d MiB beyond the dense backend, and %d MiB for every batch size above %d that is met",
             self.buffers.nbytes >> 20,
             INT_WORKSPACE_BYTES >> 20,
-            self.split_kv_batch,
+            self.sparse.largest_split_kv,
         )
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
@@ -108,12 +101,7 @@ class LimFlashInferBackend(FlashInferAttnBackend):
         """Put the other roles' wrappers beside the dense one in this step's metadata, not into SGLang's own lists."""
         dense = self.forward_metadata.decode_wrappers[DENSE_WRAPPER]
         select = SelectWrapper(self.buffers, self.split, dense)
-        self.forward_metadata = DecodeMetadata([dense, select, self._sparse_wrapper(batch)])  # as in WRAPPERS
-
-    def _sparse_wrapper(self, batch: int) -> Any:
-        if batch <= self.split_kv_batch:
-            return SplitKVWrapper(self.buffers)
-        return self.flashinfer_sparse.wrapper(batch)
+        self.forward_metadata = DecodeMetadata([dense, select, self.sparse.wrapper(batch)])  # as in WRAPPERS
 
     def _observe(self, forward_batch: Any) -> None:
         self.metrics.observe_decode(forward_batch.seq_lens_cpu[: forward_batch.batch_size].tolist())

@@ -1,7 +1,7 @@
 """Who attends in SELECT and SPARSE layers on a GPU: objects that are called like FlashInfer's decode wrappers.
 
 Two attend in SPARSE layers: the split-KV kernel where requests are few and its launches are what counts, FlashInfer
-elsewhere. ``bench.speed.decode_attention`` measures both; ``SPLIT_KV_HEADS`` is where they meet on an H100.
+elsewhere; ``AttentionShape.split_kv_batch`` says up to which batch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lim_kernels.decode.launch import AttendConfig, AttendWorkspace, KVCache, Re
 from lim_kernels.select.budget import BudgetSplit
 from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace, SlotIndex
 
-SPLIT_KV_HEADS = 128  # requests times KV heads up to which SPARSE layers take the split-KV kernel
+SPLIT_KV_HEADS = 128  # requests times KV heads; measured on an H100 by bench.speed.decode_attention
 SPARSE_LAUNCH = AttendConfig(block_n=32, warps=4, stages=5, programs=264, min_splits=1)
 SELECT_WORKSPACE_BYTES = 256 << 20  # larger batches select in several rounds
 INT_WORKSPACE_BYTES = 2 << 20  # FlashInfer's own default is 8 MiB per wrapper; too little fails at plan time
@@ -25,15 +25,18 @@ INT_WORKSPACE_BYTES = 2 << 20  # FlashInfer's own default is 8 MiB per wrapper; 
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """What FlashInfer plans with: head counts on this rank, head size, dtypes, split settings."""
+    """What FlashInfer plans with: head counts on this rank, head size, dtypes."""
 
     num_qo_heads: int
     num_kv_heads: int
     head_dim: int
     q_dtype: torch.dtype
     kv_dtype: torch.dtype
-    fixed_split_size: int | None
-    disable_split_kv: bool
+
+    @property
+    def split_kv_batch(self) -> int:
+        """Requests up to which the split-KV kernel attends in SPARSE layers; FlashInfer takes larger batches."""
+        return max(1, SPLIT_KV_HEADS // self.num_kv_heads)
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class StepBuffers:
         """Make the buffers for up to ``max_batch`` requests of up to ``max_length`` tokens."""
         heads, kv_heads = shape.num_qo_heads, shape.num_kv_heads
         select = SelectWorkspace.allocate(max_batch, max_length, heads, split, device, SELECT_WORKSPACE_BYTES)
-        sparse_requests = min(max_batch, max(1, SPLIT_KV_HEADS // kv_heads))
+        sparse_requests = min(max_batch, shape.split_kv_batch)
         workspaces = [
             AttendWorkspace.allocate(requests, heads, kv_heads, shape.head_dim, device, config)
             for requests, config in ((len(select.keys), LaunchConfig().attend), (sparse_requests, SPARSE_LAUNCH))
@@ -193,7 +196,24 @@ class FlashInferSparse:
             1,
             q_data_type=shape.q_dtype,
             kv_data_type=shape.kv_dtype,
-            fixed_split_size=shape.fixed_split_size,
-            disable_split_kv=shape.disable_split_kv,
         )
         return wrapper
+
+
+class SparseWrappers:
+    """Who attends in the SPARSE layers of a batch.
+
+    Args:
+        buffers: the step's, whose sets are read.
+        float_workspace, budget: those of ``FlashInferSparse``.
+    """
+
+    def __init__(self, buffers: StepBuffers, float_workspace: Tensor, budget: int, shape: AttentionShape) -> None:
+        self.largest_split_kv = shape.split_kv_batch
+        self.split_kv = SplitKVWrapper(buffers)
+        indices = buffers.sparse_indptr, buffers.sparse_indices
+        self.flashinfer = FlashInferSparse(float_workspace, *indices, budget, shape)
+
+    def wrapper(self, batch: int) -> Any:
+        """The wrapper for ``batch`` requests."""
+        return self.split_kv if batch <= self.largest_split_kv else self.flashinfer.wrapper(batch)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,43 +12,14 @@ from lim_kernels.decode.reference import decode_attention
 from lim_kernels.select import head_scores, select_token_set, split_budget
 from lim_kernels.select.launch import write_sparse_indptr
 
+from .recording_wrapper import RecordingWrapper
+
 BUDGET, MAX_BATCH = 64, 8
-
-
-class RecordingWrapper:
-    """Takes FlashInfer's arguments and keeps them."""
-
-    made: list[RecordingWrapper]
-
-    def __init__(self, float_workspace: torch.Tensor, kv_layout: str, **options: Any) -> None:
-        self.float_workspace, self.kv_layout, self.options = float_workspace, kv_layout, options
-        self.plans: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self.int_workspace: torch.Tensor | None = None
-        self.made.append(self)
-
-    def reset_workspace_buffer(self, float_workspace: torch.Tensor, int_workspace: torch.Tensor) -> None:
-        assert float_workspace is self.float_workspace
-        self.int_workspace = int_workspace
-
-    def plan(self, *args: Any, **options: Any) -> None:
-        self.plans.append((args, options))
-
-
-@pytest.fixture
-def wrappers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """``lim_sglang.attention.wrappers`` with a FlashInfer that only records."""
-    fake = ModuleType("flashinfer")
-    fake.BatchDecodeWithPagedKVCacheWrapper = RecordingWrapper  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "flashinfer", fake)
-    monkeypatch.delitem(sys.modules, "lim_sglang.attention.wrappers", raising=False)
-    RecordingWrapper.made = []
-    yield importlib.import_module("lim_sglang.attention.wrappers")
-    monkeypatch.delitem(sys.modules, "lim_sglang.attention.wrappers", raising=False)
 
 
 @pytest.fixture
 def executor(wrappers: Any) -> Any:
-    shape = wrappers.AttentionShape(32, 8, 128, torch.bfloat16, torch.float8_e4m3fn, 2048, True)
+    shape = wrappers.AttentionShape(32, 8, 128, torch.bfloat16, torch.float8_e4m3fn)
     indptr = torch.zeros(MAX_BATCH + 1, dtype=torch.int32)
     indices = torch.zeros(MAX_BATCH * BUDGET, dtype=torch.int32)
     return wrappers.FlashInferSparse(torch.zeros(16, dtype=torch.uint8), indptr, indices, BUDGET, shape)
@@ -83,12 +51,7 @@ def test_the_plan_is_for_the_whole_budget_and_needs_no_device(executor: Any) -> 
     assert len(indices) == 0, "nothing may be copied over the slots"
     assert last_page_len.tolist() == [1, 1, 1]
     assert shape == [32, 8, 128, 1]
-    assert options == {
-        "q_data_type": torch.bfloat16,
-        "kv_data_type": torch.float8_e4m3fn,
-        "fixed_split_size": 2048,
-        "disable_split_kv": True,
-    }
+    assert options == {"q_data_type": torch.bfloat16, "kv_data_type": torch.float8_e4m3fn}
 
 
 def test_memory_is_counted(executor: Any) -> None:
@@ -108,7 +71,7 @@ LENGTHS = [100, 7, 64, 65]
 def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None) -> None:
     """A SELECT layer, then a SPARSE one, as SGLang's backend calls them, on other keys and values."""
     heads, kv_heads, head_dim = 4, 2, 16
-    shape = wrappers.AttentionShape(heads, kv_heads, head_dim, torch.float32, torch.float32, None, False)
+    shape = wrappers.AttentionShape(heads, kv_heads, head_dim, torch.float32, torch.float32)
     split = split_budget(BUDGET, 0.25, 2)
     buffers = wrappers.StepBuffers.allocate(MAX_BATCH, 128, split, shape, torch.device("cpu"))
     buffers.out.fill_(float("nan"))
@@ -138,7 +101,7 @@ def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None) -> Non
 
 def test_memory_stays_within_what_is_promised(wrappers: Any) -> None:
     """At most 512 MiB at 64 running requests of 40K context, Qwen3-8B's shape, all captured sizes included."""
-    shape = wrappers.AttentionShape(32, 8, 128, torch.bfloat16, torch.bfloat16, None, False)
+    shape = wrappers.AttentionShape(32, 8, 128, torch.bfloat16, torch.bfloat16)
     buffers = wrappers.StepBuffers.allocate(64, 40 * 1024, split_budget(2048, 0.25, 4), shape, torch.device("meta"))
     captured = 36
     assert buffers.nbytes + captured * wrappers.INT_WORKSPACE_BYTES <= 512 << 20

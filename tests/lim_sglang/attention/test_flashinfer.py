@@ -1,0 +1,215 @@
+"""The GPU backend's work on the host: who attends in which layer of which batch, and what is counted.
+
+SGLang's own backend runs beneath; only FlashInfer and the planning of its wrappers, which need a GPU, are stand-ins.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lim_sglang.config import LimConfig
+from lim_sglang.layer_plan import LayerPlan, LayerRole
+from lim_sglang.metrics import DecodeMetrics
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels; a GPU serves in tests/e2e")
+
+HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 16, 16, 5
+CONFIG = LimConfig(budget=20, sink_tokens=2, select_layers=(1, 3))
+PLAN = LayerPlan.from_select_layers(LAYERS, (1, 3))  # dense, select, sparse, select, sparse
+MAX_BATCH, CONTEXT = 12, 64
+LAST_SPLIT_KV_BATCH = 8  # of 16 KV heads each: 128, where the split-KV kernel ends
+
+
+@pytest.fixture
+def host() -> ModuleType:
+    """SGLang's backend, imported before a stand-in for FlashInfer is there."""
+    return importlib.import_module("sglang.srt.layers.attention.flashinfer_backend")
+
+
+@pytest.fixture
+def module(host: ModuleType, wrappers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    monkeypatch.setattr(host, "fast_decode_plan", lambda *_args, **_options: None, raising=False)
+    monkeypatch.delitem(sys.modules, "lim_sglang.attention.flashinfer", raising=False)
+    yield importlib.import_module("lim_sglang.attention.flashinfer")
+    monkeypatch.delitem(sys.modules, "lim_sglang.attention.flashinfer", raising=False)
+
+
+class DenseWrapper:
+    """FlashInfer's wrapper as SGLang has planned it: every request's slots."""
+
+    def __init__(self) -> None:
+        self._paged_kv_indptr_buf = torch.zeros(MAX_BATCH + 1, dtype=torch.int32)
+        self._paged_kv_indices_buf = torch.arange(MAX_BATCH * CONTEXT, dtype=torch.int32)
+
+
+class Updater:
+    """SGLang's index updater: it plans wrappers for the lengths of a step."""
+
+    num_qo_heads, num_kv_heads, head_dim = HEADS, KV_HEADS, HEAD_DIM
+    q_data_type = data_type = torch.float32
+
+    def update(self, *args: Any, decode_wrappers: list[DenseWrapper] | None = None, **options: Any) -> None:
+        lengths = next(arg for arg in args if isinstance(arg, torch.Tensor) and arg.dtype == torch.int32)
+        for wrapper in decode_wrappers or ():
+            wrapper._paged_kv_indptr_buf[1 : len(lengths) + 1] = lengths.cumsum(0)
+
+
+@pytest.fixture
+def backend(module: Any, host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """lim's backend on SGLang's, whose constructor is the only part of it that is left out."""
+
+    def construct(self: Any, _runner: Any, **_options: Any) -> None:
+        self.max_context_len = CONTEXT
+        self.kv_last_page_len = torch.ones(MAX_BATCH, dtype=torch.int32)
+        self.workspace_buffer = torch.zeros(16, dtype=torch.uint8)
+        self.indices_updater_decode = self.indices_updater_prefill = Updater()
+        self.decode_wrappers = [DenseWrapper()]
+        self.prefill_wrappers_paged = [DenseWrapper()]
+        self.decode_cuda_graph_metadata: dict[int, list[DenseWrapper]] = {}
+        self.use_sliding_window_kv_pool = self.disable_cuda_graph_kv_split = self.enable_deterministic = False
+        self.is_multimodal = self.enable_mis = self.use_paged = False
+        self.decode_split_tile_size = self.prefill_split_tile_size = self.dispatch_reason = self.dq_page_table = None
+        self._create_decode_wrappers = lambda *_: [DenseWrapper()]
+        self._prepare_dequant_workspace_metadata_for_extend = lambda *_: None
+
+    monkeypatch.setattr(host.FlashInferAttnBackend, "__init__", construct)
+    runner = SimpleNamespace(init_new_workspace=False)
+    return module.LimFlashInferBackend(runner, CONFIG, PLAN, DecodeMetrics(CONFIG, PLAN))
+
+
+def batch_of(mode: str, seq_lens: list[int], rows: int | None = None, **more: Any) -> Any:
+    """SGLang's batch, or its view in a replay; ``seq_lens`` may be padded beyond ``rows`` requests."""
+    from sglang.srt.model_executor.forward_batch_info import ForwardMode
+
+    lengths = torch.tensor(seq_lens, dtype=torch.int32)
+    fields: dict[str, Any] = dict.fromkeys(
+        ["encoder_lens", "spec_info", "out_cache_loc", "kv_loc_plan", "cross_attention_custom_mask"]
+    )
+    fields |= {
+        "forward_mode": ForwardMode[mode],
+        "batch_size": len(seq_lens) if rows is None else rows,
+        "seq_lens": lengths,
+        "seq_lens_cpu": lengths,
+        "seq_lens_sum": int(lengths.sum()),
+        "req_pool_indices": torch.arange(len(seq_lens)),
+        "positions": lengths - 1,
+    }
+    return SimpleNamespace(**fields | more)
+
+
+def extend_batch(mode: str, cached: list[int], new: list[int]) -> Any:
+    return batch_of(
+        mode,
+        [old + more for old, more in zip(cached, new, strict=True)],
+        extend_prefix_lens=torch.tensor(cached),
+        extend_prefix_lens_cpu=cached,
+        extend_seq_lens_cpu=new,
+    )
+
+
+def who_attends(backend: Any) -> list[Any]:
+    """The wrapper that SGLang's ``forward_decode`` would take in every layer of the step."""
+    wrappers = backend.forward_metadata.decode_wrappers
+    return [wrappers[backend._get_wrapper_idx(SimpleNamespace(layer_id=layer))] for layer in range(LAYERS)]
+
+
+def step(backend: Any, seq_lens: list[int], captured: bool) -> None:
+    """A decode step, without a graph or as one is captured."""
+    if captured:
+        backend.init_forward_metadata_out_graph(batch_of("DECODE", seq_lens), in_capture=True)
+    else:
+        backend.init_forward_metadata(batch_of("DECODE", seq_lens))
+
+
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize(
+    ("batch", "split_kv"),
+    [(1, True), (LAST_SPLIT_KV_BATCH, True), (LAST_SPLIT_KV_BATCH + 1, False), (MAX_BATCH, False)],
+)
+def test_who_attends_by_layer_and_batch(
+    backend: Any, wrappers: Any, batch: int, split_kv: bool, captured: bool
+) -> None:
+    step(backend, [30] * batch, captured)
+    found = who_attends(backend)
+    for layer, wrapper in enumerate(found):
+        role = PLAN.role(layer)
+        expected = {
+            LayerRole.DENSE: DenseWrapper,
+            LayerRole.SELECT: wrappers.SelectWrapper,
+            LayerRole.SPARSE: wrappers.SplitKVWrapper if split_kv else wrappers.BatchDecodeWithPagedKVCacheWrapper,
+        }[role]
+        assert type(wrapper) is expected, f"layer {layer} is {role.name}"
+    dense = backend.decode_cuda_graph_metadata[batch] if captured else backend.decode_wrappers
+    assert found[0] is dense[0]
+    assert found[1].dense is dense[0], "selection reads the slots of this step's own list"
+    assert len(dense) == 1, "SGLang plans every wrapper of its own list"
+
+
+def test_flashinfers_wrapper_is_that_of_the_batch(backend: Any) -> None:
+    for batch in (9, 12):
+        step(backend, [30] * batch, captured=False)
+        assert len(who_attends(backend)[2].options["paged_kv_last_page_len_buffer"]) == batch
+
+
+@pytest.mark.parametrize("mode", ["EXTEND", "MIXED"])
+def test_prefill_is_dense_in_every_layer(backend: Any, mode: str) -> None:
+    """``forward_extend`` asks the same question, also after steps of decode."""
+    step(backend, [30, 40], captured=False)
+    backend.init_forward_metadata(extend_batch(mode, [0, 30], [25, 1]))
+    backend.forward_metadata.decode_wrappers = [None] * 3  # however much it looks like a decode step
+    assert [backend._get_wrapper_idx(SimpleNamespace(layer_id=layer)) for layer in range(LAYERS)] == [0] * LAYERS
+
+
+def test_an_idle_step_has_the_dense_wrapper_only(backend: Any) -> None:
+    backend.init_forward_metadata(batch_of("IDLE", []))
+    assert who_attends(backend) == backend.decode_wrappers * LAYERS
+
+
+def test_the_step_begins_with_the_sizes_of_the_sets(backend: Any) -> None:
+    step(backend, [5, 20, 21, 64], captured=False)
+    assert backend.buffers.sparse_indptr[:5].tolist() == [0, 5, 25, 45, 65]
+
+
+def counters(backend: Any) -> tuple[int, int, int, int]:
+    found = backend.metrics.report()["counters"]
+    context = found["context_tokens"]["dense"]
+    return found["decode_steps"], found["decode_rows"], context, found["dense_rows_in_extend"]
+
+
+def test_a_step_without_a_graph_is_counted_once(backend: Any) -> None:
+    step(backend, [30, 40], captured=False)
+    assert counters(backend) == (1, 2, 70, 0)
+
+
+def test_replays_are_counted_and_captures_are_not(backend: Any) -> None:
+    step(backend, [2, 2], captured=True)
+    assert counters(backend) == (0, 0, 0, 0)
+    for lengths in ([30, 40], [31, 41]):
+        backend.init_forward_metadata_out_graph(batch_of("DECODE", lengths))
+    assert counters(backend) == (2, 4, 142, 0)
+
+
+def test_only_the_batchs_own_rows_are_counted(backend: Any) -> None:
+    """A replay's buffers are those of the largest batch; rows of one token fill a captured batch up."""
+    step(backend, [2] * 4, captured=True)
+    backend.init_forward_metadata_out_graph(batch_of("DECODE", [30, 40, 50, 1, 99, 99], rows=4))
+    assert counters(backend) == (1, 3, 120, 0)
+
+
+def test_prefill_and_idle_steps_are_not_counted(backend: Any) -> None:
+    backend.init_forward_metadata(extend_batch("EXTEND", [30, 0], [1, 1]))
+    backend.init_forward_metadata(batch_of("IDLE", []))
+    assert counters(backend) == (0, 0, 0, 0)
+
+
+def test_decode_rows_of_a_mixed_batch_are_counted_apart(backend: Any) -> None:
+    """A decode row is one new token behind cached ones; a prompt of one token is prefill."""
+    backend.init_forward_metadata(extend_batch("MIXED", [30, 0, 12, 7], [1, 1, 5, 1]))
+    assert counters(backend) == (0, 0, 0, 2)
