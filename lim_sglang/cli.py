@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from lim_sglang import __version__
-from lim_sglang.errors import exit_with
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,15 +45,10 @@ def _doctor(_args: argparse.Namespace) -> int:
 
 
 def _model(args: argparse.Namespace) -> int:
-    from lim_sglang.servers.embedded_model import EmbeddedModelError, ensure_model
+    from lim_sglang.commands.common import run
+    from lim_sglang.servers.embedded_model import ensure_model
 
-    try:
-        print(ensure_model(verify=args.verify))
-    except EmbeddedModelError as error:
-        exit_with(str(error))
-    except KeyboardInterrupt:
-        exit_with("interrupted", code=130)
-    return 0
+    return run(lambda: print(ensure_model(verify=args.verify)))
 
 
 def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:

@@ -35,8 +35,7 @@ def main() -> None:
     arms = {arm: start_arm("long_decode_arm", vars(args) | {"arm": arm}) for arm in ("dense", "lim")}
     compared = max(0, min(args.output, args.budget - args.prompt))
     same = [same_tokens(*pair) for pair in zip(arms["dense"]["tokens"], arms["lim"]["tokens"], strict=True)]
-    if min(same) < min(SURE, compared):
-        sys.exit(f"long_decode: error: lim's tokens differ from dense's at token {min(same)}; no speed is reported")
+    check_same(same, compared)
     marks = {arm: found["marks"] for arm, found in arms.items()}
     facts = about()
     rows = [
@@ -77,6 +76,17 @@ def same_tokens(ours: Sequence[int], theirs: Sequence[int]) -> int:
     """Tokens before the first difference."""
     pairs = enumerate(zip(ours, theirs, strict=True))
     return next((place for place, (one, other) in pairs if one != other), len(ours))
+
+
+def check_same(same: Sequence[int], compared: int) -> None:
+    """End with one line, and no speed, where a request leaves dense's tokens among its first ``SURE``.
+
+    Args:
+        same: tokens of every request before its first difference.
+        compared: tokens that are generated within the budget.
+    """
+    if min(same) < min(SURE, compared):
+        sys.exit(f"long_decode: error: lim's tokens differ from dense's at token {min(same)}; no speed is reported")
 
 
 def stretches(dense: Marks, lim: Marks, prompt: int, length: int) -> list[dict[str, Any]]:

@@ -1,16 +1,66 @@
-"""What commands share: converters of flags, the names of lim's flags, the output file."""
+"""What commands share: how they end, converters of flags, the flags of lim's configuration, folders and files."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
-from lim_sglang.config import FLAGS
+from lim_sglang.config import FLAGS, LimConfigError
+from lim_sglang.errors import exit_with
 
 
 class CommandError(RuntimeError):
     """The command cannot go on; the message is one line with the fix."""
+
+
+def run(work: Callable[[], None]) -> int:
+    """Do a command's work; 0. Any mistake leaves by one line on stderr, with 1, or 130 after Ctrl-C.
+
+    Mistakes are a wrong configuration and every ``RuntimeError``: this command's, those of the rooms it uses, and
+    torch's, such as out of memory.
+    """
+    try:
+        work()
+    except LimConfigError as error:
+        exit_with(own_flags(str(error)))
+    except RuntimeError as error:
+        exit_with(str(error))
+    except KeyboardInterrupt:
+        exit_with("interrupted", code=130)
+    return 0
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, budget: int) -> None:
+    """Flags of lim's configuration; their values stay text and are judged together."""
+    parser.add_argument("--budget", metavar="K", help=f"tokens that a sparse layer attends to ({budget})")
+    parser.add_argument("--recency-ratio", metavar="R", help="share of the budget for sinks and recent tokens (0.25)")
+    parser.add_argument("--sink-tokens", metavar="S", help="first tokens, always attended to (4)")
+
+
+def integer(flag: str, text: str, low: int, high: int | None = None, *, example: int | None = None) -> int:
+    """The value of a flag that stayed text.
+
+    Raises:
+        CommandError: it is not an integer from ``low`` to ``high`` (None: any of up to nine digits).
+    """
+    if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= (int(text) if high is None else high):
+        wanted = f"{low} on" if high is None else f"{low} to {high}"
+        raise CommandError(f"{flag} {text}: expected an integer from {wanted}; for example {flag} {example or high}")
+    return int(text)
+
+
+def model_folder(flag: str, given: str) -> Path:
+    """The folder that a flag names.
+
+    Raises:
+        CommandError: it is no folder of a Hugging Face model.
+    """
+    if not (Path(given) / "config.json").is_file():
+        raise CommandError(f"{flag} {given} holds no config.json; give the folder of a Hugging Face model")
+    return Path(given)
 
 
 def positive(text: str) -> int:

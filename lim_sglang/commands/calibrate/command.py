@@ -16,9 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lim_sglang.analysis.plan_search import Costs, FoundPlan, best_plan, best_plan_within
 from lim_sglang.commands.calibrate.report import Calibration, print_report
-from lim_sglang.commands.common import CommandError, check_out, own_flags, write_out
-from lim_sglang.config import LimConfig, LimConfigError, parse_flag_values
-from lim_sglang.errors import exit_with
+from lim_sglang.commands.common import CommandError, add_config_arguments, check_out, integer, run, write_out
+from lim_sglang.config import LimConfig, parse_flag_values
 
 if TYPE_CHECKING:
     from lim_sglang.analysis.recall import ReuseMeter
@@ -32,10 +31,6 @@ SHOWN_SELECTS = (2, 3, 4, 6)
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
-class CalibrationError(CommandError):
-    """The calibration cannot be done; the message is one line with the fix."""
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `lim-sglang calibrate`; numbers stay text and are judged with the configuration."""
     parser.add_argument("model", metavar="MODEL", help="folder of a Hugging Face model with safetensors weights")
@@ -44,9 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--context", metavar="N", help=f"tokens of a window of text ({CONTEXT}, or the model's limit)")
     parser.add_argument("--windows", metavar="N", default=str(WINDOWS), help=f"windows of text ({WINDOWS})")
-    parser.add_argument("--budget", metavar="K", help=f"tokens that a sparse layer attends to ({LimConfig.budget})")
-    parser.add_argument("--recency-ratio", metavar="R", help="share of the budget for sinks and recent tokens (0.25)")
-    parser.add_argument("--sink-tokens", metavar="S", help="first tokens, always attended to (4)")
+    add_config_arguments(parser, LimConfig.budget)
     parser.add_argument(
         "--bytes",
         metavar="F",
@@ -59,16 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_calibrate(args: argparse.Namespace) -> int:
-    """Calibrate; 0. Any mistake leaves by one line on stderr, with 1, or 130 after Ctrl-C."""
-    try:
-        _run(args)
-    except LimConfigError as error:
-        exit_with(own_flags(str(error)))
-    except RuntimeError as error:  # this command's, those of the rooms it uses, and torch's, such as out of memory
-        exit_with(str(error))
-    except KeyboardInterrupt:
-        exit_with("interrupted", code=130)
-    return 0
+    """Calibrate; the exit code."""
+    return run(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -104,16 +89,16 @@ def wanted_size(share: str | None, selects: str | None, num_layers: int) -> tupl
     select layers, None for any.
 
     Raises:
-        CalibrationError: a value is malformed, or no plan is that small.
+        CommandError: a value is malformed, or no plan is that small.
     """
-    number = None if selects is None else _integer("--select", selects, 1, num_layers)
+    number = None if selects is None else integer("--select", selects, 1, num_layers)
     if share is None:
         return min(num_layers, FULL_LAYERS if number is None else DENSE_LAYERS + number), number
     full = math.floor(_share(share) * num_layers + 1e-9)
     if full < (number or 1):
         needed = number or 1
         smallest = math.ceil(needed / num_layers * 1e4) / 1e4
-        raise CalibrationError(
+        raise CommandError(
             f"--bytes {share} lets {full} of {num_layers} layers read everything: expected at least {smallest}, the "
             f"share of {needed} select layer{'s' * (needed > 1)} from layer 0 on; for example --bytes {smallest}"
         )
@@ -140,9 +125,9 @@ def _open_model(folder: Path, device: str, dtype: str) -> StreamedModel:
 
         from lim_sglang.analysis.streaming import StreamedModel
     except ImportError as error:
-        raise CalibrationError(f"{error}; install SGLang, which brings torch and transformers") from error
+        raise CommandError(f"{error}; install SGLang, which brings torch and transformers") from error
     if dtype not in DTYPES:
-        raise CalibrationError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}; for example --dtype bfloat16")
+        raise CommandError(f"--dtype {dtype}: expected one of {', '.join(DTYPES)}; for example --dtype bfloat16")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -150,7 +135,7 @@ def _open_model(folder: Path, device: str, dtype: str) -> StreamedModel:
             raise ValueError("expected cpu, cuda or cuda:N")
         torch.empty(1, device=device)
     except (ValueError, RuntimeError, AssertionError) as error:
-        raise CalibrationError(f"--device {device} cannot be used: {error}; for example --device cpu") from error
+        raise CommandError(f"--device {device} cannot be used: {error}; for example --device cpu") from error
     by_device = torch.float32 if device == "cpu" else None
     return StreamedModel(folder, device, by_device if dtype == "auto" else getattr(torch, dtype))
 
@@ -160,10 +145,10 @@ def _windows(args: argparse.Namespace, folder: Path, longest: int, config: LimCo
 
     from lim_sglang.analysis.texts import cut_windows, read_texts
 
-    count = _integer("--windows", args.windows, 1, 10_000)
-    context = min(CONTEXT, longest) if args.context is None else _integer("--context", args.context, SAMPLES, longest)
+    count = integer("--windows", args.windows, 1, 10_000)
+    context = min(CONTEXT, longest) if args.context is None else integer("--context", args.context, SAMPLES, longest)
     if context <= config.budget:
-        raise CalibrationError(
+        raise CommandError(
             f"--budget {config.budget} with --context {context}: expected a context above the budget, else every set "
             f"holds all tokens; for example --budget {max(1, context // 16)}"
         )
@@ -171,7 +156,7 @@ def _windows(args: argparse.Namespace, folder: Path, longest: int, config: LimCo
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        raise CalibrationError(f"{folder}: its tokenizer cannot be read: {error}") from error
+        raise CommandError(f"{folder}: its tokenizer cannot be read: {error}") from error
     return cut_windows(tokenizer, text, context, count, SAMPLES)
 
 
@@ -197,7 +182,7 @@ def _measure(model: StreamedModel, windows: list[list[int]], config: LimConfig) 
         for _ in model.forward(windows, SAMPLES, observe):
             pass
     if not meter.error.isfinite().all():
-        raise CalibrationError(f"attention is not finite in {model.dtype}; take --dtype float32")
+        raise CommandError(f"attention is not finite in {model.dtype}; take --dtype float32")
     return meter
 
 
@@ -210,11 +195,5 @@ def _share(text: str) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value <= 1:
-        raise CalibrationError(f"--bytes {text}: expected a number above 0 and up to 1; for example --bytes 0.2")
+        raise CommandError(f"--bytes {text}: expected a number above 0 and up to 1; for example --bytes 0.2")
     return value
-
-
-def _integer(flag: str, text: str, low: int, high: int) -> int:
-    if not re.fullmatch("[0-9]{1,9}", text) or not low <= int(text) <= high:
-        raise CalibrationError(f"{flag} {text}: expected an integer from {low} to {high}; for example {flag} {high}")
-    return int(text)

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
-from lim_sglang.commands.common import positive
+from lim_sglang.commands.common import model_folder, positive
 from lim_sglang.commands.demo.chat import WORKED_CASES, Chat, DemoError, question
 from lim_sglang.commands.demo.report import Turn, count_agreement, role_rows, role_table, turn_table
 from lim_sglang.errors import PREFIX, one_line
@@ -101,9 +101,7 @@ def _run(args: argparse.Namespace, logs: Path) -> None:
 def _model_folder(args: argparse.Namespace) -> Path:
     if args.model_path is None:
         return ensure_model(quiet=args.quiet)
-    if not (Path(args.model_path) / "config.json").is_file():
-        raise DemoError(f"--model-path {args.model_path} holds no config.json; give the folder of a Hugging Face model")
-    return Path(args.model_path)
+    return model_folder("--model-path", args.model_path)
 
 
 def _context(model: Path) -> int:

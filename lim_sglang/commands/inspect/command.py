@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
 import webbrowser
 from collections.abc import Iterator
@@ -14,21 +13,26 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lim_sglang.commands.common import CommandError, check_out, own_flags, write_out
+from lim_sglang.commands.common import (
+    CommandError,
+    add_config_arguments,
+    check_out,
+    integer,
+    model_folder,
+    own_flags,
+    run,
+    write_out,
+)
 from lim_sglang.commands.inspect.page import Setting, page_data, render_page
-from lim_sglang.config import LimConfig, LimConfigError, parse_flag_values
-from lim_sglang.errors import PREFIX, exit_with
+from lim_sglang.config import LimConfig, parse_flag_values
+from lim_sglang.errors import PREFIX
 from lim_sglang.layer_plan import RULE, LayerPlan, rule_warning, select_layers_for_model
-from lim_sglang.servers.embedded_model import MODEL_NAME, EmbeddedModelError, ensure_model
+from lim_sglang.servers.embedded_model import MODEL_NAME, ensure_model
 
 if TYPE_CHECKING:
     from lim_sglang.commands.inspect.data import Inspection
 
 DEFAULT_BUDGET = 256  # small enough that a prompt of one screen outgrows it
-
-
-class InspectError(CommandError):
-    """The page cannot be made; the message is one line with the fix."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,31 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="do not put the prompt into the model's chat template")
     parser.add_argument("--model", metavar="FOLDER", help="folder of a Hugging Face model (the embedded one)")
     parser.add_argument("--max-tokens", default="64", help="tokens generated at most (64)")
-    parser.add_argument("--budget", help=f"tokens that a sparse layer attends to ({DEFAULT_BUDGET})")
-    parser.add_argument("--recency-ratio", help="share of the budget for sinks and recent tokens (0.25)")
-    parser.add_argument("--sink-tokens", help="first tokens, always attended to (4)")
+    add_config_arguments(parser, DEFAULT_BUDGET)
     parser.add_argument("--select-layers", metavar="2,20", help="layers that choose the set (auto: by model)")
     parser.add_argument("--out", type=Path, default=Path("inspect.html"), help="the page, replaced if it is there")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
 
 
 def run_inspect(args: argparse.Namespace) -> int:
-    """Make the page; 0. Any mistake leaves by one line on stderr, with 1, or 130 after Ctrl-C."""
-    try:
-        _run(args)
-    except LimConfigError as error:
-        exit_with(own_flags(str(error)))
-    except (CommandError, EmbeddedModelError) as error:
-        exit_with(str(error))
-    except KeyboardInterrupt:
-        exit_with("interrupted", code=130)
-    return 0
+    """Make the page; the exit code."""
+    return run(lambda: _run(args))
 
 
 def _run(args: argparse.Namespace) -> None:
     values = parse_flag_values(args.budget, args.recency_ratio, args.sink_tokens, args.select_layers)
     config = LimConfig(**{"budget": DEFAULT_BUDGET} | values)
-    max_tokens = _max_tokens(args.max_tokens)
+    max_tokens = integer("--max-tokens", args.max_tokens, 1, example=64)
     prompt = read_prompt(args)
     check_out(args.out)
     folder, name = _model_folder(args.model)
@@ -78,21 +72,15 @@ def _run(args: argparse.Namespace) -> None:
 # Arguments
 
 
-def _max_tokens(text: str) -> int:
-    if not re.fullmatch("0*[1-9][0-9]{0,8}", text):
-        raise InspectError(f"--max-tokens {text}: expected an integer from 1 on; for example --max-tokens 64")
-    return int(text)
-
-
 def read_prompt(args: argparse.Namespace) -> str:
     """The prompt of PROMPT, `--file` or stdin.
 
     Raises:
-        InspectError: none or both are given, or the text is empty, unreadable or not UTF-8.
+        CommandError: none or both are given, or the text is empty, unreadable or not UTF-8.
     """
     if (args.prompt is None) == (args.file is None):
         given = "neither PROMPT nor --file is" if args.prompt is None else "PROMPT and --file are both"
-        raise InspectError(
+        raise CommandError(
             f"{given} given: expected one of them; for example lim-sglang inspect 'Why is the sky blue?'"
         )
     source = f"--file {args.file}" if args.file is not None else "stdin" if args.prompt == "-" else "PROMPT"
@@ -104,11 +92,11 @@ def read_prompt(args: argparse.Namespace) -> str:
         else:
             text = os.fsencode(args.prompt).decode()
     except OSError as error:
-        raise InspectError(f"{source}: {error.strerror}; name a readable text file") from error
+        raise CommandError(f"{source}: {error.strerror}; name a readable text file") from error
     except UnicodeDecodeError as error:
-        raise InspectError(f"{source}: byte {error.start} is not UTF-8; convert the text to UTF-8") from error
+        raise CommandError(f"{source}: byte {error.start} is not UTF-8; convert the text to UTF-8") from error
     if not text.strip():
-        raise InspectError(f"{source}: the prompt is empty; give at least one word")
+        raise CommandError(f"{source}: the prompt is empty; give at least one word")
     return text
 
 
@@ -116,9 +104,7 @@ def _model_folder(given: str | None) -> tuple[Path, str]:
     """The model's folder and name."""
     if given is None:
         return ensure_model(), MODEL_NAME
-    folder = Path(given)
-    if not (folder / "config.json").is_file():
-        raise InspectError(f"--model {given} holds no config.json; give the folder of a Hugging Face model")
+    folder = model_folder("--model", given)
     return folder, folder.resolve().name
 
 
@@ -168,7 +154,7 @@ def _reading(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise InspectError(f"--model {folder} cannot be read: {type(error).__name__}: {error}") from error
+        raise CommandError(f"--model {folder} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _check_attention(folder: Path, model: Any) -> None:
@@ -176,7 +162,7 @@ def _check_attention(folder: Path, model: Any) -> None:
     kinds = set(getattr(model, "layer_types", None) or ["full_attention"])
     has_heads = all(hasattr(model, key) for key in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"))
     if not has_heads or kinds != {"full_attention"} or getattr(model, "sliding_window", None):
-        raise InspectError(
+        raise CommandError(
             f"--model {folder} ({model.model_type}) has layers that are not full attention over keys and values by "
             "head, and a token set is defined for no others; name a model such as Llama or Qwen3"
         )
@@ -195,7 +181,7 @@ def _setting(folder: Path, name: str, model: Any, config: LimConfig) -> Setting:
 
 def _check_length(prompt_tokens: int, max_tokens: int, context: int) -> None:
     if prompt_tokens + max_tokens > context:
-        raise InspectError(
+        raise CommandError(
             f"prompt of {prompt_tokens} tokens and --max-tokens {max_tokens}: expected at most {context} together, the "
             "model's context; shorten the prompt or lower --max-tokens"
         )

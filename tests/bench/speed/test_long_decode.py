@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.speed.long_decode import same_tokens, stretches, summarise
+from bench.speed.long_decode import SURE, check_same, same_tokens, stretches, summarise
 
 
 def marks(ms: list[float], every: int = 64) -> list[tuple[int, float]]:
@@ -45,3 +45,16 @@ def test_tokens_before_the_first_difference() -> None:
     assert same_tokens([1, 2, 3], [1, 2, 3]) == 3
     assert same_tokens([1, 2, 3], [1, 9, 3]) == 1
     assert same_tokens([], []) == 0
+
+
+@pytest.mark.parametrize(
+    ("same", "compared"), [([SURE, 900], 900), ([SURE - 1, 900], SURE - 1), ([0, 3], 0)], ids=["sure", "short", "none"]
+)
+def test_speed_is_reported_of_requests_that_stay_with_dense(same: list[int], compared: int) -> None:
+    check_same(same, compared)
+
+
+@pytest.mark.parametrize(("same", "compared"), [([900, SURE - 1], 900), ([9, 10], 10)], ids=["early", "short"])
+def test_no_speed_is_reported_of_other_tokens(same: list[int], compared: int) -> None:
+    with pytest.raises(SystemExit, match=f"differ from dense's at token {min(same)}; no speed is reported"):
+        check_same(same, compared)

@@ -13,8 +13,9 @@ from lim_sglang.analysis.plan_search import FoundPlan, best_plan, plan_cost
 from lim_sglang.analysis.recall import ReuseMeter
 from lim_sglang.cli import main
 from lim_sglang.commands.calibrate import command as calibrate
-from lim_sglang.commands.calibrate.command import CalibrationError, find_plan, plans_of_sizes, wanted_size
+from lim_sglang.commands.calibrate.command import find_plan, plans_of_sizes, wanted_size
 from lim_sglang.commands.calibrate.report import Calibration, layer_rows, plan_rows
+from lim_sglang.commands.common import CommandError
 from lim_sglang.config import LimConfig, parse_config_json, resolve_config
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.servers.embedded_model import ensure_model
@@ -150,7 +151,7 @@ def test_shallow_models_have_room_for_what_there_is() -> None:
     ("share", "selects", "smallest"), [("0.03", None, "0.0334"), ("0.1", "4", "0.1334"), ("1e-9", None, "0.0334")]
 )
 def test_the_smallest_share_that_is_named_works(share: str, selects: str | None, smallest: str) -> None:
-    with pytest.raises(CalibrationError, match=f"--bytes {share} .* expected at least {smallest}") as caught:
+    with pytest.raises(CommandError, match=f"--bytes {share} .* expected at least {smallest}") as caught:
         wanted_size(share, selects, 30)
     assert "\n" not in str(caught.value)
     assert wanted_size(smallest, selects, 30)[0] == int(selects or 1)

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from lim_sglang.cli import main
-from lim_sglang.commands.inspect.command import InspectError, _check_attention, _setting
+from lim_sglang.commands.common import CommandError
+from lim_sglang.commands.inspect.command import _check_attention, _setting
 from lim_sglang.config import LimConfig
 
 from ..tiny_model import CONTEXT, embedded_data, write_model
@@ -141,12 +142,12 @@ REFUSED = {
 def test_models_without_full_attention_are_refused(changes: dict[str, Any]) -> None:
     heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "model_type": "some"}
     _check_attention(Path("there"), SimpleNamespace(**heads, layer_types=["full_attention"] * 2, sliding_window=None))
-    with pytest.raises(InspectError, match=r"--model there \(some\) has layers that are not full attention"):
+    with pytest.raises(CommandError, match=r"--model there \(some\) has layers that are not full attention"):
         _check_attention(Path("there"), SimpleNamespace(**heads | changes))
 
 
 def test_state_space_models_are_refused() -> None:
-    with pytest.raises(InspectError, match=r"\(mamba\) has layers that are not full attention"):
+    with pytest.raises(CommandError, match=r"\(mamba\) has layers that are not full attention"):
         _check_attention(Path("there"), SimpleNamespace(num_hidden_layers=2, model_type="mamba"))
 
 

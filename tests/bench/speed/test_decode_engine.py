@@ -1,0 +1,45 @@
+"""Dense and lim side by side: what a row says of arms that have run, and the gate before its speed."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import pytest
+
+from bench.speed.decode_engine import compare
+
+STEPS, BUDGET = 16, 256
+WITHIN = BUDGET - STEPS - 8  # the longest context whose requests never outgrow the budget
+
+
+def arms_of(context: int, dense: list[list[int]], lim: list[list[int]]) -> dict[str, list[dict[str, Any]]]:
+    """One engine per arm; lim takes half of dense's time."""
+    shape = f"2x{context}"
+    return {
+        "dense": [{"shapes": {shape: {"ms": [4.0, 4.0, 5.0], "tokens": dense}}}],
+        "lim": [{"shapes": {shape: {"ms": [2.0, 1.0, 2.0], "tokens": lim}}}],
+    }
+
+
+def row_of(context: int, dense: list[list[int]], lim: list[list[int]]) -> dict[str, Any]:
+    args = argparse.Namespace(device="cpu", model="m", shapes=[(2, context)], budget=BUDGET, steps=STEPS)
+    return compare(args, arms_of(context, dense, lim))[0]
+
+
+SAME, OTHER = [[1, 2], [3, 4]], [[1, 2], [3, 5]]
+
+
+@pytest.mark.parametrize("context", [WITHIN, 8])
+def test_no_speed_where_tokens_within_the_budget_differ(context: int) -> None:
+    row = row_of(context, SAME, OTHER)
+    assert row["speedup"] == "wrong tokens"
+    assert row["same_tokens"] == "1/2"
+
+
+@pytest.mark.parametrize(("context", "tokens"), [(WITHIN, SAME), (WITHIN + 1, SAME), (WITHIN + 1, OTHER)])
+def test_the_speed_of_equal_tokens_or_beyond_the_budget(context: int, tokens: list[list[int]]) -> None:
+    row = row_of(context, SAME, tokens)
+    assert (row["dense_ms"], row["lim_ms"], row["speedup"]) == (4.0, 2.0, 2.0)
+    assert (row["dense_spread_ms"], row["lim_spread_ms"]) == (1.0, 1.0)
+    assert (row["dense_tok_s"], row["lim_tok_s"]) == (500.0, 1000.0)
