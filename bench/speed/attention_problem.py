@@ -58,8 +58,8 @@ class Problem:
         self.buffers = StepBuffers.allocate(self.batch, self.context, self.split, shape, torch.device("cuda"))
         self.select = SelectWrapper(self.buffers, self.split, self.dense)
         sparse = SparseWrappers(self.buffers, self.workspace, budget, shape)
-        self.sparse = sparse.wrapper(self.batch)
-        self.sparse_by_flashinfer = sparse.flashinfer.wrapper(self.batch)
+        self.sparse = sparse.wrapper(self.batch, captured=True)
+        self.sparse_by_flashinfer = sparse.flashinfer.captured(self.batch)
         self.sparse_by_triton = sparse.split_kv if self.sparse is sparse.split_kv else None
         # After FlashInfer's plan, which leaves its own numbers there; a served step writes them at its start.
         write_sparse_indptr(self.kv_indptr, self.buffers.sparse_indptr, self.batch, budget)

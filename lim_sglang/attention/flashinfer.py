@@ -11,19 +11,21 @@ and not from ``req_to_token``, which the scheduler may already be rewriting for 
 from __future__ import annotations
 
 import logging
+import math
 from typing import Any
 
+import torch
 from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
 
 from lim_kernels.select.launch import write_sparse_indptr
 from lim_sglang.attention.wrappers import (
-    INT_WORKSPACE_BYTES,
     AttentionShape,
     SelectWrapper,
     SparseWrappers,
     StepBuffers,
 )
 from lim_sglang.config import LimConfig
+from lim_sglang.errors import PREFIX
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.metrics import DecodeMetrics
 
@@ -50,22 +52,35 @@ class LimFlashInferBackend(FlashInferAttnBackend):
             updater.q_data_type,
             updater.data_type,
         )
-        max_batch, device = len(self.kv_last_page_len), self.kv_last_page_len.device
-        self.buffers = StepBuffers.allocate(max_batch, self.max_context_len, self.split, shape, device)
+        self.buffers = self._make_buffers(shape)
         self.sparse = SparseWrappers(self.buffers, self.workspace_buffer, config.budget, shape)
-        logger.info(
-            "lim: %d MiB beyond the dense backend, and %d MiB for every batch size above %d that is met",
-            self.buffers.nbytes >> 20,
-            INT_WORKSPACE_BYTES >> 20,
-            self.sparse.largest_split_kv,
-        )
+        logger.info("lim: %d MiB beyond the dense backend", self.buffers.nbytes >> 20)
+
+    def _make_buffers(self, shape: AttentionShape) -> StepBuffers:
+        """Those of the largest batch of the longest requests.
+
+        Raises:
+            RuntimeError: SGLang's own allocations, which come first, have left too little.
+        """
+        max_batch, device = len(self.kv_last_page_len), self.kv_last_page_len.device
+        sizes = max_batch, self.max_context_len, self.split, shape
+        try:
+            return StepBuffers.allocate(*sizes, device)
+        except torch.OutOfMemoryError as error:
+            wanted = StepBuffers.allocate(*sizes, torch.device("meta")).nbytes
+            free, total = torch.cuda.mem_get_info(device)
+            raise RuntimeError(
+                f"{PREFIX}: error: no room for lim's buffers: {wanted >> 20} MiB for {max_batch} requests of up to "
+                f"{self.max_context_len} tokens, and {free >> 20} MiB are free; lower --mem-fraction-static by "
+                f"{math.ceil(100 * wanted / total) / 100}, or --max-running-requests or --context-length"
+            ) from error
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """A step without a graph."""
         super().init_forward_metadata(forward_batch)
         mode = forward_batch.forward_mode
         if mode.is_decode():
-            self._add_wrappers(forward_batch.batch_size)
+            self._add_wrappers(forward_batch.batch_size, captured=False)
             self.init_forward_metadata_in_graph(forward_batch)
             self._observe(forward_batch)
         elif mode.is_mixed():
@@ -78,7 +93,7 @@ class LimFlashInferBackend(FlashInferAttnBackend):
         if not forward_batch.forward_mode.is_decode():
             return
         if in_capture:
-            self._add_wrappers(forward_batch.batch_size)
+            self._add_wrappers(forward_batch.batch_size, captured=True)
         else:
             self._observe(forward_batch)
 
@@ -97,11 +112,12 @@ class LimFlashInferBackend(FlashInferAttnBackend):
             return DENSE_WRAPPER
         return WRAPPERS[self.plan.role(layer.layer_id)]
 
-    def _add_wrappers(self, batch: int) -> None:
+    def _add_wrappers(self, batch: int, *, captured: bool) -> None:
         """Put the other roles' wrappers beside the dense one in this step's metadata, not into SGLang's own lists."""
         dense = self.forward_metadata.decode_wrappers[DENSE_WRAPPER]
         select = SelectWrapper(self.buffers, self.split, dense)
-        self.forward_metadata = DecodeMetadata([dense, select, self.sparse.wrapper(batch)])  # as in WRAPPERS
+        sparse = self.sparse.wrapper(batch, captured=captured)
+        self.forward_metadata = DecodeMetadata([dense, select, sparse])  # as in WRAPPERS
 
     def _observe(self, forward_batch: Any) -> None:
         self.metrics.observe_decode(forward_batch.seq_lens_cpu[: forward_batch.batch_size].tolist())

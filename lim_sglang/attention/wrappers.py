@@ -20,7 +20,6 @@ from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace
 SPLIT_KV_HEADS = 128  # requests times KV heads; measured on an H100 by bench.speed.decode_attention
 SPARSE_LAUNCH = AttendConfig(block_n=32, warps=4, stages=5, programs=264, min_splits=1)
 SELECT_WORKSPACE_BYTES = 256 << 20  # larger batches select in several rounds
-INT_WORKSPACE_BYTES = 2 << 20  # FlashInfer's own default is 8 MiB per wrapper; too little fails at plan time
 
 
 @dataclass(frozen=True)
@@ -134,12 +133,21 @@ def _scaled(
     return KVCache(*kv_cache, sm_scale * k_scale, v_scale, logits_soft_cap or 0.0)
 
 
-class FlashInferSparse:
-    """FlashInfer's paged decode at page size 1 over ``sparse_indices``, one wrapper per batch size.
+def int_workspace_bytes(batch: int) -> int:
+    """Device memory that FlashInfer's plan for ``batch`` decoding requests needs, rounded up; its default is 8 MiB.
 
-    Every wrapper is planned once, for ``K`` tokens per request. Shorter requests run on the same plan: the
-    tensor-core kernels read the real lengths from ``sparse_indptr`` on the device, and a chunk beyond a request's
-    end is empty and drops out when chunks are merged. So no step plans anything on the host.
+    A tile takes 13 bytes and a request 8 (``scheduler.cuh``, ``PrefillPlan``). There are at most two tiles a request,
+    or, split, two for every multiprocessor. Too little would fail while planning.
+    """
+    return (64 << 10) + 64 * batch
+
+
+class FlashInferSparse:
+    """FlashInfer's paged decode at page size 1 over ``sparse_indices``.
+
+    A plan is for ``K`` tokens per request and depends on the batch size only. Shorter requests run on the same plan:
+    the tensor-core kernels read the real lengths from ``sparse_indptr`` on the device, and a chunk beyond a request's
+    end is empty and drops out when chunks are merged. So no captured step plans anything on the host.
 
     Args:
         float_workspace: FlashInfer's split-KV scratch, shared with the dense wrappers: layers run one after another.
@@ -157,38 +165,64 @@ class FlashInferSparse:
         self.budget = budget
         self.shape = shape
         self._ones = torch.ones(len(sparse_indptr) - 1, dtype=torch.int32, device=sparse_indptr.device)
-        self._wrappers: dict[int, Any] = {}
+        self._captured: dict[int, Any] = {}
+        self._without_graph: list[Any] = []
+        self._planned_batch = 0
 
-    def wrapper(self, batch: int) -> Any:
-        """The planned wrapper for ``batch`` requests, made on first use (never while a graph is being captured)."""
-        if batch not in self._wrappers:
-            self._wrappers[batch] = self._planned(batch)
-        return self._wrappers[batch]
+    def captured(self, batch: int) -> Any:
+        """The wrapper that graphs of ``batch`` requests hold, planned on first use (never during a capture)."""
+        if batch not in self._captured:
+            wrapper = self._make(batch, use_cuda_graph=True)
+            self._plan(wrapper, batch)
+            self._captured[batch] = wrapper
+        return self._captured[batch]
+
+    def without_graph(self, batch: int) -> Any:
+        """A wrapper for a step of ``batch`` requests without a graph: one of two that serve every batch size.
+
+        A plan travels to the device from pinned memory while the host goes on. SGLang launches a step while the one
+        before it runs, so the memory of that one's plan must not be written to: the two take turns.
+        """
+        if not self._without_graph:
+            self._without_graph = [self._make(len(self._ones), use_cuda_graph=False) for _ in range(2)]
+        if batch != self._planned_batch:
+            self._without_graph.reverse()
+            self._plan(self._without_graph[0], batch)
+            # The plan has put its own lengths there. Those of the step are on the device.
+            self._without_graph[0]._paged_kv_indptr_buf = self.sparse_indptr[: batch + 1]
+            self._without_graph[0]._paged_kv_indices_buf = self.sparse_indices
+            self._planned_batch = batch
+        return self._without_graph[0]
 
     @property
     def nbytes(self) -> int:
         """Device memory of the plans, in bytes; the float workspace is SGLang's."""
-        return len(self._wrappers) * INT_WORKSPACE_BYTES
+        plans = [*self._captured, *[len(self._ones)] * len(self._without_graph)]
+        return sum(map(int_workspace_bytes, plans))
 
-    def _planned(self, batch: int) -> Any:
-        device = self.sparse_indptr.device
+    def _make(self, batch: int, *, use_cuda_graph: bool) -> Any:
+        """A wrapper for up to ``batch`` requests, or with graphs for exactly so many."""
         wrapper = BatchDecodeWithPagedKVCacheWrapper(
             self.float_workspace,
             "NHD",
             backend="fa2",
-            use_cuda_graph=True,
+            use_cuda_graph=use_cuda_graph,
             use_tensor_cores=True,  # the other path reads out of bounds when a request is shorter than planned
             paged_kv_indptr_buffer=self.sparse_indptr[: batch + 1],
             paged_kv_indices_buffer=self.sparse_indices,
             paged_kv_last_page_len_buffer=self._ones[:batch],
         )
+        device = self.sparse_indptr.device
         wrapper.reset_workspace_buffer(
-            self.float_workspace, torch.empty(INT_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+            self.float_workspace, torch.empty(int_workspace_bytes(batch), dtype=torch.uint8, device=device)
         )
+        return wrapper
+
+    def _plan(self, wrapper: Any, batch: int) -> None:
         shape = self.shape
         wrapper.plan(
             torch.arange(batch + 1, dtype=torch.int32) * self.budget,  # on the host: plan() would copy it there
-            torch.empty(0, dtype=torch.int32, device=device),  # filled by the selection kernels
+            torch.empty(0, dtype=torch.int32, device=self.sparse_indptr.device),  # filled by the selection kernels
             torch.ones(batch, dtype=torch.int32),
             shape.num_qo_heads,
             shape.num_kv_heads,
@@ -197,7 +231,6 @@ class FlashInferSparse:
             q_data_type=shape.q_dtype,
             kv_data_type=shape.kv_dtype,
         )
-        return wrapper
 
 
 class SparseWrappers:
@@ -214,6 +247,8 @@ class SparseWrappers:
         indices = buffers.sparse_indptr, buffers.sparse_indices
         self.flashinfer = FlashInferSparse(float_workspace, *indices, budget, shape)
 
-    def wrapper(self, batch: int) -> Any:
-        """The wrapper for ``batch`` requests."""
-        return self.split_kv if batch <= self.largest_split_kv else self.flashinfer.wrapper(batch)
+    def wrapper(self, batch: int, *, captured: bool) -> Any:
+        """The wrapper for a step of ``batch`` requests, one that is captured or one without a graph."""
+        if batch <= self.largest_split_kv:
+            return self.split_kv
+        return self.flashinfer.captured(batch) if captured else self.flashinfer.without_graph(batch)

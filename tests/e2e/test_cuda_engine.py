@@ -156,6 +156,22 @@ def test_without_graphs_and_with_chunked_prefill_the_same(
             assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("graphs_too", ["0", "1"], ids=["graphs stay", "graphs are released too"])
+def test_memory_released_and_resumed_keeps_tokens(
+    model: Path, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch, graphs_too: str
+) -> None:
+    """As between the rollouts of a training run."""
+    monkeypatch.setenv("SGLANG_MEMORY_SAVER_CUDA_GRAPH", graphs_too)
+    with engine(model, "lim", enable_memory_saver=True, enable_weights_cpu_backup=True) as running:
+        before = generate(running, prompts)
+        running.release_memory_occupation()
+        running.resume_memory_occupation()
+        after = generate(running, prompts)
+    assert all(answer.cached == 0 for answer in after), "the cache was released"
+    for ours, theirs in zip(after, before, strict=True):
+        assert_same(ours, theirs)
+
+
 def test_deterministic_inference_is_refused(model: Path) -> None:
     """By SGLang itself where lim is named; lim's own refusal is for what SGLang lets through."""
     with (

@@ -6,8 +6,10 @@ SGLang's own backend runs beneath; only FlashInfer and the planning of its wrapp
 from __future__ import annotations
 
 import importlib
+import math
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -62,8 +64,8 @@ class Updater:
 
 
 @pytest.fixture
-def backend(module: Any, host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """lim's backend on SGLang's, whose constructor is the only part of it that is left out."""
+def make(module: Any, host: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    """Makes lim's backend on SGLang's, whose constructor is the only part of it that is left out."""
 
     def construct(self: Any, _runner: Any, **_options: Any) -> None:
         self.max_context_len = CONTEXT
@@ -81,7 +83,12 @@ def backend(module: Any, host: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(host.FlashInferAttnBackend, "__init__", construct)
     runner = SimpleNamespace(init_new_workspace=False)
-    return module.LimFlashInferBackend(runner, CONFIG, PLAN, DecodeMetrics(CONFIG, PLAN))
+    return lambda: module.LimFlashInferBackend(runner, CONFIG, PLAN, DecodeMetrics(CONFIG, PLAN))
+
+
+@pytest.fixture
+def backend(make: Callable[[], Any]) -> Any:
+    return make()
 
 
 def batch_of(mode: str, seq_lens: list[int], rows: int | None = None, **more: Any) -> Any:
@@ -152,10 +159,14 @@ def test_who_attends_by_layer_and_batch(
     assert len(dense) == 1, "SGLang plans every wrapper of its own list"
 
 
-def test_flashinfers_wrapper_is_that_of_the_batch(backend: Any) -> None:
-    for batch in (9, 12):
-        step(backend, [30] * batch, captured=False)
-        assert len(who_attends(backend)[2].options["paged_kv_last_page_len_buffer"]) == batch
+@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
+def test_flashinfers_plan_is_that_of_the_batch(backend: Any, captured: bool) -> None:
+    for batch in (9, 12, 9):
+        step(backend, [30] * batch, captured)
+        wrapper = who_attends(backend)[2]
+        assert wrapper.options["use_cuda_graph"] is captured
+        _, _, last_page_len, *_ = wrapper.plans[-1][0]
+        assert len(last_page_len) == batch
 
 
 @pytest.mark.parametrize("mode", ["EXTEND", "MIXED"])
@@ -213,3 +224,26 @@ def test_decode_rows_of_a_mixed_batch_are_counted_apart(backend: Any) -> None:
     """A decode row is one new token behind cached ones; a prompt of one token is prefill."""
     backend.init_forward_metadata(extend_batch("MIXED", [30, 0, 12, 7], [1, 1, 5, 1]))
     assert counters(backend) == (0, 0, 0, 2)
+
+
+def test_no_room_for_the_buffers_is_one_line(
+    make: Callable[[], Any], wrappers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allocate = wrappers.StepBuffers.allocate
+
+    def full(*sizes: Any) -> Any:
+        if sizes[-1].type == "meta":
+            return allocate(*sizes)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+
+    monkeypatch.setattr(wrappers.StepBuffers, "allocate", full)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 << 20, 64 << 20))
+    shape = wrappers.AttentionShape(HEADS, KV_HEADS, HEAD_DIM, torch.float32, torch.float32)
+    wanted = allocate(MAX_BATCH, CONTEXT, CONFIG.split, shape, torch.device("meta")).nbytes
+    line = (
+        f"lim-sglang: error: no room for lim's buffers: {wanted >> 20} MiB for 12 requests of up to 64 tokens, and "
+        f"3 MiB are free; lower --mem-fraction-static by {math.ceil(100 * wanted / (64 << 20)) / 100}, or "
+        "--max-running-requests or --context-length"
+    )
+    with pytest.raises(RuntimeError, match=f"^{re.escape(line)}$"):
+        make()

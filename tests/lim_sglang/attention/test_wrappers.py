@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,14 +28,14 @@ def executor(wrappers: Any) -> Any:
 
 def test_one_wrapper_and_one_plan_per_batch_size(executor: Any) -> None:
     """Capturing a batch size again, for LoRA say, must give the wrapper that older graphs hold too."""
-    first = executor.wrapper(4)
-    assert executor.wrapper(4) is first
-    assert executor.wrapper(5) is not first
+    first = executor.captured(4)
+    assert executor.captured(4) is first
+    assert executor.captured(5) is not first
     assert [len(wrapper.plans) for wrapper in RecordingWrapper.made] == [1, 1]
 
 
 def test_the_wrapper_reads_what_the_selection_writes(executor: Any) -> None:
-    options = executor.wrapper(3).options
+    options = executor.captured(3).options
     assert options["use_cuda_graph"]
     assert options["use_tensor_cores"], "the other path reads out of bounds when a request is shorter than planned"
     assert options["paged_kv_indices_buffer"] is executor.sparse_indices
@@ -44,7 +45,7 @@ def test_the_wrapper_reads_what_the_selection_writes(executor: Any) -> None:
 
 
 def test_the_plan_is_for_the_whole_budget_and_needs_no_device(executor: Any) -> None:
-    (indptr, indices, last_page_len, *shape), options = executor.wrapper(3).plans[0]
+    (indptr, indices, last_page_len, *shape), options = executor.captured(3).plans[0]
     assert indptr.tolist() == [0, BUDGET, 2 * BUDGET, 3 * BUDGET]
     assert indptr.dtype == torch.int32
     assert indptr.device.type == "cpu"
@@ -56,11 +57,60 @@ def test_the_plan_is_for_the_whole_budget_and_needs_no_device(executor: Any) -> 
 
 def test_memory_is_counted(executor: Any) -> None:
     empty = executor.nbytes
-    executor.wrapper(1)
-    executor.wrapper(2)
+    executor.captured(1)
+    executor.captured(2)
+    executor.without_graph(3)
     int_workspaces = [wrapper.int_workspace for wrapper in RecordingWrapper.made]
-    assert executor.nbytes - empty == sum(workspace.nbytes for workspace in int_workspaces if workspace is not None)
-    assert len({id(workspace) for workspace in int_workspaces}) == 2, "plans are read while graphs run"
+    assert executor.nbytes - empty == sum(workspace.nbytes for workspace in int_workspaces)
+    assert len({id(workspace) for workspace in int_workspaces}) == 4, "plans are read while graphs run"
+
+
+def test_steps_without_a_graph_share_two_wrappers(executor: Any) -> None:
+    """The one whose plan may still be on its way to the device is not planned again."""
+    sizes = [3, 4, 3, 3, 8, 1, 8, 1, 2]
+    taken = [executor.without_graph(size) for size in sizes]
+    assert len(RecordingWrapper.made) == 2
+    for (before, last), (size, wrapper) in pairwise(zip(sizes, taken, strict=True)):
+        assert (wrapper is last) == (size == before)
+    assert sum(len(wrapper.plans) for wrapper in RecordingWrapper.made) == 8
+    assert not any(wrapper.options["use_cuda_graph"] for wrapper in RecordingWrapper.made)
+    assert all(wrapper.options["use_tensor_cores"] for wrapper in RecordingWrapper.made)
+
+
+def test_a_step_without_a_graph_reads_what_the_selection_writes(executor: Any) -> None:
+    for size in (3, 5, 2):
+        wrapper = executor.without_graph(size)
+        indptr = wrapper.plans[-1][0][0]
+        assert indptr.tolist() == [BUDGET * request for request in range(size + 1)]
+        executor.sparse_indptr[: size + 1] = torch.arange(size + 1, dtype=torch.int32)
+        assert wrapper._paged_kv_indptr_buf.tolist() == list(range(size + 1))
+        assert wrapper._paged_kv_indices_buf is executor.sparse_indices
+
+
+def plan_bytes(batch: int, heads: int, kv_heads: int, multiprocessors: int, graph: bool) -> int:
+    """What FlashInfer 0.6.14 takes of its int workspace (scheduler.cuh: PrefillPlan), the largest tile of 16 rows."""
+    split_tiles = 2 * multiprocessors // kv_heads
+    tiles = -(-batch * heads // kv_heads // 16) + batch - 1 if graph else batch * -(-heads // kv_heads // 16)
+    padded = max(split_tiles, tiles)
+    parts = [*[4 * padded] * 3, 4 * (batch + 1), 4, 4, 4 * (batch + 1), padded]
+    return sum(-(-part // 16) * 16 for part in parts)
+
+
+@pytest.mark.parametrize("graph", [True, False], ids=["captured", "without a graph"])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(32, 8), (8, 8), (16, 1), (64, 4), (1, 1)])
+def test_a_plan_fits_into_its_workspace(wrappers: Any, heads: int, kv_heads: int, graph: bool) -> None:
+    for batch in (1, 2, 33, 34, 257, 1400, 4096):
+        assert plan_bytes(batch, heads, kv_heads, 160, graph) <= wrappers.int_workspace_bytes(batch)
+
+
+def test_any_batch_without_a_graph_takes_little_memory(wrappers: Any) -> None:
+    shape = wrappers.AttentionShape(32, 8, 128, torch.bfloat16, torch.bfloat16)
+    indptr, indices = torch.zeros(4097, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
+    executor = wrappers.FlashInferSparse(torch.zeros(16, dtype=torch.uint8), indptr, indices, 8192, shape)
+    for size in range(17, 4097, 5):
+        executor.without_graph(size)
+    assert 0 < executor.nbytes <= 64 << 20
+    assert sum(wrapper.int_workspace.nbytes for wrapper in RecordingWrapper.made) == executor.nbytes
 
 
 LENGTHS = [100, 7, 64, 65]
@@ -104,4 +154,4 @@ def test_memory_stays_within_what_is_promised(wrappers: Any) -> None:
     shape = wrappers.AttentionShape(32, 8, 128, torch.bfloat16, torch.bfloat16)
     buffers = wrappers.StepBuffers.allocate(64, 40 * 1024, split_budget(2048, 0.25, 4), shape, torch.device("meta"))
     captured = 36
-    assert buffers.nbytes + captured * wrappers.INT_WORKSPACE_BYTES <= 512 << 20
+    assert buffers.nbytes + captured * wrappers.int_workspace_bytes(64) <= 512 << 20
