@@ -76,12 +76,13 @@ class LimFlashInferBackend(FlashInferAttnBackend):
             ) from error
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """A step without a graph."""
+        """A step without a graph; within the budget every set holds all tokens, and SGLang's own wrapper serves."""
         super().init_forward_metadata(forward_batch)
         mode = forward_batch.forward_mode
         if mode.is_decode():
-            self._add_wrappers(forward_batch.batch_size, captured=False)
-            self.init_forward_metadata_in_graph(forward_batch)
+            if int(forward_batch.seq_lens_cpu.max()) > self.split.budget:
+                self._add_wrappers(forward_batch.batch_size, captured=False)
+                self.init_forward_metadata_in_graph(forward_batch)
             self._observe(forward_batch)
         elif mode.is_mixed():
             lengths = zip(forward_batch.extend_seq_lens_cpu, forward_batch.extend_prefix_lens_cpu, strict=True)

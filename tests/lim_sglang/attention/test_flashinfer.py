@@ -183,6 +183,18 @@ def test_an_idle_step_has_the_dense_wrapper_only(backend: Any) -> None:
     assert who_attends(backend) == backend.decode_wrappers * LAYERS
 
 
+@pytest.mark.parametrize(("longest", "is_dense"), [(1, True), (20, True), (21, False)])
+def test_a_step_without_a_graph_is_dense_within_the_budget(backend: Any, longest: int, is_dense: bool) -> None:
+    step(backend, [3, longest, 2], captured=False)
+    assert (who_attends(backend) == backend.decode_wrappers * LAYERS) is is_dense
+    assert counters(backend)[:2] == (1, 2 + (longest > 1))
+
+
+def test_a_graph_selects_whatever_the_lengths_at_capture(backend: Any) -> None:
+    step(backend, [1, 1], captured=True)
+    assert len({id(wrapper) for wrapper in who_attends(backend)}) == 3
+
+
 def test_the_step_begins_with_the_sizes_of_the_sets(backend: Any) -> None:
     step(backend, [5, 20, 21, 64], captured=False)
     assert backend.buffers.sparse_indptr[:5].tolist() == [0, 5, 25, 45, 65]
