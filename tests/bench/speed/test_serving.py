@@ -72,7 +72,7 @@ def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("attention", "lim"), [("lim", False), ("dense", True)])
 def test_a_server_of_the_other_kind_is_refused(monkeypatch: pytest.MonkeyPatch, attention: str, lim: bool) -> None:
     args = parsed(monkeypatch, "--server", "http://a/", "--dense-server", "http://b/")
-    monkeypatch.setattr(serving, "serves_lim", lambda _url: lim)
+    monkeypatch.setattr(serving, "serves_lim", lambda *_: lim)
     expected = rf"^http://[ab] does not serve with {attention} attention; fix: name another server$"
     with pytest.raises(serving.ServingError, match=expected), serving.server(attention, args, Console()):  # type: ignore[arg-type]
         pytest.fail("it was taken")
