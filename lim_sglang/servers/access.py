@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
+from typing import NoReturn
 
 import httpx
 
@@ -38,17 +39,22 @@ def key_of(args: argparse.Namespace | None = None, environ: Mapping[str, str] = 
     return key or None
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
 def server_key(options: Sequence[str]) -> str | None:
     """The key that a server with these options wants: its ``--api-key``, else its ``--admin-api-key``, else None.
 
     With the former, ordinary routes want it; the latter alone opens them to everybody and guards ``/flush_cache``.
     """
-    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser = _Parser(add_help=False)
     parser.add_argument("--api-key")
     parser.add_argument("--admin-api-key")
     try:
         known, _ = parser.parse_known_args(list(options))
-    except argparse.ArgumentError:  # the server will say so itself
+    except ValueError:  # the server will say so itself
         return None
     return known.api_key or known.admin_api_key or None
 

@@ -27,7 +27,7 @@ _ERROR_INSIDE = re.compile(r"\berror\s*:", re.I)
 # What ends a message, beside a line with a time: other loggers, warnings, progress bars, a process's last words.
 _OTHER = re.compile(
     r"^(?:DEBUG|INFO|WARNING|ERROR|CRITICAL)[: ]|^\[?[IWEF]\d{4} \d\d:|^\d{4}-\d\d-\d\d[ T]\d\d:\d\d|^\S+\.py:\d+: "
-    r"|(?:it/s|s/it)\]|^Process \S+:$|^Exception (?:ignored )?in |^Fatal Python error|^Killed$|^\+-|^usage: "
+    r"|(?:it/s|s/it)\]|^Process \S+:$|^Exception (?:ignored )?in\b|^Fatal Python error|^Killed$|^\+-|^usage: "
 )
 _EXCEPTION_LINE = re.compile(r"^(?:\S+: )?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Refused)\b(?::|$)")
 _ARGPARSE_LINE = re.compile(r"^\S+(?: \S+)?: error: ")
