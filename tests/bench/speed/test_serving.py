@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from bench.speed import serving
-from lim_sglang.servers.access import AccessError
+from lim_sglang.servers.access import VARIABLE, AccessError, headers
 
 from ...lim_sglang.info_server import serving as answering
 from ...lim_sglang.recorded_state import LIM_AFTER
@@ -127,3 +127,10 @@ def test_the_client_finds_the_key_in_its_environment(monkeypatch: pytest.MonkeyP
     for key in ("secret", None):
         serving.run_client("http://a", serving.Workload("w", 3, ()), "inf", args, key)  # type: ignore[arg-type]
     assert [env["OPENAI_API_KEY"] for env in seen] == ["secret", "other"]
+
+
+def test_sglangs_client_looks_for_the_key_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sglang.benchmark.serving import get_auth_headers
+
+    monkeypatch.setenv(VARIABLE, "secret")
+    assert get_auth_headers() == headers("secret")
