@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from lim_sglang.servers.access import without_keys
+
 
 def graph_us(run: Callable[[], Any], repeats: int = 15, seconds: float = 0.5) -> tuple[float, float]:
     """Median microseconds of one replay of a CUDA graph of ``run``, and the spread of all (largest less smallest).
@@ -78,5 +80,5 @@ def about() -> dict[str, str]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "commit": os.environ.get("LIM_COMMIT") or _commit() or "unknown",
-        "command": " ".join(["python", _program(), *sys.argv[1:]]),
+        "command": without_keys(" ".join(["python", _program(), *sys.argv[1:]])),
     }

@@ -31,6 +31,7 @@ from bench.programs.arms import Arm, arms
 from bench.programs.common import OneLineParser, Outcome, add_shared_arguments, execute, server_url, whole
 from bench.programs.metering import ProgramError
 from lim_sglang.errors import exit_with
+from lim_sglang.servers.access import AccessError, without_keys
 from lim_sglang.servers.embedded_model import EmbeddedModelError
 from lim_sglang.servers.local import BUDGETS
 from lim_sglang.servers.process import ServerError
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         report(args, record)
     except KeyboardInterrupt:
         exit_with("interrupted; nothing is left running", code=130)
-    except (ProgramError, ServerError, EmbeddedModelError) as error:
+    except (ProgramError, ServerError, EmbeddedModelError, AccessError) as error:
         if record.rows:  # one server has done its part
             report(args, record)
         exit_with(str(error))
@@ -164,6 +165,7 @@ def report(args: argparse.Namespace, record: Record) -> None:
         for name, attention, repeat in keys
     ]
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
+    settings |= {"api_key": None, "server_arg": [without_keys(option) for option in args.server_arg]}
     rest = {"servers": record.servers, "settings": settings, "outcomes": outcomes, "about": about()}
     record.rows.sort(key=lambda row: (list(PROGRAMS).index(row.program), row.attention, row.repeat))
     results.write(args.out, record.rows, rest)

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from bench.programs.metering import MeteredEndpoint, ProgramError, connect, server_info
+from lim_sglang.errors import PREFIX
+from lim_sglang.servers.access import key_of
 from lim_sglang.servers.local import BENCH_SIZE, DENSE, launched
 from lim_sglang.servers.process import ServerError, ServerProcess
-from lim_sglang.servers.state import LimStateError, lim_part
+from lim_sglang.servers.state import LimStateError, NoLimError, lim_part
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Arm:
 
     def lim_state(self) -> dict[str, object] | None:
         """Config, plan and counters of lim; None without it."""
-        return lim_state(self.endpoint.base_url)
+        return lim_state(self.endpoint)
 
     def why_lost(self, reason: str) -> str:
         """``reason``, or what the log of a server that has ended tells."""
@@ -43,33 +44,42 @@ class Arm:
         return reason
 
 
-def lim_state(url: str) -> dict[str, object] | None:
+def lim_state(endpoint: MeteredEndpoint) -> dict[str, object] | None:
     try:
-        return lim_part(server_info(url))
-    except LimStateError:
+        return lim_part(server_info(endpoint.base_url, endpoint.api_key))
+    except NoLimError:
         return None
+    except LimStateError as error:
+        raise ProgramError(f"{endpoint.base_url}: {error}") from error
 
 
-@contextmanager
-def running(url: str, chat_template: str | None, expected: str | None = None) -> Iterator[Arm]:
+def connected(url: str, key: str | None, chat_template: str | None, note: Console) -> MeteredEndpoint:
+    """``connect``, with what the user should know of the connection."""
+    endpoint = connect(url, chat_template, key)
+    if endpoint.note:
+        note.print(f"{PREFIX}: {endpoint.note}", soft_wrap=True, markup=False)
+    return endpoint
+
+
+def running(endpoint: MeteredEndpoint, expected: str | None = None) -> Arm:
     """A server that somebody else has started."""
-    endpoint = connect(url, chat_template)
-    attention = "dense" if lim_state(url) is None else "lim"
+    attention = "dense" if lim_state(endpoint) is None else "lim"
     if expected not in (None, attention):
+        url = endpoint.base_url
         raise ProgramError(f"{url} serves with {attention} attention, not {expected}; fix: name another server")
-    yield Arm(attention, endpoint)
+    return Arm(attention, endpoint)
 
 
 def arms(args: argparse.Namespace, note: Console) -> Generator[Arm]:
     """Every arm, ready; the one before has been stopped by then. Dense comes first, as others are compared with it."""
+    key = key_of(args)
     if not args.launch:
         for url, expected in ((args.dense_server, "dense"), (args.server, "lim" if args.dense_server else None)):
             if url is not None:
-                with running(url, args.chat_template, expected) as arm:
-                    yield arm
+                yield running(connected(url, key, args.chat_template, note), expected)
         return
     for attention in (DENSE, "lim"):
         log = Path(args.out) / f"programs-{attention}.log"
         options = {"budget": args.budget, "given": args.server_arg}
         with launched(attention, args.model, size=BENCH_SIZE, log=log, note=note, **options) as server:
-            yield Arm(attention, connect(server.url, args.chat_template), server)
+            yield Arm(attention, connected(server.url, server.key or key, args.chat_template, note), server)

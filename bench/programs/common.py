@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 import threading
 import time
 import traceback
@@ -14,7 +15,8 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from bench.programs.metering import MeteredEndpoint, ProgramError, connect, decode_speed
-from lim_sglang.errors import exit_with, one_line
+from lim_sglang.errors import PREFIX, exit_with, one_line
+from lim_sglang.servers.access import AccessError, add_key_argument, key_of
 
 Show = Callable[[str], None]
 
@@ -150,6 +152,7 @@ def add_shared_arguments(parser: argparse.ArgumentParser) -> None:
     flag("--seed", type=whole(0, 2**31 - 1), default=0, help="of the problems that are made up (0)")
     flag("--time-limit", type=number(0.1, 86400), default=600.0, help="seconds that one program may take (600)")
     flag("--chat-template", metavar="NAME", help="SGLang frontend template, as in llama-3-instruct (by model; chatml)")
+    add_key_argument(parser)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -175,9 +178,11 @@ def run_alone(program: Program, description: str, argv: Sequence[str] | None = N
 
     began = time.monotonic()
     try:
-        endpoint = connect(args.server, args.chat_template).fresh()
+        endpoint = connect(args.server, args.chat_template, key_of(args)).fresh()
+        if endpoint.note:
+            print(f"{PREFIX}: {endpoint.note}", file=sys.stderr, flush=True)
         outcome = execute(program, endpoint, args, show)
-    except ProgramError as error:
+    except (ProgramError, AccessError) as error:
         exit_with(str(error))
     except KeyboardInterrupt:
         exit_with("interrupted", code=130)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import ipaddress
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,10 +16,14 @@ from urllib.parse import urlsplit
 
 import httpx
 from sglang import RuntimeEndpoint
+from sglang.lang.chat_template import chat_template_registry, get_chat_template
 
 from lim_sglang.errors import one_line
+from lim_sglang.servers.access import AccessError, check_access, headers
 
 CONNECT_SECONDS = 30.0
+DEFAULT_TEMPLATE = "chatml"
+_CHATML_MODELS = re.compile("smollm2|qwen3", re.I)  # which the frontend does not know by their names
 
 
 class ProgramError(RuntimeError):
@@ -48,13 +53,23 @@ class MeteredEndpoint(RuntimeEndpoint):
 
     SGLang runs every state in a thread of its own and keeps that thread's exception to itself, and who then waits for
     the state waits forever. So the failure is noted here, where ``woken`` tells the one who can give up.
+
+    Attributes:
+        note: a line for the user where the chat template is a guess, else empty.
     """
 
-    def __init__(self, url: str, chat_template: str | None = None) -> None:
-        super().__init__(url, chat_template_name=chat_template)
-        if chat_template is None and self.chat_template.name == "default":
-            # The frontend goes by the model's name; it does not know SmolLM2's and Qwen3's, which are ChatML.
-            super().__init__(url, chat_template_name="chatml")
+    chat_template: Any
+
+    def __init__(self, url: str, chat_template: str | None = None, key: str | None = None) -> None:
+        super().__init__(url, api_key=key, chat_template_name=chat_template)
+        self.note = ""
+        if chat_template is None and self.chat_template.name == "default":  # the frontend goes by the model's path
+            self.chat_template = get_chat_template(DEFAULT_TEMPLATE)
+            if not _CHATML_MODELS.search(path := str(self.model_info["model_path"])):
+                self.note = (
+                    f"chat template {DEFAULT_TEMPLATE}: the path {path} names no model that SGLang's frontend knows; "
+                    "fix, if the model has another template: --chat-template NAME, as in llama-3-instruct"
+                )
         # join("concate_and_append") would ask for a route that servers no longer have; without it, it appends text.
         self.support_concate_and_append = False
         self._start_over()
@@ -133,19 +148,24 @@ def check_finished(meta: Mapping[str, Any] | None) -> None:
         raise ProgramError(f"the server broke a generation off: {one_line(str((reason or {}).get('message')))}")
 
 
-def connect(url: str, chat_template: str | None = None) -> MeteredEndpoint:
-    """An endpoint of a server that answers.
+def connect(url: str, chat_template: str | None = None, key: str | None = None) -> MeteredEndpoint:
+    """An endpoint of a server that answers, and wants ``key`` or none.
 
     Raises:
-        ProgramError: nothing answers there, or no SGLang server.
+        ProgramError: nothing answers there, or no SGLang server, or it wants another key; no template has that name.
     """
     fix = "fix: start it, or correct --server"
+    if chat_template is not None and chat_template not in chat_template_registry:
+        known = ", ".join(sorted(chat_template_registry))
+        raise ProgramError(f"--chat-template {chat_template} is no template of SGLang's frontend; fix: one of {known}")
     _bypass_proxy(url)
     try:
-        found = httpx.get(f"{url}/get_model_info", timeout=CONNECT_SECONDS).raise_for_status().json()
-        if "model_path" not in found:
+        answer = httpx.get(f"{url}/get_model_info", headers=headers(key), timeout=CONNECT_SECONDS)
+        if "model_path" not in check_access(answer, url, key).raise_for_status().json():
             raise ValueError("its /get_model_info names no model_path")
-        return MeteredEndpoint(url, chat_template)
+        return MeteredEndpoint(url, chat_template, key)
+    except AccessError as error:
+        raise ProgramError(str(error)) from error
     except (httpx.TransportError, httpx.InvalidURL, OSError) as error:
         raise ProgramError(f"no server answers at {url} ({one_line(str(error))}); {fix}") from error
     except (httpx.HTTPError, ValueError, TypeError, RuntimeError) as error:
@@ -164,10 +184,11 @@ def _bypass_proxy(url: str) -> None:
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
 
 
-def server_info(url: str) -> dict[str, Any]:
+def server_info(url: str, key: str | None = None) -> dict[str, Any]:
     """The server's own description; counters of lim are under ``internal_states``."""
     try:
-        return dict(httpx.get(f"{url}/server_info", timeout=CONNECT_SECONDS).raise_for_status().json())
+        answer = httpx.get(f"{url}/server_info", headers=headers(key), timeout=CONNECT_SECONDS)
+        return dict(answer.raise_for_status().json())
     except (httpx.HTTPError, ValueError) as error:
         raise ProgramError(f"{url} does not tell its counters ({one_line(str(error))})") from error
 

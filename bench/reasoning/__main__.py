@@ -41,9 +41,10 @@ from bench.reasoning.results import SUMMARY, RunFolder, Sample, figure_table, fi
 from lim_sglang.commands.common import positive
 from lim_sglang.commands.demo.report import role_rows, role_table
 from lim_sglang.errors import exit_with
+from lim_sglang.servers.access import AccessError, add_key_argument, key_of
 from lim_sglang.servers.embedded_model import EmbeddedModelError
 from lim_sglang.servers.local import BENCH_SIZE, EMBEDDED_BUDGET, Size, launched
-from lim_sglang.servers.process import ServerError
+from lim_sglang.servers.process import ServerError, ServerProcess
 from lim_sglang.servers.state import counted_since
 
 BUILT_IN_PROBLEMS = 40
@@ -55,15 +56,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("httpx", "openai"):  # else a line per request where a program logs
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        problems = read_problems(args)
+        problems, key = read_problems(args), key_of(args)
         if args.launch:
-            with server_of(args) as url:
-                run(args, url, problems)
+            with server_of(args) as server:
+                run(args, server.url, server.key or key, problems)
         else:
-            run(args, args.server, problems)
+            run(args, args.server, key, problems)
     except KeyboardInterrupt:
         exit_with(f"interrupted; what is finished is in {args.out}, the same command goes on from there", code=130)
-    except (ReasoningError, ServerError, EmbeddedModelError) as error:
+    except (ReasoningError, ServerError, EmbeddedModelError, AccessError) as error:
         exit_with(str(error))
     except OSError as error:
         exit_with(f"{error}; fix: make room or name another --out, then run the same command again")
@@ -76,19 +77,19 @@ def read_problems(args: argparse.Namespace) -> list[Problem]:
 
 
 @contextmanager
-def server_of(args: argparse.Namespace) -> Iterator[str]:
-    """The URL of a server with the embedded model; its log is in --out, and it ends with the block."""
+def server_of(args: argparse.Namespace) -> Iterator[ServerProcess]:
+    """A server with the embedded model; its log is in --out, and it ends with the block."""
     note = Console(stderr=True, highlight=False)
     size = Size(BENCH_SIZE.tokens, args.concurrency)
     log = args.out / "server.log"
     options = {"budget": args.budget, "given": args.server_arg}
     with launched(args.launch_backend, None, size=size, log=log, note=note, lost=ServerLost, **options) as server:
-        yield server.url
+        yield server
 
 
-def run(args: argparse.Namespace, url: str, problems: list[Problem]) -> None:
+def run(args: argparse.Namespace, url: str, key: str | None, problems: list[Problem]) -> None:
     """Ask for all samples that are not there yet, then write and print the summary."""
-    server = ask_server(url)
+    server = ask_server(url, key)
     if server.max_model_len is not None and args.max_tokens >= server.max_model_len:
         raise ReasoningError(
             f"--max-tokens {args.max_tokens} leaves no room for a prompt: {server.model} has a context of "
@@ -136,7 +137,7 @@ def summarize(args: argparse.Namespace, server: Server, folder: RunFolder) -> No
 
     samples = folder.samples()
     found = figures(samples, args.kind)
-    after = ask_server(server.url)
+    after = ask_server(server.url, server.key)
     counted = counted_since(server.lim, after.lim) if server.lim and after.lim else None
     summary: dict[str, Any] = {
         "figures": found,
@@ -167,6 +168,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--server", type=server_url, help="URL of a running server: http://127.0.0.1:30000")
     where.add_argument("--launch", action="store_true", help="serve the embedded model for the time of the run")
+    add_key_argument(parser)
     parser.add_argument("--launch-backend", metavar="NAME", help="--attention-backend of --launch (lim)")
     parser.add_argument("--budget", type=positive, help=f"lim budget of --launch ({EMBEDDED_BUDGET})")
     parser.add_argument("--server-arg", action="append", default=[], help="SGLang option of --launch: '--OPTION VALUE'")

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -17,7 +17,8 @@ from bench.reasoning.data import Problem, ReasoningError
 from bench.reasoning.grade import extract, is_correct
 from bench.reasoning.results import Sample
 from lim_sglang.errors import one_line
-from lim_sglang.servers.state import LimStateError, lim_part
+from lim_sglang.servers.access import AccessError, check_access, headers
+from lim_sglang.servers.state import LimStateError, NoLimError, lim_part
 
 RETRIES = 2
 _FACTS_TIMEOUT = 60.0
@@ -32,6 +33,7 @@ class Server:
     """What a server says about itself.
 
     Attributes:
+        key: what its ``--api-key`` says; None where it wants none.
         max_model_len: tokens of prompt and answer together; None if it does not say.
         info: version and attention backends of ``/server_info``; None where it does not say.
         lim: the state that lim reports (config, plan, counters); None for a server without lim.
@@ -42,6 +44,7 @@ class Server:
     max_model_len: int | None
     info: dict[str, str | None]
     lim: dict[str, Any] | None
+    key: str | None = field(default=None, repr=False)
 
     def settings(self) -> dict[str, Any]:
         """What has to stay the same while one run is taken up again."""
@@ -50,19 +53,21 @@ class Server:
         return {"model": self.model, **{name: self.info[name] for name in backends}, "lim": lim}
 
 
-def ask_server(url: str) -> Server:
+def ask_server(url: str, key: str | None = None) -> Server:
     """Facts from ``/v1/models`` and ``/server_info``.
 
     Raises:
-        ReasoningError: nothing answers, or what answers is no OpenAI-compatible server.
+        ReasoningError: nothing answers, or what answers is no OpenAI-compatible server or wants another ``key``.
     """
     try:
-        with httpx.Client(base_url=url, timeout=_FACTS_TIMEOUT, trust_env=False) as client:
-            models = client.get("/v1/models").raise_for_status().json()
+        with httpx.Client(base_url=url, headers=headers(key), timeout=_FACTS_TIMEOUT, trust_env=False) as client:
+            models = check_access(client.get("/v1/models"), url, key).raise_for_status().json()
             model = models["data"][0]
             described = client.get("/server_info")
             info = dict(described.json()) if described.is_success else {}  # no SGLang server
             name, longest = str(model["id"]), model.get("max_model_len")
+    except AccessError as error:
+        raise ReasoningError(str(error)) from error
     except (httpx.TransportError, httpx.InvalidURL) as error:
         fix = "start it, or correct --server"
         raise ReasoningError(f"no server answers at {url} ({one_line(str(error))}); fix: {fix}") from error
@@ -73,10 +78,12 @@ def ask_server(url: str) -> Server:
         ) from error
     try:
         lim = lim_part(info)
-    except LimStateError:
+    except NoLimError:
         lim = None
-    names = ("version", "attention_backend", "decode_attention_backend")
-    return Server(url, name, longest, {key: info.get(key) for key in names}, lim)
+    except LimStateError as error:
+        raise ReasoningError(f"{url}: {error}") from error
+    facts = ("version", "attention_backend", "decode_attention_backend")
+    return Server(url, name, longest, {fact: info.get(fact) for fact in facts}, lim, key)
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,11 @@ async def ask_all(
     limits = httpx.Limits(max_connections=None)  # the semaphore is the bound
     async with httpx.AsyncClient(timeout=sampling.timeout, limits=limits, trust_env=False) as http:
         client = openai.AsyncOpenAI(
-            base_url=f"{server.url}/v1", api_key="none", timeout=sampling.timeout, max_retries=RETRIES, http_client=http
+            base_url=f"{server.url}/v1",
+            api_key=server.key or "none",
+            timeout=sampling.timeout,
+            max_retries=RETRIES,
+            http_client=http,
         )
         free = asyncio.Semaphore(sampling.concurrency)
 

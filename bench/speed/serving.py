@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -31,10 +32,11 @@ from rich.table import Table
 from bench.timing import about
 from lim_sglang.commands.common import positive
 from lim_sglang.errors import exit_with, one_line
+from lim_sglang.servers.access import VARIABLE, AccessError, add_key_argument, check_access, headers, key_of
 from lim_sglang.servers.embedded_model import EmbeddedModelError
 from lim_sglang.servers.local import BENCH_SIZE, BUDGETS, DENSE, launched
 from lim_sglang.servers.process import ServerError
-from lim_sglang.servers.state import LimStateError, lim_state
+from lim_sglang.servers.state import LimStateError, NoLimError, lim_state
 
 COLUMNS = {
     "attention": "attention",
@@ -75,13 +77,14 @@ def main() -> None:
         check_client()
         (args.out / "serving.json").write_text(json.dumps({"about": about()}, indent=1) + "\n")
         for attention in (DENSE, "lim"):
-            with server(attention, args, note) as url:
+            with server(attention, args, note) as (url, key):
+                check_flush(url, key)
                 for workload, rate in runs:
                     with note.status(f"{attention}: {workload.name} at {rate} requests/s"):
-                        measured = run_client(url, workload, rate, args)
+                        measured = run_client(url, workload, rate, args, key)
                     rows.append({"attention": attention, "workload": workload.name, "rate": rate} | measured)
                     write(args.out, rows)  # what is measured so far
-    except (ServingError, ServerError, EmbeddedModelError) as error:
+    except (ServingError, ServerError, EmbeddedModelError, AccessError) as error:
         exit_with(str(error))
     except KeyboardInterrupt:
         exit_with("interrupted; nothing is left running", code=130)
@@ -94,6 +97,7 @@ def parse() -> argparse.Namespace:
     flag("--launch", action="store_true", help="serve with dense attention, then with lim")
     flag("--server", help="URL of a running lim server")
     flag("--dense-server", help="URL of a running dense server")
+    add_key_argument(parser)
     flag("--model", help="of --launch: folder or name of a Hugging Face model (the embedded one)")
     flag("--budget", type=positive, help=f"lim's budget of --launch ({BUDGETS})")
     flag("--server-arg", action="append", default=[], metavar="'--OPTION VALUE'", help="more options of --launch")
@@ -141,29 +145,49 @@ def workloads(args: argparse.Namespace) -> list[Workload]:
 
 
 @contextmanager
-def server(attention: str, args: argparse.Namespace, note: Console) -> Iterator[str]:
-    """The URL of a server that runs, or of one that is started and ends with the block."""
+def server(attention: str, args: argparse.Namespace, note: Console) -> Iterator[tuple[str, str | None]]:
+    """URL and key of a server that runs, or of one that is started and ends with the block."""
+    key = key_of(args)
     if not args.launch:
         url = (args.server if attention == "lim" else args.dense_server).rstrip("/")
-        if serves_lim(url) != (attention == "lim"):
+        if serves_lim(url, key) != (attention == "lim"):
             raise ServingError(f"{url} does not serve with {attention} attention; fix: name another server")
-        yield url
+        yield url, key
         return
     log = args.out / f"serving-{attention}.log"
     options = {"budget": args.budget, "given": args.server_arg}
     with launched(attention, args.model, size=BENCH_SIZE, log=log, note=note, lost=ServingError, **options) as process:
-        yield process.url
+        yield process.url, process.key or key
 
 
-def serves_lim(url: str) -> bool:
+def serves_lim(url: str, key: str | None = None) -> bool:
     """Whether the server at ``url`` decodes with lim."""
     try:
-        lim_state(url, timeout=60)
+        lim_state(url, timeout=60, key=key)
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise ServingError(f"no SGLang server answers at {url}: {one_line(str(error))}; fix: start it") from error
-    except LimStateError:
+    except NoLimError:
         return False
+    except LimStateError as error:
+        raise ServingError(f"{url}: {error}") from error
     return True
+
+
+def check_flush(url: str, key: str | None) -> None:
+    """Whether the client will be allowed to flush the cache: SGLang's of 0.5.16 goes on with a full one if it is not.
+
+    Raises:
+        ServingError: the server keeps that for another key.
+    """
+    try:
+        answer = httpx.post(f"{url}/flush_cache", headers=headers(key), timeout=60, trust_env=False)
+    except httpx.HTTPError as error:
+        raise ServingError(f"no server answers at {url}: {one_line(str(error))}; fix: start it") from error
+    if answer.status_code in (401, 403):
+        raise ServingError(
+            f"{url} does not let this client flush its cache (HTTP {answer.status_code}): it has an --admin-api-key; "
+            f"fix: serve without that, or, if it has no other key, give that one by --api-key or {VARIABLE}"
+        )
 
 
 def check_client() -> None:
@@ -173,29 +197,31 @@ def check_client() -> None:
         raise ServingError("sglang.bench_serving needs the package datasets; fix: pip install datasets")
 
 
-def run_client(url: str, workload: Workload, rate: str, args: argparse.Namespace) -> Row:
-    """One run of ``sglang.bench_serving``; its figures."""
+def run_client(url: str, workload: Workload, rate: str, args: argparse.Namespace, key: str | None = None) -> Row:
+    """One run of ``sglang.bench_serving``, which looks for the key in the environment; its figures."""
+    env = os.environ | ({VARIABLE: key} if key else {})
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.jsonl"
         command = [sys.executable, "-m", "sglang.bench_serving", "--backend", "sglang", "--base-url", url]
         command += ["--request-rate", rate, "--seed", "1", "--flush-cache", "--disable-tqdm", *workload.options]
         command += ["--output-file", str(result), *(["--tokenizer", args.tokenizer] if args.tokenizer else [])]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=args.timeout, check=False)
+            done = subprocess.run(command, capture_output=True, text=True, timeout=args.timeout, env=env, check=False)
         except subprocess.TimeoutExpired as error:
             raise ServingError(f"the client took over {args.timeout:g} s; fix: a larger --timeout") from error
         if done.returncode or not result.exists():
-            raise ServingError(f"{shlex.join(command[1:5])} failed at {url}: {last_words(url, done.stderr)}")
+            raise ServingError(f"{shlex.join(command[1:5])} failed at {url}: {last_words(url, done.stderr, key)}")
         found = json.loads(result.read_text().splitlines()[-1])
     if found["completed"] != workload.size:
         raise ServingError(f"{url} completed {found['completed']} of {workload.size} requests; fix: see its log")
     return {name: round(found[name], 2) for name in MEASURED}
 
 
-def last_words(url: str, stderr: str) -> str:
+def last_words(url: str, stderr: str, key: str | None = None) -> str:
     """Whether a server answers at all, else what the client said last."""
     try:
-        httpx.get(f"{url}/v1/models", timeout=30, trust_env=False).raise_for_status()
+        answer = httpx.get(f"{url}/v1/models", headers=headers(key), timeout=30, trust_env=False)
+        check_access(answer, url, key).raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return f"no server answers there ({one_line(str(error))}); fix: start it, or correct the URL"
     return one_line(next((line for line in reversed(stderr.splitlines()) if line.strip()), "no reason given"))

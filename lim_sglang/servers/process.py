@@ -11,7 +11,6 @@ import atexit
 import contextlib
 import logging
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -24,6 +23,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 
 import httpx
+
+from lim_sglang.servers.access import server_key
+from lim_sglang.servers.server_log import meaningful_line
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +51,6 @@ os.wait()
 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
 os.execvp(sys.argv[1], sys.argv[1:])
 """
-
-_EXCEPTION_LINE = re.compile(r"^(?:\S+: )?(?:[A-Za-z_]\w*\.)*[A-Z]\w*(?:Error|Exception|Exit|Refused)\b(?::|$)")
-_ARGPARSE_LINE = re.compile(r"^\S+(?: \S+)?: error: ")
-# What SGLang adds after the cause: said by a process that noticed another one's end.
-_AFTERMATH = re.compile(r"sigquit|Initialization failed|scheduler .*died|kill_process_tree|^EOFError|^SystemExit", re.I)
-_TIMESTAMP = re.compile(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\] ?")
-_NOISE = re.compile(r"^\s*$|^\s|(?:it/s|s/it)\]|^Traceback|Warning|resource_tracker|leaked |^Killed$")
 
 
 class ServerError(RuntimeError):
@@ -103,6 +98,11 @@ class ServerProcess:
     @property
     def port(self) -> int:
         return self._port
+
+    @property
+    def key(self) -> str | None:
+        """What requests to it have to carry, as of ``access.server_key``; None for a server without a key."""
+        return server_key(self._extra_args)
 
     @property
     def log_path(self) -> Path:
@@ -191,7 +191,7 @@ class ServerProcess:
         return os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
     def _reason(self) -> str:
-        return meaningful_line(self.log_tail(400)) or "its log is empty"
+        return meaningful_line(self.log_tail(2000)) or "its log is empty"
 
     def log_tail(self, lines: int = 20) -> list[str]:
         """The last lines of the log, without line ends; progress bars are cut to their last state."""
@@ -278,19 +278,6 @@ class _HealthProbe:
 
     def __exit__(self, *exc_info: object) -> None:
         self._stop.set()
-
-
-def meaningful_line(lines: Sequence[str]) -> str:
-    """The line of a server log that tells why it ended: the last exception that is not an aftermath."""
-    texts = [_TIMESTAMP.sub("", line) for line in lines]
-    causes = [line for line in texts if _EXCEPTION_LINE.match(line) or _ARGPARSE_LINE.match(line)]
-    first_hand = [line for line in causes if not _AFTERMATH.search(line)]
-    plain = [line for line in texts if not _NOISE.search(line) and not _AFTERMATH.search(line)]
-    crashes = [line for line in texts if " crashed with exit code " in line]
-    for group in (first_hand, crashes, causes, plain, [line for line in texts if line.strip()]):
-        if group:
-            return group[-1].strip().removeprefix("lim-sglang: error: ")[:500]
-    return ""
 
 
 def _kill_group(group: int) -> None:

@@ -2,33 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
+
+from lim_sglang.servers.access import check_access, headers
 
 ROLES = ("dense", "select", "sparse")
 
 
 class LimStateError(RuntimeError):
-    """The server reports no state of lim; the message is one line with the fix."""
+    """The server's state of lim cannot be told; the message is one line with the fix."""
+
+
+class NoLimError(LimStateError):
+    """The server runs without lim."""
 
 
 def lim_part(server_info: Mapping[str, Any]) -> dict[str, Any]:
-    """``internal_states[0]["lim"]`` of an answer to ``GET /server_info``.
+    """lim's state in an answer to ``GET /server_info``: ``{"config": ..., "plan": ..., "counters": ...}``.
+
+    ``internal_states`` has an entry for each ``--dp-size`` rank: they share configuration and plan, their counters are
+    added up.
 
     Raises:
-        LimStateError: the server runs without lim.
+        NoLimError: no rank reports lim.
+        LimStateError: some ranks report it and others do not, or their plans differ: no sum would be the server's.
     """
-    for state in server_info.get("internal_states") or []:
-        if "lim" in state:
-            return dict(state["lim"])
-    raise LimStateError('the server reports no "lim" state in /server_info; run `lim-sglang doctor`')
+    states = server_info.get("internal_states") or []
+    found = [state["lim"] for state in states if state.get("lim")]
+    if not found:
+        raise NoLimError('the server reports no "lim" state in /server_info; run `lim-sglang doctor`')
+    if len(found) < len(states):
+        raise LimStateError(
+            f'{len(found)} of {len(states)} ranks report "lim" in /server_info, the others decode without it; '
+            "fix: start the server again, with the same environment for all ranks"
+        )
+    if any((one["config"], one["plan"]) != (found[0]["config"], found[0]["plan"]) for one in found):
+        raise LimStateError(
+            'the ranks report different "lim" plans in /server_info; fix: start the server again, with the same '
+            "environment for all ranks"
+        )
+    return dict(found[0]) | {"counters": added_up([one["counters"] for one in found])}
 
 
-def lim_state(url: str, timeout: float) -> dict[str, Any]:
-    """``lim_part`` of the server at ``url``; httpx's errors where it does not answer within ``timeout`` seconds."""
-    return lim_part(httpx.get(f"{url}/server_info", timeout=timeout, trust_env=False).raise_for_status().json())
+def added_up(counters: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The sum of counters of the same names; those by role are added role by role."""
+    columns = {name: [one[name] for one in counters] for name in counters[0]}
+    return {
+        name: added_up(values) if isinstance(values[0], Mapping) else sum(values) for name, values in columns.items()
+    }
+
+
+def lim_state(url: str, timeout: float, key: str | None = None) -> dict[str, Any]:
+    """``lim_part`` of the server at ``url``, asked with ``key``.
+
+    Raises:
+        AccessError: the server wants a key, or another one.
+        httpx.HTTPError: it does not answer within ``timeout`` seconds.
+    """
+    answer = httpx.get(f"{url}/server_info", headers=headers(key), timeout=timeout, trust_env=False)
+    return lim_part(check_access(answer, url, key).raise_for_status().json())
 
 
 def counted_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, dict[str, int]]:

@@ -25,6 +25,13 @@ def test_the_command_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyP
     assert timing.about()["command"] == f"python {shown} --repeats 2"
 
 
+def test_the_command_keeps_keys_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--api-key", "k1", "--api-key=k2", "--server-arg", "--admin-api-key k3", "--repeats", "2"]
+    monkeypatch.setattr("sys.argv", ["/elsewhere/run.py", *words])
+    hidden = "--api-key *** --api-key=*** --server-arg --admin-api-key *** --repeats 2"
+    assert timing.about()["command"] == f"python /elsewhere/run.py {hidden}"
+
+
 def test_a_machine_without_git_has_an_unknown_commit(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(*_args: object, **_more: object) -> None:
         raise FileNotFoundError("git")

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import os
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,9 @@ from lim_sglang.config import LimConfig
 from lim_sglang.host.support import REFUSALS
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.metrics import DecodeMetrics
+
+from .info_server import serving
+from .recorded_state import LIM_AFTER
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "lim_sglang" / "docs"
@@ -56,3 +64,16 @@ def test_links_lead_somewhere(page: Path) -> None:
         if anchor:
             headings = re.findall(r"^#+ (.+)$", found.read_text(), re.M)
             assert anchor in [heading.lower().replace(" ", "-") for heading in headings]
+
+
+def test_the_command_for_counters_adds_ranks_up_and_sends_the_key() -> None:
+    block = (DOCS / "metrics.md").read_text().split("```bash\n")[1].split("```")[0]
+    info = {"internal_states": [{"lim": LIM_AFTER}, {"lim": LIM_AFTER}]}
+    with serving({"/server_info": info}, key="k") as server:
+        assert "http://127.0.0.1:30000" in block
+        program, *words = shlex.split(block.replace("http://127.0.0.1:30000", server.url))
+        assert program == "python"
+        run = {"env": os.environ | {"OPENAI_API_KEY": "k"}, "capture_output": True, "text": True, "timeout": 300}
+        done = subprocess.run([sys.executable, *words], **run)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr
+    assert ast.literal_eval(done.stdout)["counters"]["decode_rows"] == 2 * LIM_AFTER["counters"]["decode_rows"]

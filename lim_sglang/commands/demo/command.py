@@ -26,6 +26,7 @@ from lim_sglang.commands.common import model_folder, positive
 from lim_sglang.commands.demo.chat import WORKED_CASES, Chat, DemoError, question
 from lim_sglang.commands.demo.report import Turn, count_agreement, role_rows, role_table, turn_table
 from lim_sglang.errors import PREFIX, one_line
+from lim_sglang.servers.access import headers, key_of
 from lim_sglang.servers.embedded_model import ensure_model
 from lim_sglang.servers.local import DENSE, Size, find_device, server_arguments
 from lim_sglang.servers.process import ServerProcess
@@ -82,12 +83,13 @@ def _run(args: argparse.Namespace, logs: Path) -> None:
 
     lim = ServerProcess(model, lim_args, env={**device.env, **_lim_env(args.budget)}, log_path=logs / "lim.log")
     with _serving(lim, "Starting SGLang with lim attention", talk):
-        before = lim_state(lim.url, _REQUEST_TIMEOUT)
-        turns = _converse(lim.url, chat, args, talk)
-        after = lim_state(lim.url, _REQUEST_TIMEOUT)
+        key = _key(lim)
+        before = lim_state(lim.url, _REQUEST_TIMEOUT, key)
+        turns = _converse(lim.url, key, chat, args, talk)
+        after = lim_state(lim.url, _REQUEST_TIMEOUT, key)
     dense = ServerProcess(model, dense_args, env=device.env, log_path=logs / "dense.log")
     with _serving(dense, "Starting SGLang with dense attention, to judge the same tokens", talk):
-        agreed = [_agreement_of(dense.url, turn, number, talk) for number, turn in enumerate(turns, 1)]
+        agreed = [_agreement_of(dense.url, _key(dense), turn, number, talk) for number, turn in enumerate(turns, 1)]
 
     out.print("\nThe conversation, served with lim")
     out.print(turn_table(turns, agreed))
@@ -108,6 +110,11 @@ def _context(model: Path) -> int:
     """Tokens that a request on the demo's servers can hold."""
     limit = json.loads((model / "config.json").read_text()).get("max_position_embeddings", _SIZE.tokens)
     return int(min(limit, _SIZE.tokens))
+
+
+def _key(server: ServerProcess) -> str | None:
+    """What the server was started with; the environment's key for one that has its own from a file."""
+    return server.key or key_of()
 
 
 def _lim_env(budget: int) -> dict[str, str]:
@@ -135,7 +142,7 @@ def _serving(server: ServerProcess, title: str, talk: Console) -> Iterator[None]
 # The conversation
 
 
-def _converse(url: str, chat: Chat, args: argparse.Namespace, talk: Console) -> list[Turn]:
+def _converse(url: str, key: str | None, chat: Chat, args: argparse.Namespace, talk: Console) -> list[Turn]:
     """Ask every question in one growing conversation and stream the answers."""
     import openai
 
@@ -144,7 +151,7 @@ def _converse(url: str, chat: Chat, args: argparse.Namespace, talk: Console) -> 
     prefix = len(chat.render(messages, answer=False))
     talk.print(f"\nShared prefix: {prefix} tokens in {WORKED_CASES} worked cases. Sparse budget: {args.budget} tokens.")
     turns = []
-    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http) as client:
+    with openai.OpenAI(base_url=f"{url}/v1", api_key=key or "none", max_retries=0, http_client=http) as client:
         for number in range(args.turns):
             messages.append({"role": "user", "content": question(number)})
             talk.print(f"\n[bold]{number + 1}/{args.turns}[/bold] {question(number)}", style="cyan", soft_wrap=True)
@@ -221,7 +228,7 @@ def _read_stream(stream: Any, on_first: Callable[[], None], talk: Console) -> _A
 # The judgement
 
 
-def _agreement_of(url: str, turn: Turn, number: int, talk: Console) -> int:
+def _agreement_of(url: str, key: str | None, turn: Turn, number: int, talk: Console) -> int:
     """At how many generated positions the dense server's most probable token is the one that was generated."""
     body = {
         "input_ids": turn.prompt_ids + turn.output_ids,
@@ -231,6 +238,8 @@ def _agreement_of(url: str, turn: Turn, number: int, talk: Console) -> int:
         "top_logprobs_num": 1,
     }
     with talk.status(f"judging turn {number} ..."):
-        response = httpx.post(f"{url}/generate", json=body, timeout=_REQUEST_TIMEOUT, trust_env=False)
+        response = httpx.post(
+            f"{url}/generate", json=body, headers=headers(key), timeout=_REQUEST_TIMEOUT, trust_env=False
+        )
         response.raise_for_status()
     return count_agreement(response.json(), turn.output_ids)

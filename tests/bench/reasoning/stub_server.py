@@ -24,6 +24,7 @@ class Stub:
         reply: body of a chat request -> HTTP status and text of the answer; may block.
         asked: bodies of all chat requests.
         most: highest number of chat requests that were open at once.
+        key: what every request must carry; None for a server that is open.
     """
 
     def __init__(self) -> None:
@@ -32,6 +33,7 @@ class Stub:
         self.info: dict[str, Any] = {"version": "stub", "attention_backend": "stub"}
         self.models: object = {"data": [{"id": "stub", "max_model_len": 4096}]}
         self.message: dict[str, str] = {}
+        self.key: str | None = None
         self.in_flight = self.most = 0
         self.changed = threading.Condition()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -41,10 +43,19 @@ class Stub:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 bodies = {"/v1/models": stub.models, "/server_info": stub.info}
-                self.send(200 if self.path in bodies else 404, bodies.get(self.path))
+                if self.allowed():
+                    self.send(200 if self.path in bodies else 404, bodies.get(self.path))
+
+            def allowed(self) -> bool:
+                good = stub.key is None or self.headers["Authorization"] == f"Bearer {stub.key}"
+                if not good:
+                    self.send(401, {"error": "Unauthorized"})
+                return good
 
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                if not self.allowed():
+                    return
                 with stub.changed:
                     stub.asked.append(body)
                     stub.in_flight += 1

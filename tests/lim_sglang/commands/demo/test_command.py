@@ -9,6 +9,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
+import openai
 import pytest
 from rich.console import Console
 
@@ -16,7 +18,10 @@ from lim_sglang.commands.common import CommandError
 from lim_sglang.commands.demo import command as demo
 from lim_sglang.commands.demo.chat import DemoError
 from lim_sglang.commands.demo.command import run_demo
-from lim_sglang.servers.process import ServerError
+from lim_sglang.commands.demo.report import Turn
+from lim_sglang.servers.process import ServerError, ServerProcess
+
+from ...info_server import serving
 
 
 def arguments(*words: str) -> argparse.Namespace:
@@ -51,6 +56,33 @@ def test_stream_is_collected_and_printed_as_it_is() -> None:
     assert (answer.stop_id, answer.usage) == (2, usage)
     assert firsts[0] == ""
     assert screen.getvalue() == "[b]1 + 1\n\n"
+
+
+# A server with a key
+
+
+@pytest.mark.parametrize(
+    ("options", "key"),
+    [(["--api-key", "server's"], "server's"), (["--admin-api-key=boss"], "boss"), ([], "environment's")],
+)
+def test_the_demo_uses_the_key_of_its_server(monkeypatch: pytest.MonkeyPatch, options: list[str], key: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "environment's")
+    assert demo._key(ServerProcess("model", options)) == key
+
+
+def test_both_servers_get_their_key() -> None:
+    chat: Any = SimpleNamespace(opening=list, render=lambda *_, **__: [1, 2])
+    turn, quiet = Turn([1, 2], [3], 0, 1.0, "x"), Console(quiet=True)
+    judged = {"input_token_logprobs": [[0, 2], [0, 3]], "input_top_logprobs": [None, [[0, 3]]]}
+    bodies = {"/v1/chat/completions": {}, "/generate": {"meta_info": judged}}
+    with serving(bodies, key="secret") as server:
+        assert demo._agreement_of(server.url, "secret", turn, 1, quiet) == 1
+        with pytest.raises(httpx.HTTPStatusError, match="401"):
+            demo._agreement_of(server.url, None, turn, 1, quiet)
+        with pytest.raises(DemoError, match="the server counts no prompt tokens"):  # it answered, with nothing
+            demo._converse(server.url, "secret", chat, arguments(), quiet)
+        with pytest.raises(openai.AuthenticationError):
+            demo._converse(server.url, None, chat, arguments(), quiet)
 
 
 # Flags, machine, exit codes
