@@ -8,7 +8,8 @@ is checked by ``layer_plan``, which knows the model's depth.
 import difflib
 import json
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeGuard, TypeVar
@@ -122,14 +123,19 @@ def parse_config_json(text: str, source: str) -> dict[str, Any]:
 
 
 def parse_flag_values(
-    budget: str | None, recency_ratio: str | None, sink_tokens: str | None, select_layers: str | None
+    budget: str | None,
+    recency_ratio: str | None,
+    sink_tokens: str | None,
+    select_layers: str | Sequence[str] | None,
 ) -> dict[str, Any]:
     """Turn the text of the command-line flags into values; a flag that is not given (None) is left out.
+
+    ``select_layers`` may be one word (``2,12``) or several (``2 12``, as SGLang passes a YAML list on).
 
     Raises:
         LimConfigError: the text is not of the flag's kind, or the value cannot work.
     """
-    texts = {
+    texts: dict[str, str | Sequence[str] | None] = {
         "budget": budget,
         "recency_ratio": recency_ratio,
         "sink_tokens": sink_tokens,
@@ -226,10 +232,12 @@ def _sourced(build: Callable[[], _T], source: str) -> _T:
         raise LimConfigError(f"{source}: {error}") from None
 
 
-def _parse_flag(key: str, text: str) -> object:
+def _parse_flag(key: str, words: str | Sequence[str]) -> object:
+    text = words if isinstance(words, str) else " ".join(words)
     try:
         if key == "select_layers":
-            return text.strip() if text.strip() == "auto" else [int(part) for part in text.split(",")]
+            parts = re.split(r"\s*,\s*|\s+", text.strip())
+            return "auto" if parts == ["auto"] else [int(part) for part in parts]
         return float(text) if key == "recency_ratio" else int(text)
     except ValueError:
         example = _EXAMPLES[key].strip("[]").replace(" ", "")

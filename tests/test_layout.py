@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import TypeGuard
 
 from lim_sglang.host.compat import TESTED_SGLANG
 
@@ -122,6 +123,45 @@ def test_only_compat_plugin_doctor_and_backends_import_sglang() -> None:
         "lim_sglang.attention.flashinfer",
         "lim_sglang.attention.torch_native",
     }
+
+
+# What opens a port, unpickles, or runs code that it was handed; a room that may is named with what it does there.
+DANGEROUS_MODULES = {
+    *("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "runpy"),
+    *("socket", "socketserver", "http", "xmlrpc", "multiprocessing.connection", "multiprocessing.managers"),
+    *("fastapi", "starlette", "uvicorn", "zmq"),
+}
+DANGEROUS_CALLS = {"eval", "exec", "torch.load", "np.load", "numpy.load", "yaml.load", "os.system"}
+ALLOWED_DANGERS = {
+    "lim_sglang.host.compat: socket",  # binds to see whether SGLang's port is free, and lets go
+    "lim_sglang.servers.process: socket",  # finds a free port
+}
+
+
+def dangers_of(module: str) -> set[str]:
+    """Dangerous modules that are imported anywhere in ``module`` and dangerous functions that are called in it."""
+    imported = {
+        danger for name in imports_of(module) for danger in DANGEROUS_MODULES if f"{name}.".startswith(f"{danger}.")
+    }
+    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(SOURCES[module].read_text())) if is_call(node)}
+    return {f"{module}: {danger}" for danger in imported | (calls & DANGEROUS_CALLS)}
+
+
+def is_call(node: ast.AST) -> TypeGuard[ast.Call]:
+    return isinstance(node, ast.Call)
+
+
+def test_the_plugin_opens_no_port_and_unpickles_nothing() -> None:
+    shipped = [module for module in SOURCES if not module.startswith("bench")]
+    assert set().union(*map(dangers_of, shipped)) == ALLOWED_DANGERS
+
+
+def test_ports_are_only_looked_at() -> None:
+    """The two rooms with sockets never listen on one."""
+    for entry in ALLOWED_DANGERS:
+        text = SOURCES[entry.split(":")[0]].read_text()
+        assert ".bind(" in text
+        assert not any(word in text for word in (".listen(", ".accept(", "create_server", ".recv"))
 
 
 def test_tested_range_is_the_one_declared() -> None:

@@ -11,7 +11,8 @@ from rich.console import Console
 from lim_sglang.errors import one_line
 from lim_sglang.host import compat
 
-PACKAGES = ("torch", "triton", "flashinfer-python", "sglang", "lim-sglang")
+PACKAGES = ("torch", "triton", "flashinfer-python", "sglang-kernel", "sglang", "lim-sglang")
+GPU_PACKAGES = ("triton", "flashinfer-python", "sglang-kernel")  # a CPU does without them
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,29 @@ def run(console: Console | None = None) -> int:
 
 
 def _versions() -> list[Finding]:
-    findings = [Finding("Python", platform.python_version())]
-    for package in PACKAGES:
-        try:
-            findings.append(Finding(package, version(package)))
-        except PackageNotFoundError:
-            needed = package not in ("flashinfer-python", "triton")
-            findings.append(Finding(package, "not installed", _install_fix(package) if needed else ""))
-    return findings
+    return [Finding("Python", platform.python_version()), *(_package(package) for package in PACKAGES)]
+
+
+def _package(package: str) -> Finding:
+    """On a GPU, the version must be the one that SGLang asks for, or newer."""
+    from lim_patches.cpu_host import gpu_device
+
+    needed = package not in GPU_PACKAGES or gpu_device() is not None
+    if needed and compat.sglang_version() is not None:
+        problem = compat.package_problem(package)
+        if problem:
+            return Finding(package, problem, _install_fix(package))
+    try:
+        return Finding(package, version(package))
+    except PackageNotFoundError:
+        return Finding(package, "not installed", _install_fix(package) if needed else "")
 
 
 def _install_fix(package: str) -> str:
+    if package in GPU_PACKAGES and compat.sglang_version() is not None:
+        return f'pip install "sglang=={compat.sglang_version()}", which brings the versions that it pins'
     first, last = compat.TESTED_SGLANG
-    return f'pip install "sglang>={first},<={last}"' if package in ("sglang", "torch") else f"pip install {package}"
+    return f"pip install {package}" if package == "lim-sglang" else f'pip install "sglang>={first},<={last}"'
 
 
 def _device() -> list[Finding]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import socket
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.host.host_check import HostName, Verdict, check
+from lim_sglang.host.host_check import HostName, Verdict, check, constant_calls
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +47,15 @@ PLUGIN_NAMES: tuple[HostName, ...] = (
     HostName(f"{_SRT}.configs.model_config", "ModelConfig.sliding_window_size", (), "refusing sliding windows"),
     HostName(f"{_SRT}.configs.model_config", "ModelConfig.is_encoder_decoder", (), "refusing encoder-decoders"),
     HostName(f"{_SRT}.configs.model_config", "ModelConfig.has_attention_sinks", (), "refusing attention sinks"),
+    HostName(f"{_SRT}.configs.model_config", "ModelConfig.is_generation", (), "refusing models that do not decode"),
+    HostName(f"{_SRT}.configs.model_config", "ModelConfig.dtype", (), "refusing KV caches of another dtype"),
     HostName(f"{_SRT}.configs.model_config", "ModelConfig.num_hidden_layers", (), "the layer plan"),
     HostName(f"{_SRT}.configs.model_config", "ModelConfig.num_attention_heads", (), "the largest budget on a GPU"),
     HostName(f"{_SRT}.configs.model_config", "ModelConfig.num_key_value_heads", (), "the layer plan's presets"),
     HostName(f"{_SRT}.configs.hybrid_arch", "mambaish_config", ("model_config",), "refusing linear attention"),
     HostName(f"{_SRT}.distributed.utils", "get_pp_indices", ("num_hidden_layers", "pp_rank", "pp_size"), "PP stages"),
     HostName(f"{_SRT}.managers.scheduler", "Scheduler.get_internal_state", ("recv_req",), "/server_info"),
+    HostName(f"{_SRT}.utils.common", "assert_pkg_version", ("pkg", "min_version"), "the versions that a GPU needs"),
     HostName(f"{_SRT}.utils.common", "support_triton", ("backend",), "serving without a GPU"),
 )
 
@@ -127,13 +131,17 @@ SERVER_ARGS_FIELDS = (
     "dcp_size",
     "decode_attention_backend",
     "device",
+    "disaggregation_mode",
     "dllm_algorithm",
+    "dtype",
     "enable_deterministic_inference",
     "enable_hisparse",
     "enable_page_major_kv_layout",
     "enable_torch_compile",
     "enable_two_batch_overlap",
+    "encoder_only",
     "host",
+    "is_embedding",
     "json_model_override_args",
     "kv_cache_dtype",
     "model_path",
@@ -169,6 +177,33 @@ def _numbers(text: str) -> tuple[int, ...]:
 def check_host() -> list[Verdict]:
     """The verdict on every host name of this module; reads source files only, imports nothing of SGLang."""
     return check(HOST_NAMES)
+
+
+def lowest_versions() -> dict[str, str]:
+    """The lowest version of each package that SGLang asks for on a GPU, read from its source.
+
+    SGLang asks only where it attends with FlashInfer itself, and not at all where its own switch says so.
+    """
+    if os.environ.get("SGLANG_SKIP_SGL_KERNEL_VERSION_CHECK", "").lower() in ("1", "true"):
+        return {}
+    calls = constant_calls(f"{_SRT}.entrypoints.engine", "assert_pkg_version")
+    return {str(package).replace("_", "-"): str(lowest) for package, lowest, *_ in calls}
+
+
+def package_problem(package: str) -> str:
+    """What is wrong with an installed package that a GPU needs, or an empty string.
+
+    ``not installed``, or the version that is there and the one that SGLang asks for.
+    """
+    from packaging.version import Version  # one of SGLang's dependencies
+
+    lowest = lowest_versions().get(package)
+    asked = f" (SGLang asks for {lowest} or newer)" if lowest else ""
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        return f"not installed{asked}"
+    return f"{found}{asked}" if lowest and Version(found) < Version(lowest) else ""
 
 
 def missing_fields(server_args_class: type) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 
 
@@ -46,6 +47,17 @@ class Verdict:
 def check(names: Sequence[HostName]) -> list[Verdict]:
     """One verdict per name, in the order given."""
     return [Verdict(name, _problem(name)) for name in names]
+
+
+def constant_calls(module: str, function: str) -> list[tuple[object, ...]]:
+    """The leading constant arguments of every call of ``function`` in ``module``; empty without such a module."""
+    source = _module_file(module)
+    found = []
+    for node in ast.walk(_parse(source)) if source else ():
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == function:
+            leading = takewhile(lambda argument: isinstance(argument, ast.Constant), node.args)
+            found.append(tuple(ast.literal_eval(argument) for argument in leading))
+    return found
 
 
 def _problem(host_name: HostName) -> str:

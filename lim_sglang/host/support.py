@@ -56,6 +56,18 @@ def _prefill_only(args: Any, _model: Any) -> str:
     return f"--decode-attention-backend {decode}" if prefill == BACKEND != decode else ""
 
 
+def _without_decode(args: Any, _model: Any) -> str:
+    if args.disaggregation_mode == "prefill":
+        return "--disaggregation-mode prefill"
+    return "--encoder-only" if args.encoder_only else ""
+
+
+def _without_generation(args: Any, model: Any) -> str:
+    if model.is_generation and not args.is_embedding:
+        return ""
+    return f"the model ({model.hf_config.architectures[0]})" + (" with --is-embedding" if args.is_embedding else "")
+
+
 def _device(args: Any, _model: Any) -> str:
     if args.device not in (None, "cpu", "cuda"):
         return f"--device {args.device}"
@@ -69,12 +81,59 @@ def _kv_cache_dtype(args: Any, _model: Any) -> str:
     return "" if args.kv_cache_dtype in allowed else f"--kv-cache-dtype {args.kv_cache_dtype}"
 
 
+def _model_dtype(args: Any, model: Any) -> Any:
+    """The torch dtype that the model will run in; a model judged early does not know ``--dtype`` yet."""
+    import torch
+
+    asked = str(args.dtype).lower().removeprefix("torch.")
+    return model.dtype if asked == "auto" else getattr(torch, asked)
+
+
+def _float32_on_a_gpu(args: Any, model: Any) -> str:
+    import torch
+
+    # Only asked for: SGLang runs a checkpoint of float32 weights in float16.
+    return f"--dtype {args.dtype}" if args.device == "cuda" and _model_dtype(args, model) == torch.float32 else ""
+
+
+def _kv_cache_of_another_dtype(args: Any, model: Any) -> str:
+    """On a CPU SGLang converts what it reads."""
+    import torch
+
+    if args.device != "cuda" or args.kv_cache_dtype not in ("bfloat16", "bf16"):
+        return ""
+    dtype = _model_dtype(args, model)
+    name = str(dtype).removeprefix("torch.")
+    return "" if dtype == torch.bfloat16 else f"--kv-cache-dtype {args.kv_cache_dtype} with a {name} model"
+
+
+def _flashinfer(args: Any, _model: Any) -> str:
+    import torch
+
+    if args.device != "cuda" or not torch.cuda.is_available():
+        return ""
+    problem = compat.package_problem("flashinfer-python")
+    return f"flashinfer-python {problem}" if problem else ""
+
+
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "lim for prefill only",
         _prefill_only,
         "lim makes decode sparse and leaves prefill dense, so it would do nothing",
         "use --decode-attention-backend lim",
+    ),
+    Refusal(
+        "servers that only prefill or encode",
+        _without_decode,
+        "lim makes decode sparse, and such a server decodes nothing",
+        "use SGLang's own attention backend there, and lim on the server that decodes",
+    ),
+    Refusal(
+        "embedding, reward and classification models",
+        _without_generation,
+        "lim makes decode sparse, and nothing is decoded",
+        DENSE,
     ),
     Refusal(
         "devices other than NVIDIA GPUs and CPUs",
@@ -129,6 +188,24 @@ REFUSALS: tuple[Refusal, ...] = (
         _kv_cache_dtype,
         "keys are scored in bfloat16, float16 or fp8_e4m3, on a CPU in the model's own dtype",
         "leave out --kv-cache-dtype",
+    ),
+    Refusal(
+        "float32 models on a GPU",
+        _float32_on_a_gpu,
+        "FlashInfer has no kernels for float32",
+        "use --dtype bfloat16",
+    ),
+    Refusal(
+        "a bfloat16 KV cache under a model of another dtype, on a GPU",
+        _kv_cache_of_another_dtype,
+        "queries and keys are multiplied in one dtype",
+        "leave out --kv-cache-dtype, or use --dtype bfloat16",
+    ),
+    Refusal(
+        "a FlashInfer older than the one SGLang asks for, or none, on a GPU",
+        _flashinfer,
+        "lim attends with it",
+        "install the versions that SGLang pins; `lim-sglang doctor` says how",
     ),
     Refusal(
         "deterministic inference",

@@ -3,6 +3,8 @@
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -164,3 +166,18 @@ def test_a_port_in_use(tmp_path: Path) -> None:
         line = launch(model, "--attention-backend", "lim", "--port", port).error_line()
     assert port in line
     assert "in use" in line
+
+
+PAGE = Path(__file__).parents[2] / "lim_sglang" / "docs" / "troubleshooting.md"
+
+
+def test_sglangs_benchmark_started_as_the_page_says(tmp_path: Path) -> None:
+    """As far as our judgement of a flag of ours, which comes after parsing and before any model is loaded."""
+    [block] = re.findall(r"```bash\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    program, *words = shlex.split(block.replace("\\\n", " "))
+    assert (program, words[0]) == ("python", "-c")
+    words[words.index("FOLDER")] = str(write_model(tmp_path / "model", LLAMA))
+    command = [sys.executable, *words, "--lim-budget", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LAUNCH_TIMEOUT, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"{LINE_START} --lim-budget: budget=0 is not allowed")

@@ -224,7 +224,7 @@ def test_flag_values() -> None:
         ("recency_ratio", "1.5", "1.5", NUMBER, "0.25"),
         ("sink_tokens", "four", "'four'", INTEGER.format(0), "--lim-sink-tokens 4"),
         ("sink_tokens", "-4", "-4", INTEGER.format(0), "4"),
-        ("select_layers", "2 12", "'2 12'", LAYERS, "--lim-select-layers 2,12"),
+        ("select_layers", "2;12", "'2;12'", LAYERS, "--lim-select-layers 2,12"),
         ("select_layers", "2,12,", "'2,12,'", LAYERS, "--lim-select-layers 2,12"),
         ("select_layers", "", "''", LAYERS, "--lim-select-layers 2,12"),
         ("select_layers", "Auto", "'Auto'", LAYERS, "--lim-select-layers 2,12"),

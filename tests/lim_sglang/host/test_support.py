@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import socket
 from collections.abc import Callable
@@ -13,9 +14,10 @@ import pytest
 import torch
 
 from lim_sglang.host import compat
-from lim_sglang.host.launch import check_launch, resolve
+from lim_sglang.host.launch import check_command_line, check_launch, resolve
 from lim_sglang.host.support import REFUSALS, UnsupportedError, check_supported
 from lim_sglang.layer_plan import LayerRole
+from lim_sglang.servers.process import free_port
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -74,6 +76,23 @@ MODELS = {
             "text_config": {},
             "vision_config": {},
         },
+    ),
+    "reward": (
+        "embedding, reward and classification models",
+        {"architectures": ["Qwen2ForRewardModel"], "model_type": "qwen2"},
+    ),
+    "classifier": (
+        "embedding, reward and classification models",
+        {"architectures": ["LlamaForSequenceClassification"]},
+    ),
+    "qwen3 classifier": (
+        "embedding, reward and classification models",
+        {"architectures": ["Qwen3ForSequenceClassification"], "model_type": "qwen3"},
+    ),
+    "embedding": ("embedding, reward and classification models", {"architectures": ["LlamaEmbeddingModel"]}),
+    "encoder": (
+        "embedding, reward and classification models",
+        {"architectures": ["BertModel"], "model_type": "bert"},
     ),
 }
 
@@ -137,6 +156,84 @@ def test_models_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert line.startswith(f"lim-sglang: error: the model ({model['architectures'][0]}) does not work with lim: ")
     assert expected.reason in line
     assert line.endswith(expected.way_out)
+
+
+NEVER_DECODES = {
+    "embedding": (["--is-embedding"], "the model (LlamaForCausalLM) with --is-embedding", "nothing is decoded"),
+    "prefill": (["--disaggregation-mode", "prefill"], "--disaggregation-mode prefill", "decodes nothing"),
+    "encoder": (["--encoder-only"], "--encoder-only", "decodes nothing"),
+}
+
+
+@pytest.mark.parametrize(("words", "found", "reason"), NEVER_DECODES.values(), ids=NEVER_DECODES)
+def test_a_server_that_never_decodes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], found: str, reason: str
+) -> None:
+    from sglang.srt.server_args import prepare_server_args
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    with pytest.raises(SystemExit) as caught:
+        prepare_server_args(["--model-path", str(tmp_path), "--decode-attention-backend", "lim", *words])
+    assert caught.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"lim-sglang: error: {found} does not work with lim: lim makes decode sparse, and ")
+    assert reason in line
+
+
+def test_an_engine_for_embeddings_is_refused(launch: Launch) -> None:
+    with pytest.raises(UnsupportedError, match=r"with --is-embedding does not work with lim"):
+        check_launch(launch(is_embedding=True))
+
+
+def test_a_server_that_only_decodes_is_served(tmp_path: Path) -> None:
+    """Through the parser and its early judgement; SGLang goes on to ask for a transfer engine."""
+    from sglang.srt.server_args import ServerArgs
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    parser = argparse.ArgumentParser()
+    ServerArgs.add_cli_args(parser)
+    words = ["--model-path", str(tmp_path), "--attention-backend", "lim", "--port", str(free_port())]
+    assert check_command_line(parser.parse_args([*words, "--disaggregation-mode", "decode"])) == {}
+
+
+@pytest.mark.parametrize(
+    ("model_dtype", "options", "found"),
+    [
+        ("float16", {"kv_cache_dtype": "bfloat16"}, "--kv-cache-dtype bfloat16 with a float16 model"),
+        ("float16", {"kv_cache_dtype": "bf16"}, "--kv-cache-dtype bf16 with a float16 model"),
+        ("float32", {"kv_cache_dtype": "bf16"}, "--kv-cache-dtype bf16 with a float16 model"),
+        ("bfloat16", {"kv_cache_dtype": "bf16", "dtype": "half"}, "--kv-cache-dtype bf16 with a float16 model"),
+        ("bfloat16", {"dtype": "float32"}, "--dtype float32"),
+        ("bfloat16", {"dtype": "float", "kv_cache_dtype": "bfloat16"}, "--dtype float"),
+    ],
+    ids=["bfloat16", "bf16", "float32 checkpoint", "asked for", "float32", "float"],
+)
+def test_a_dtype_that_a_gpu_cannot_attend_in_is_refused(
+    launch: Launch, model_dtype: str, options: dict[str, str], found: str
+) -> None:
+    text = refusal(launch({"torch_dtype": model_dtype}), device="cuda", **options)
+    assert text.startswith(f"{found} does not work with lim: ")
+    assert "--dtype bfloat16" in text
+
+
+@pytest.mark.parametrize(
+    ("model_dtype", "options"),
+    [
+        ("float16", {"kv_cache_dtype": "auto"}),
+        ("float16", {"kv_cache_dtype": "fp8_e4m3"}),
+        ("bfloat16", {"kv_cache_dtype": "bfloat16"}),
+        ("float16", {"kv_cache_dtype": "bfloat16", "dtype": "bfloat16"}),
+        ("float16", {"kv_cache_dtype": "bfloat16", "device": "cpu"}),
+        ("bfloat16", {"dtype": "float32", "device": "cpu"}),
+    ],
+    ids=["auto", "fp8", "the model's own", "asked for", "on a CPU", "float32 on a CPU"],
+)
+def test_other_dtypes_are_served(launch: Launch, model_dtype: str, options: dict[str, str]) -> None:
+    server_args = launch({"torch_dtype": model_dtype})
+    args = compat.effective_args(server_args)
+    names = set(compat.SERVER_ARGS_FIELDS)
+    view = {name: getattr(args, name) for name in names} | {"device": "cuda"} | options
+    check_supported(SimpleNamespace(**view), compat.model_config(server_args))
 
 
 @pytest.mark.parametrize(
