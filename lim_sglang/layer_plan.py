@@ -3,8 +3,8 @@
 Imports neither torch nor sglang. A model's select layers come from the table of presets, else from a rule.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from lim_sglang.config import FLAGS, LimConfigError, check_layer_numbers
@@ -27,11 +27,17 @@ class LayerRole(Enum):
 class LayerPlan:
     """The role of every layer of a model, from the input on.
 
+    Attributes:
+        roles: by layer number.
+        attending: the layers that attend where this plan is used, None for all: some models have blocks without
+            attention, and a pipeline stage holds only its own layers.
+
     Raises:
         LimConfigError: no layer, or a SPARSE layer before the first SELECT layer, which has no token set.
     """
 
     roles: tuple[LayerRole, ...]
+    attending: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
         if not self.roles:
@@ -57,8 +63,23 @@ class LayerPlan:
 
     @property
     def select_layers(self) -> tuple[int, ...]:
-        """The numbers of the SELECT layers, ascending."""
-        return tuple(layer for layer, role in enumerate(self.roles) if role is LayerRole.SELECT)
+        """The numbers of the SELECT layers that attend here, ascending."""
+        return tuple(layer for layer in self._layers if self.roles[layer] is LayerRole.SELECT)
+
+    @property
+    def _layers(self) -> Sequence[int]:
+        return range(len(self.roles)) if self.attending is None else sorted(self.attending)
+
+    def limited_to(self, attending: Collection[int], start_layer: int, end_layer: int) -> "LayerPlan":
+        """The plan of a stage, layers ``start_layer .. end_layer - 1``, where only the layers ``attending`` attend.
+
+        Raises:
+            LimConfigError: a SELECT layer of the stage does not attend, so that nothing would choose a set there.
+        """
+        selecting = [layer for layer in range(start_layer, end_layer) if self.roles[layer] is LayerRole.SELECT]
+        if idle := [layer for layer in selecting if layer not in attending]:
+            raise LimConfigError(self._idle(idle[0], sorted(attending)))
+        return replace(self, attending=frozenset(attending))
 
     def role(self, layer_id: int) -> LayerRole:
         """The role of layer ``layer_id``, counted from 0 in the whole model.
@@ -71,8 +92,8 @@ class LayerPlan:
         return self.roles[layer_id]
 
     def count(self, role: LayerRole) -> int:
-        """How many layers have ``role``."""
-        return self.roles.count(role)
+        """How many of the layers that attend here have ``role``."""
+        return sum(self.roles[layer] is role for layer in self._layers)
 
     def check_stage(self, start_layer: int, end_layer: int) -> None:
         """Check that layers ``start_layer .. end_layer - 1``, a pipeline stage, can run: no set crosses stages.
@@ -83,7 +104,7 @@ class LayerPlan:
         """
         if not 0 <= start_layer <= end_layer <= len(self.roles):
             raise ValueError(f"stage {start_layer}..{end_layer}: expected 0 <= start <= end <= {len(self.roles)}")
-        for layer in range(start_layer, end_layer):
+        for layer in (layer for layer in self._layers if start_layer <= layer < end_layer):
             if self.roles[layer] is LayerRole.SELECT:
                 return
             if self.roles[layer] is LayerRole.SPARSE:
@@ -95,6 +116,14 @@ class LayerPlan:
             f"select_layers={list(self.select_layers)} is not allowed with a stage of layers {start_layer} to "
             f"{end_layer - 1}: sparse layer {layer} has no select layer before it there, expected one from "
             f"{start_layer} to {layer}; for example {FLAGS['select_layers']} {fixed}"
+        )
+
+    def _idle(self, layer: int, attending: Sequence[int]) -> str:
+        fixed = sorted({min(attending, key=lambda other: abs(other - select)) for select in self.select_layers})
+        return (
+            f"select_layers={list(self.select_layers)} is not allowed: layer {layer} of this model does not attend, so "
+            f"it cannot select, expected layers among {_ranges(attending)}; for example {FLAGS['select_layers']} "
+            f"{','.join(map(str, fixed))}"
         )
 
 
@@ -181,6 +210,15 @@ def _beyond_depth(num_layers: int, layers: Sequence[int]) -> str:
     return (
         f"select_layers={list(layers)} is not allowed for a model of {num_layers} layers: expected layers from 0 to "
         f"{num_layers - 1}; for example {FLAGS['select_layers']} {','.join(map(str, inside))}"
+    )
+
+
+def _ranges(layers: Sequence[int]) -> str:
+    """Ascending numbers in words, runs cut short: "0 to 3, 5"."""
+    starts = [layer for layer in layers if layer - 1 not in layers]
+    ends = [layer for layer in layers if layer + 1 not in layers]
+    return ", ".join(
+        str(start) if start == end else f"{start} to {end}" for start, end in zip(starts, ends, strict=True)
     )
 
 

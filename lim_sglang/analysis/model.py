@@ -148,9 +148,11 @@ class PolicyModel:
         """Hugging Face's attention: query [1, H, Q, D], key and value [1, Hk, n, D] to [1, Q, H, D].
 
         Raises:
-            ValueError: the model's attention is not plain: a window, capped logits, learned sinks.
+            ValueError: the model's attention is not plain: a window that drops tokens, capped logits, learned sinks.
         """
         beyond = [name for name in BEYOND_PLAIN if options.get(name) is not None]
+        if "sliding_window" in beyond and options["sliding_window"] >= key.shape[2]:
+            beyond.remove("sliding_window")  # it drops none of these tokens
         if beyond:
             raise ValueError(
                 f"attention with {beyond[0]}={options[beyond[0]]}: expected plain attention; use another model"

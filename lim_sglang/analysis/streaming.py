@@ -21,6 +21,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from lim_sglang.analysis.model import LayerView
+from lim_sglang.analysis.windows import window_in_effect
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # those whose forward pass is embedding, layers, norm, head
 
@@ -180,11 +181,11 @@ def read_config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         raise StreamingError(f"{folder}/config.json is not usable: {error}") from error
-    windowed = getattr(config, "sliding_window", None) and (
-        config.model_type == "mistral" or "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    )
-    if windowed:
-        raise StreamingError(f"{folder} has sliding-window attention: expected full attention in every layer")
+    window = window_in_effect(config)
+    if window is not None:
+        raise StreamingError(
+            f"{folder} has sliding-window attention over {window} tokens: expected full attention in every layer"
+        )
     return config
 
 

@@ -6,15 +6,23 @@ import logging
 from typing import Any
 
 from lim_sglang import metrics
-from lim_sglang.host.launch import resolve
+from lim_sglang.attention.loaded import plan_of_loaded
+from lim_sglang.host.launch import one_line_for_the_command_line, resolve
 from lim_sglang.layer_plan import LayerRole
 
 logger = logging.getLogger(__name__)
 
 
 def build(runner: Any) -> Any:
-    """The backend for SGLang's ``ModelRunner`` ``runner``."""
-    config, plan = resolve(runner.server_args, runner.model_config, warn=True)
+    """The backend for SGLang's ``ModelRunner`` ``runner``, whose model is loaded.
+
+    Raises:
+        LimConfigError, UnsupportedError: for a program that uses ``Engine``: the model as loaded cannot be served.
+        SystemExit: with one line on stderr, for the command line.
+    """
+    with one_line_for_the_command_line(runner.server_args):
+        config, planned = resolve(runner.server_args, runner.model_config, warn=True)
+        plan = plan_of_loaded(planned, runner)
     counts = ", ".join(f"{plan.count(role)} {role.name.lower()}" for role in LayerRole)
     logger.info("lim: %s, layers: %s, selecting in %s", config, counts, list(plan.select_layers))
     enable_metrics = bool(getattr(runner.server_args, "enable_metrics", False))

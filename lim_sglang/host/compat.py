@@ -9,12 +9,13 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import socket
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.host.host_check import HostName, Verdict, check, constant_calls
+from lim_sglang.host.host_check import HostName, Verdict, check, constant_calls, source_folder
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,21 @@ PLUGIN_NAMES: tuple[HostName, ...] = (
     HostName(
         f"{_SRT}.configs.model_config",
         "ModelConfig.__init__",
-        ("model_path", "trust_remote_code", "revision", "model_override_args"),
+        (
+            "model_path",
+            "trust_remote_code",
+            "revision",
+            "model_override_args",
+            "override_config_file",
+            "model_config_parser",
+        ),
         "early refusals",
     ),
+    HostName(f"{_SRT}.configs.model_config", "ModelConfig.hf_config", (), "early refusals"),
+    HostName(f"{_SRT}.configs.model_config", "ModelConfig.hf_text_config", (), "early refusals"),
+    HostName(f"{_SRT}.configs.model_config", "ModelConfig.context_len", (), "windows that have an effect"),
+    HostName(f"{_SRT}.configs.model_config", "ModelConfig.num_attention_layers", (), "refusing loops"),
+    HostName(f"{_SRT}.configs.model_config", "is_minimax_sparse", ("config",), "refusing attention of another backend"),
     HostName(f"{_SRT}.configs.model_config", "AttentionArch.MHA", (), "refusing MLA"),
     HostName(f"{_SRT}.configs.model_config", "ModelConfig.is_hybrid_swa", (), "refusing sliding windows"),
     HostName(f"{_SRT}.configs.model_config", "ModelConfig.sliding_window_size", (), "refusing sliding windows"),
@@ -88,6 +101,22 @@ TORCH_NATIVE_NAMES: tuple[HostName, ...] = (
     HostName(_LAYER, "RadixAttention.layer_id", (), "the layer plan"),
 )
 
+_RUNNER = f"{_SRT}.model_executor.model_runner"
+
+LOADED_MODEL_NAMES: tuple[HostName, ...] = (
+    HostName(_RUNNER, "ModelRunner.model", (), "the loaded layers"),
+    HostName(_RUNNER, "ModelRunner.layer_info", (), "the stage's layers"),
+    HostName(_RUNNER, "ModelRunner.sliding_window_size", (), "windows"),
+    HostName(f"{_RUNNER}_components.layer_setup", "ModelLayerInfo.start_layer", (), "the stage's layers"),
+    HostName(f"{_RUNNER}_components.layer_setup", "ModelLayerInfo.end_layer", (), "the stage's layers"),
+    HostName(_LAYER, "RadixAttention.sliding_window_size", (), "windows"),
+    HostName(_LAYER, "RadixAttention.is_cross_attention", (), "refusing cross-attention"),
+    HostName(_LAYER, "RadixAttention.attn_type", (), "refusing encoders"),
+    HostName(_LAYER, "RadixAttention.tp_v_head_num", (), "head counts"),
+    HostName(_LAYER, "AttentionType.ENCODER_ONLY", (), "refusing encoders"),
+    HostName(f"{_SRT}.models.transformers", "TransformersBase.attention_instances", (), "the loaded layers"),
+)
+
 _FLASHINFER = f"{_SRT}.layers.attention.flashinfer_backend"
 
 FLASHINFER_NAMES: tuple[HostName, ...] = (
@@ -123,13 +152,14 @@ FLASHINFER_NAMES: tuple[HostName, ...] = (
     HostName(_FLASHINFER, "DecodeMetadata.decode_wrappers", (), "the step's slots"),
 )
 
-HOST_NAMES = PLUGIN_NAMES + TORCH_NATIVE_NAMES + FLASHINFER_NAMES
+HOST_NAMES = PLUGIN_NAMES + TORCH_NATIVE_NAMES + LOADED_MODEL_NAMES + FLASHINFER_NAMES
 
 SERVER_ARGS_FIELDS = (
     "attention_backend",
     "attn_cp_size",
     "dcp_size",
     "decode_attention_backend",
+    "decrypted_config_file",
     "device",
     "disaggregation_mode",
     "dllm_algorithm",
@@ -144,6 +174,7 @@ SERVER_ARGS_FIELDS = (
     "is_embedding",
     "json_model_override_args",
     "kv_cache_dtype",
+    "model_config_parser",
     "model_path",
     "port",
     "pp_size",
@@ -238,25 +269,41 @@ def model_config(server_args: Any) -> Any:
 
 
 def model_config_of_command_line(args: Any) -> Any | None:
-    """The same from a parsed command line, or None where SGLang has to find the model first (a hub, a bucket).
+    """The same from a parsed command line, or None where it is too early to judge the model.
+
+    SGLang has to find the model first (a hub, a bucket), or it will not make a config of these options and says why.
 
     Raises:
-        ValueError: the model is a local folder and its config cannot be read.
+        ValueError: the model is a local folder and its config cannot be read the way that SGLang will read it.
+    """
+    try:
+        return model_config(args)
+    except Exception as error:  # transformers and SGLang raise anything from OSError to AttributeError here
+        logger.debug("no config at %s yet: %s", args.model_path, error)
+    if Path(args.model_path).is_dir():
+        _check_readable(args)
+    return None
+
+
+def _check_readable(args: Any) -> None:
+    """Read a model folder's config by what decides how it is read, and nothing else.
+
+    Raises:
+        ValueError: it cannot be read.
     """
     from sglang.srt.configs.model_config import ModelConfig
 
     try:
-        return ModelConfig(
+        ModelConfig(
             model_path=args.model_path,
             trust_remote_code=args.trust_remote_code,
             revision=args.revision,
             model_override_args=args.json_model_override_args,
+            override_config_file=args.decrypted_config_file,
+            model_config_parser=args.model_config_parser,
         )
-    except Exception as error:  # transformers and SGLang raise anything from OSError to AttributeError here
-        if Path(args.model_path).is_dir():
-            raise ValueError(f"{type(error).__name__}: {error}") from error
-        logger.debug("no config at %s yet: %s", args.model_path, error)
-        return None
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def is_mha(config: Any) -> bool:
@@ -271,6 +318,61 @@ def has_linear_attention(config: Any) -> bool:
     from sglang.srt.configs.hybrid_arch import mambaish_config
 
     return mambaish_config(config) is not None
+
+
+def gives_windows(config: Any) -> bool:
+    """Whether SGLang's own class for this model tells the attention backend of a sliding window.
+
+    Found in the class's source, since importing a model takes seconds. Classes that are not found count as no.
+    """
+    name = re.compile(rf"^EntryClass\b[^#]*\b{re.escape(config.hf_config.architectures[0])}\b", re.M)
+    sources = (path.read_text(encoding="utf-8") for path in source_folder(f"{_SRT}.models").glob("*.py"))
+    own = next((text for text in sources if name.search(text)), "")
+    return "def get_attention_sliding_window_size" in own
+
+
+def layers_without_attention(config: Any) -> list[int]:
+    """The layers that the config says do not attend (the blocks of a Nemotron-NAS model)."""
+    blocks = getattr(config.hf_text_config, "block_configs", None) or []
+    attention = [getattr(block, "attention", None) for block in blocks]
+    return [layer for layer, block in enumerate(attention) if getattr(block, "no_op", False)]
+
+
+def has_attention_of_its_own(config: Any) -> bool:
+    """Whether SGLang gives this model's attention, or some of it, to a backend that nobody chose."""
+    from sglang.srt.configs.model_config import is_minimax_sparse
+
+    hf_config, text_config = config.hf_config, config.hf_text_config
+    return bool(
+        is_minimax_sparse(hf_config)
+        or hasattr(text_config, "wrap_attention_backend")  # Dots 3, which 0.5.16 does not know
+        or hf_config.model_type == "hrm_text"
+        or "HrmTextForCausalLM" in hf_config.architectures
+        or getattr(hf_config, "dual_chunk_attention_config", None)
+    )
+
+
+def attention_layers(model: Any) -> list[Any]:
+    """The ``RadixAttention`` layers of a loaded model; vision towers and the like attend by other classes."""
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    modules = list(model.modules())
+    # Models that run by Transformers keep them in a plain dict, where PyTorch does not see them.
+    hidden = [vars(module).get("attention_instances") for module in modules]
+    kept = [layer for layers in hidden if isinstance(layers, dict) for layer in layers.values()]
+    return [module for module in (*modules, *kept) if isinstance(module, RadixAttention)]
+
+
+def is_encoder_only(layer: Any) -> bool:
+    """Whether a ``RadixAttention`` layer attends to later tokens as well, as encoders do."""
+    from sglang.srt.layers.radix_attention import AttentionType
+
+    return bool(layer.attn_type == AttentionType.ENCODER_ONLY)
+
+
+def stage_of(runner: Any) -> tuple[int, int]:
+    """[start, end) layer numbers that this process of SGLang runs."""
+    return runner.layer_info.start_layer, runner.layer_info.end_layer
 
 
 def pipeline_stages(num_hidden_layers: int, pp_size: int) -> list[tuple[int, int]]:

@@ -110,13 +110,25 @@ def _targets(node: ast.Assign | ast.AnnAssign) -> set[str]:
     return {t.id if isinstance(t, ast.Name) else t.attr for t in flat if isinstance(t, ast.Name | ast.Attribute)}
 
 
-def _module_file(module: str) -> Path | None:
-    """The module's source file, found from the top package's folder so that no parent package is imported."""
+def source_folder(module: str) -> Path:
+    """Where a package's source lies, found from the top package's folder so that no parent package is imported.
+
+    Raises:
+        ModuleNotFoundError: the top package is not installed.
+    """
     top, *rest = module.split(".")
     spec = find_spec(top)
     if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(f"no package {top}")
+    return Path(spec.submodule_search_locations[0]).joinpath(*rest)
+
+
+def _module_file(module: str) -> Path | None:
+    """The module's source file."""
+    try:
+        base = source_folder(module)
+    except ModuleNotFoundError:
         return None
-    base = Path(spec.submodule_search_locations[0]).joinpath(*rest)
     candidates = (base.with_suffix(".py"), base / "__init__.py")
     return next((path for path in candidates if path.is_file()), None)
 

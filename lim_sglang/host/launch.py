@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
+import signal
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from lim_kernels.select.budget import check_device_limits
@@ -20,7 +24,7 @@ from lim_sglang.config import (
 )
 from lim_sglang.errors import exit_with
 from lim_sglang.host import compat
-from lim_sglang.host.support import BACKEND, UnsupportedError, check_supported
+from lim_sglang.host.support import BACKEND, DENSE, UnsupportedError, check_supported
 from lim_sglang.layer_plan import RULE, LayerPlan, rule_warning, select_layers_for_model
 
 logger = logging.getLogger(__name__)
@@ -62,14 +66,38 @@ def check_launch(server_args: Any) -> None:
         SystemExit: with one line on stderr, for the command line.
     """
     args = compat.effective_args(server_args)
-    if BACKEND not in compat.attention_backends(args):
+    asked, chosen = compat.attention_backends(server_args), compat.attention_backends(args)
+    if BACKEND not in (*asked, *chosen):
         return
-    try:
+    with one_line_for_the_command_line(server_args):
         _check_model(server_args, args, compat.model_config(server_args))
+        if BACKEND not in chosen:
+            raise UnsupportedError(
+                f"--attention-backend {BACKEND} does not work with this model: SGLang replaces it by {chosen[1]}; "
+                f"{DENSE}"
+            )
+
+
+@contextmanager
+def one_line_for_the_command_line(server_args: Any) -> Iterator[None]:
+    """End the launch with one line where a refusal comes up and the launch is one from the command line.
+
+    In a child process SGLang's launcher is told as its scheduler tells it, and ends all processes of the launch.
+
+    Raises:
+        LimConfigError, UnsupportedError: what came up, for a program that uses ``Engine``.
+        SystemExit: with one line on stderr, for the command line.
+    """
+    try:
+        yield
     except (LimConfigError, UnsupportedError) as error:
-        if hasattr(server_args, FLAGS_ATTRIBUTE):
+        if not hasattr(server_args, FLAGS_ATTRIBUTE):
+            raise
+        try:
             exit_with(str(error))
-        raise
+        finally:
+            if multiprocessing.parent_process() is not None:
+                os.kill(os.getppid(), signal.SIGQUIT)
 
 
 def resolve(server_args: Any, model: Any, *, warn: bool = False) -> tuple[LimConfig, LayerPlan]:
@@ -112,7 +140,8 @@ def _check_early(args: Namespace, flags: dict[str, Any]) -> None:
         model = compat.model_config_of_command_line(args)
     except ValueError as error:
         raise UnsupportedError(
-            f"{args.model_path} holds no usable model config: {error}; check its config.json"
+            f"{args.model_path} holds no usable model config: {error}; check "
+            f"{args.decrypted_config_file or 'its config.json'}"
         ) from error
     if model is not None:
         _check_model(args, args, model)
@@ -122,6 +151,10 @@ def _check_model(server_args: Any, args: Any, model: Any) -> None:
     """``args`` are the options in effect; ``server_args`` carries the ``--lim-*`` flags."""
     check_supported(args, model)
     config, plan = resolve(server_args, model)
+    idle = compat.layers_without_attention(model)
+    if idle:
+        depth = model.num_hidden_layers
+        plan = plan.limited_to(set(range(depth)).difference(idle), 0, depth)
     if args.device == "cuda":
         try:
             check_device_limits(config.split, model.num_attention_heads)

@@ -116,6 +116,24 @@ def _flashinfer(args: Any, _model: Any) -> str:
     return f"flashinfer-python {problem}" if problem else ""
 
 
+def has_no_effect(window: int, context: int) -> bool:
+    """Whether a sliding window of ``window`` tokens, the current one included, drops none of ``context`` tokens."""
+    return window >= context
+
+
+def _sliding_window(_args: Any, model: Any) -> str:
+    """What the config tells of windows that SGLang applies; others show once weights are loaded."""
+    name = f"the model ({model.hf_config.architectures[0]})"
+    if model.is_hybrid_swa:
+        return name
+    window = model.sliding_window_size
+    kinds = getattr(model.hf_text_config, "layer_types", None)
+    windowed = window and (kinds is None or "sliding_attention" in kinds)
+    if not windowed or has_no_effect(window, model.context_len) or not compat.gives_windows(model):
+        return ""
+    return name
+
+
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "lim for prefill only",
@@ -167,7 +185,7 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "sliding-window and hybrid-window models",
-        _model(lambda model: bool(model.is_hybrid_swa or model.sliding_window_size)),
+        _sliding_window,
         "the window already drops tokens that a set could name",
         DENSE,
     ),
@@ -175,6 +193,18 @@ REFUSALS: tuple[Refusal, ...] = (
         "linear-attention and Mamba hybrids",
         _model(compat.has_linear_attention),
         "their layers are not all attention over a KV cache",
+        DENSE,
+    ),
+    Refusal(
+        "models whose layers attend several times",
+        _model(lambda model: not model.is_encoder_decoder and model.num_attention_layers != model.num_hidden_layers),
+        "the layer plan gives every layer one role, and a set is defined for one pass",
+        DENSE,
+    ),
+    Refusal(
+        "models with an attention of their own",
+        _model(compat.has_attention_of_its_own),
+        "SGLang gives some of its layers to a backend made for this model",
         DENSE,
     ),
     Refusal(

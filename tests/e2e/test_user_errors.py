@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lim_sglang.servers.process import meaningful_line
+
 pytestmark = pytest.mark.e2e
 
 LINE_START = "lim-sglang: error:"
@@ -157,6 +159,22 @@ def test_a_model_that_is_refused(tmp_path: Path, config: dict[str, object], arch
     line = launch(write_model(tmp_path / "model", config), "--attention-backend", "lim").error_line()
     assert architecture in line
     assert reason in line
+
+
+def test_a_model_whose_loaded_layers_are_refused(tmp_path: Path) -> None:
+    """Nothing but the layers tells that Transformers' classes apply the window, and they come with the weights."""
+    windowed = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "head_dim": None}
+    window = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}
+    model = write_model(tmp_path / "model", LLAMA | windowed | window)
+    ended = launch(model, "--attention-backend", "lim", "--model-impl", "transformers")
+    output = (ended.stdout + ended.stderr).splitlines()
+    lines = [line for line in output if line.startswith(LINE_START)]
+    assert len(lines) == 1, ended.stderr[-4000:]
+    assert "the model (Qwen2ForCausalLM), as loaded, does not work with lim: a sliding window of 65 tokens" in lines[0]
+    assert "Traceback" not in ended.stdout + ended.stderr
+    assert ended.exit_code != 0
+    assert ended.left_behind == []
+    assert meaningful_line(output) == lines[0].removeprefix(f"{LINE_START} ")
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:

@@ -192,3 +192,40 @@ def test_rule_warning(name: str | None) -> None:
     assert "2,24" in hint
     assert "lim-sglang calibrate" in hint
     assert (name or "this model").split()[0] in hint
+
+
+def test_layers_that_do_not_attend_are_not_counted() -> None:
+    plan = LayerPlan.from_select_layers(8, (2, 5)).limited_to({0, 2, 3, 5, 7}, 0, 8)
+    assert [plan.count(role) for role in (DENSE, SELECT, SPARSE)] == [1, 2, 2]
+    assert plan.select_layers == (2, 5)
+    assert plan.roles == roles("DDs..s..")
+
+
+def test_a_stage_has_its_own_layers_only() -> None:
+    plan = LayerPlan.from_select_layers(8, (2, 5)).limited_to({5, 6, 7}, 5, 8)
+    assert [plan.count(role) for role in (DENSE, SELECT, SPARSE)] == [0, 1, 2]
+    assert plan.select_layers == (5,)
+
+
+@pytest.mark.parametrize(
+    ("attending", "said"),
+    [
+        (
+            {0, 1, 2, 3, 4, 6},
+            "layer 5 of this model does not attend, so it cannot select, expected layers among 0 to 4, 6",
+        ),
+        ({0, 2, 4, 7}, "expected layers among 0, 2, 4, 7; for example --lim-select-layers 2,4"),
+        ({3}, "layer 2 of this model does not attend, so it cannot select, expected layers among 3; for example"),
+    ],
+    ids=str,
+)
+def test_a_select_layer_must_attend(attending: set[int], said: str) -> None:
+    message = refusal(lambda: LayerPlan.from_select_layers(8, (2, 5)).limited_to(attending, 0, 8))
+    assert message.startswith("select_layers=[2, 5] is not allowed: layer ")
+    assert said in message
+
+
+def test_a_layer_that_does_not_attend_needs_no_set() -> None:
+    plan = LayerPlan.from_select_layers(8, (2, 5))
+    assert "sparse layer 4 has no select layer before it" in refusal(lambda: plan.check_stage(4, 8))
+    plan.limited_to({0, 1, 2, 3, 5, 6, 7}, 0, 8).check_stage(4, 8)

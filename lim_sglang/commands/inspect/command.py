@@ -159,9 +159,12 @@ def _reading(folder: Path) -> Iterator[None]:
 
 def _check_attention(folder: Path, model: Any) -> None:
     """Refuse models whose layers are not all full attention over a cache of keys and values by head."""
+    from lim_sglang.analysis.windows import window_in_effect
+
     kinds = set(getattr(model, "layer_types", None) or ["full_attention"])
     has_heads = all(hasattr(model, key) for key in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"))
-    if not has_heads or kinds != {"full_attention"} or getattr(model, "sliding_window", None):
+    beyond = window_in_effect(model) is not None or bool(getattr(model, "attn_logit_softcapping", None))
+    if not has_heads or beyond or not kinds <= {"full_attention", "sliding_attention"}:
         raise CommandError(
             f"--model {folder} ({model.model_type}) has layers that are not full attention over keys and values by "
             "head, and a token set is defined for no others; name a model such as Llama or Qwen3"

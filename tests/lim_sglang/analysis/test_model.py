@@ -116,8 +116,10 @@ def test_attention_that_is_not_plain_is_refused() -> None:
 
     sizes = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
     config = MistralConfig(**sizes, num_attention_heads=6, num_key_value_heads=2, sliding_window=16)
+    model = PolicyModel(MistralForCausalLM(config))
+    assert model.prefill(range(16)).length == 16, "a window that drops nothing is none"
     with pytest.raises(ValueError, match="sliding_window=16: expected plain attention") as caught:
-        PolicyModel(MistralForCausalLM(config)).prefill([1, 2, 3])
+        model.prefill(range(17))
     assert "\n" not in str(caught.value)
 
 

@@ -43,7 +43,7 @@ CONFIGS: dict[str, PretrainedConfig] = {
             "original_max_position_embeddings": 64,
         },
     ),
-    "mistral": MistralConfig(**SHAPE, sliding_window=None),
+    "mistral": MistralConfig(**SHAPE, sliding_window=512),  # no smaller than the context
     "qwen2": Qwen2Config(**SHAPE | {"head_dim": 8}),
     "qwen3": Qwen3Config(**SHAPE),
 }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import inspect
 import json
 import socket
 from collections.abc import Callable
@@ -44,9 +46,14 @@ DEEPSEEK = {
     "first_k_dense_replace": 1,
 }
 MODELS = {
-    "mistral": (
+    "hybrid-window": (
         "sliding-window and hybrid-window models",
-        {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 1024},
+        {
+            "architectures": ["SomeHybrid"],
+            "is_hybrid_swa": True,
+            "hybrid_layer_pattern": [1, 0] * 6,
+            "sliding_window": 1024,
+        },
     ),
     "gemma3": (
         "sliding-window and hybrid-window models",
@@ -67,6 +74,29 @@ MODELS = {
     "gpt-oss": (
         "attention sinks as weights (gpt-oss)",
         {"architectures": ["GptOssForCausalLM"], "model_type": "gpt_oss", "num_local_experts": 4, "head_dim": 16},
+    ),
+    "loop": (
+        "models whose layers attend several times",
+        {"architectures": ["IQuestLoopCoderForCausalLM"], "loop_num": 2},
+    ),
+    "minimax-sparse": (
+        "models with an attention of their own",
+        {
+            "architectures": ["MiniMaxM3SparseForCausalLM"],
+            "sparse_attention_config": {"sparse_attention_freq": [0, 1] * 6},
+        },
+    ),
+    "dual-chunk": (
+        "models with an attention of their own",
+        {
+            "architectures": ["Qwen2ForCausalLM"],
+            "model_type": "qwen2",
+            "dual_chunk_attention_config": {"chunk_size": 1024, "local_size": 128},
+        },
+    ),
+    "hrm-text": (
+        "models with an attention of their own",
+        {"architectures": ["HrmTextForCausalLM"]},
     ),
     "mllama": (
         "encoder-decoder models",
@@ -289,7 +319,37 @@ def test_every_refusal_gives_a_reason_and_a_way_out() -> None:
 
 
 def test_other_backends_are_none_of_our_business(launch: Launch) -> None:
-    check_launch(launch(MODELS["mistral"][1], attention_backend="torch_native"))
+    check_launch(launch(MODELS["gemma3"][1], attention_backend="torch_native"))
+
+
+def test_a_backend_that_sglang_replaces_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    server_args = launch()
+
+    class Replaced:
+        attention_backend = "triton"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(server_args, name)
+
+    monkeypatch.setattr(compat, "effective_args", lambda _args: Replaced())
+    with pytest.raises(UnsupportedError, match=r"--attention-backend lim .* SGLang replaces it by triton"):
+        check_launch(server_args)
+
+
+def test_sglang_wraps_the_backend_of_no_model_that_is_not_refused() -> None:
+    """Every branch of SGLang's wrapper hangs on something that a refusal asks as well."""
+    from sglang.srt.layers.attention import attention_registry
+
+    wrapper = ast.parse(inspect.getsource(attention_registry.attn_backend_wrapper)).body[0]
+    assert isinstance(wrapper, ast.FunctionDef)
+    branches = [ast.unparse(node.test) for node in wrapper.body if isinstance(node, ast.If)]
+    known = {
+        "is_minimax_sparse(runner.model_config.hf_config)",
+        "isinstance(runner.model_config.hf_text_config, Dots3Config)",
+        "(cfg := mambaish_config(runner.model_config))",
+    }
+    assert len(branches) >= 2
+    assert set(branches) <= known
 
 
 def test_a_pipeline_stage_without_a_select_layer_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import Phi3Config, Phi3ForCausalLM
 
 from lim_sglang.cli import main
 from lim_sglang.commands.common import CommandError
@@ -135,6 +137,7 @@ REFUSED = {
     "window-in-some-layers": {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64},
     "window-in-all-layers": {"sliding_window": 4096},
     "linear-attention": {"layer_types": ["full_attention", "linear_attention"]},
+    "capped-logits": {"attn_logit_softcapping": 50.0},
 }
 
 
@@ -159,3 +162,36 @@ def test_the_folders_name_tells_models_of_one_shape_apart(folder_name: str, laye
     model = SimpleNamespace(**shape, architectures=["LlamaForCausalLM"])
     setting = _setting(Path("models") / folder_name, "name", model, LimConfig())
     assert setting.plan.select_layers == layers
+
+
+SERVED = {
+    "window-beyond-the-context": {"sliding_window": 4096, "max_position_embeddings": 4096},
+    "window-switched-off": {"sliding_window": 64, "use_sliding_window": False},
+    "window-in-no-layer": {"sliding_window": 64, "layer_types": ["full_attention"] * 2},
+}
+
+
+@pytest.mark.parametrize("changes", SERVED.values(), ids=SERVED.keys())
+def test_windows_without_effect_are_none(changes: dict[str, Any]) -> None:
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "model_type": "some"}
+    _check_attention(Path("there"), SimpleNamespace(**heads | changes))
+
+
+def test_a_model_with_a_window_beyond_its_context_is_inspected(tmp_path: Path) -> None:
+    """Phi-4-mini's case: Hugging Face hands the window to every layer's attention."""
+    folder, out = write_model(tmp_path / "tiny-phi3"), tmp_path / "page.html"
+    edited = json.loads((folder / "config.json").read_text())
+    shape = {key: edited[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
+    config = Phi3Config(
+        **shape,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        sliding_window=2 * CONTEXT,
+        pad_token_id=256,
+        eos_token_id=256,
+        bos_token_id=None,
+    )
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    assert run(PROMPT, "--select-layers", "1,4", *tiny(folder, out)) == 0
+    assert embedded_data(out.read_text())["selectLayers"] == [1, 4]
