@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+from .help_of import help_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -25,15 +24,6 @@ COMMANDS = sorted(
         for module, rest in re.findall(r"(?:python3?|\$python) -m (bench(?:\.\w+)*)([^`\n]*)", page.read_text())
     }
 )
-
-
-@cache
-def help_of(module: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_the_scan_sees_commands() -> None:
