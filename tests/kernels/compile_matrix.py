@@ -1,0 +1,234 @@
+"""Compile what the launchers ask for, for cards that are not here: ``python tests/kernels/compile_matrix.py 80 86 …``.
+
+The launchers themselves run, on a CPU's tensors, under a driver that names the target and launches nothing: every
+variant has the specialisations of a real call. Prints a table; with ``--json`` one record a line; with ``--all`` every
+combination of head size, group, dtype and launch in place of a covering set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import sys
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+sys.modules.setdefault("flashinfer", ModuleType("flashinfer")).__dict__.setdefault(
+    "BatchDecodeWithPagedKVCacheWrapper", object
+)
+
+from lim_kernels import chain  # noqa: E402
+from lim_kernels.card import Card  # noqa: E402
+from lim_kernels.decode import launch  # noqa: E402
+from lim_kernels.decode.config import AttendConfig, HeadShape, fitted  # noqa: E402
+from lim_kernels.decode.launch import AttendWorkspace, KVCache, Requests, attend  # noqa: E402
+from lim_kernels.select import split_budget  # noqa: E402
+from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace, SlotIndex, write_sparse_indptr  # noqa: E402
+from lim_sglang.attention.wrappers import SPARSE_LAUNCH  # noqa: E402
+
+LIMITS = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+"""Shared memory that a block may have, in bytes, by compute capability times ten: CUDA C++ programming guide."""
+
+BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
+
+
+class Layer(NamedTuple):
+    """A layer's attention as a launcher sees it; ``kind`` says whose launch constants and whether it selects."""
+
+    kind: str
+    head_dim: int
+    group: int
+    q_dtype: torch.dtype
+    kv_dtype: torch.dtype
+    capped: bool
+
+    def __str__(self) -> str:
+        dtypes = " kv ".join(str(dtype).removeprefix("torch.") for dtype in (self.q_dtype, self.kv_dtype))
+        return f"{self.kind} D={self.head_dim} group={self.group} {dtypes}{' capped' if self.capped else ''}"
+
+
+# Any two values of two columns meet in some row, where head sizes count as what they are padded to.
+COVERING = (
+    Layer("select", 64, 8, BF16, BF16, False),
+    Layer("sparse", 64, 32, FP16, FP8, True),
+    Layer("select", 64, 64, FP16, FP8, False),
+    Layer("sparse", 128, 4, BF16, FP8, False),
+    Layer("select", 80, 32, BF16, BF16, True),
+    Layer("sparse", 96, 64, BF16, BF16, True),
+    Layer("select", 112, 1, FP16, FP16, True),
+    Layer("sparse", 256, 16, FP16, FP16, True),
+    Layer("select", 192, 32, FP16, FP8, False),
+    Layer("select", 256, 64, BF16, BF16, False),
+    Layer("all recent", 128, 8, BF16, FP8, True),
+)
+EVERY = tuple(
+    Layer(kind, head_dim, group, q_dtype, kv_dtype or q_dtype, capped)
+    for kind, head_dim, group, (q_dtype, kv_dtype), capped in itertools.product(
+        ("select", "sparse"), (64, 128, 256), (1, 32, 64), ((BF16, None), (BF16, FP8), (FP16, None)), (False,)
+    )
+)
+BUDGETS = {"least": (20, 8), "default": (2048, 32), "most": (10922, 64), "unranked": (2048, 32)}  # tokens, query heads
+
+
+@dataclass
+class Record:
+    """One compiled kernel: shared memory and what was foreseen of it, machine code, the first line of an error."""
+
+    target: int
+    variant: str
+    kernel: str
+    shared: int = 0
+    foreseen: int | None = None
+    cubin: int = 0
+    flushes: bool = False
+    tiles: str = ""
+    error: str = ""
+
+
+class Target:
+    """A driver for a card that is not there, and what was compiled for it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.card = Card(divmod(number, 10), LIMITS[number])
+        self.variant = ""
+        self.fitted: tuple[AttendConfig, HeadShape] | None = None
+        self.records: list[Record] = []
+        self.seen: set[str] = set()
+
+    def get_current_device(self) -> int:
+        """Triton keeps what it compiled by this number."""
+        return self.number
+
+    def get_current_stream(self, _device: int) -> int:
+        """Nothing runs in it."""
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        """What to compile for."""
+        return GPUTarget("cuda", self.number, 32)
+
+    def compile(self, variants: tuple[Layer, ...]) -> list[Record]:
+        """Run the launchers and compile what they launch."""
+        driver.set_active(self)
+        compile_only = JITFunction.run
+
+        def run(kernel: Any, *args: Any, **options: Any) -> None:
+            name = kernel.fn.__name__
+            record = Record(self.number, self.variant, name)
+            try:
+                compiled = compile_only(kernel, *args, **options | {"warmup": True})
+            except Exception as error:
+                record.error = str(error.__cause__ or error).strip().splitlines()[-1]
+            else:
+                if compiled.hash in self.seen:
+                    return
+                self.seen.add(compiled.hash)
+                record.shared, record.cubin = compiled.metadata.shared, len(compiled.asm["cubin"])
+                record.flushes = bool(re.search(r"\bmul\.(rn\.)?ftz\.f32", compiled.asm["ptx"]))
+            if name == "attend_kernel":
+                assert self.fitted is not None
+                config, heads = self.fitted
+                record.foreseen = heads.shared_bytes(config)
+                record.tiles = f"{config.block_n}x{config.stages}"
+            self.records.append(record)
+
+        def fit(config: AttendConfig, heads: HeadShape, card: Card) -> AttendConfig:
+            chosen = fitted(config, heads, card)
+            self.fitted = chosen, heads
+            return chosen
+
+        JITFunction.run = run
+        launch.fitted = fit
+        launch.card_of = chain.card_of = lambda _device: self.card  # type: ignore[assignment]
+        try:
+            for layer in variants:
+                self.variant = str(layer)
+                run_attention(layer)
+            for name, (budget, num_heads) in BUDGETS.items():
+                self.variant = f"{name} budget"
+                selection(num_heads, 8, 64, BF16, BF16, budget, 1.0 if name == "unranked" else 0.25).run()
+            for batch in (1, 4096):
+                self.variant = f"batch of {batch}"
+                write_sparse_indptr(*(torch.zeros(batch + 1, dtype=torch.int32) for _ in range(2)), batch, 2048)
+        finally:
+            JITFunction.run = compile_only
+        return self.records
+
+
+def run_attention(layer: Layer) -> None:
+    """One attention launch and its merge, as the wrappers ask for it."""
+    recency_ratio = 1.0 if layer.kind == "all recent" else 0.25
+    made = selection(
+        2 * layer.group, layer.group, layer.head_dim, layer.q_dtype, layer.kv_dtype, 2048, recency_ratio, layer.capped
+    )
+    if layer.kind != "sparse":
+        made.rounds()[0].attend()
+        return
+    workspace = AttendWorkspace.allocate(1, *made.q.shape[1:2], 2, layer.head_dim, "cpu", SPARSE_LAUNCH)
+    attend(made.q, made.cache, Requests(*made.index[2:], 0, 1), made.out, workspace, SPARSE_LAUNCH)
+
+
+def selection(
+    num_heads: int,
+    group: int,
+    head_dim: int,
+    q_dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    budget: int,
+    recency_ratio: float,
+    capped: bool = False,
+) -> SelectLayer:
+    """One request's SELECT layer; nothing is read, so its tensors hold nothing."""
+    split = split_budget(budget, recency_ratio, 4)
+    indptr, indices = torch.zeros(2, dtype=torch.int32), torch.zeros(budget, dtype=torch.int32)
+    keys, values = (torch.empty(16, num_heads // group, head_dim, dtype=kv_dtype) for _ in range(2))
+    q = torch.empty(1, num_heads, head_dim, dtype=q_dtype)
+    config = LaunchConfig()
+    return SelectLayer(
+        q,
+        KVCache(keys, values, head_dim**-0.5, 1.0, 30.0 if capped else 0.0),
+        SlotIndex(indptr, indices, indptr.clone(), indices.clone()),
+        torch.empty_like(q),
+        split,
+        SelectWorkspace.allocate(1, 128, num_heads, split, "cpu"),
+        AttendWorkspace.allocate(1, num_heads, num_heads // group, head_dim, "cpu", config.attend),
+        config,
+    )
+
+
+def main() -> None:
+    """Compile and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", type=int, default=list(LIMITS))
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    records = [
+        record for number in options.targets for record in Target(number).compile(EVERY if options.all else COVERING)
+    ]
+    if options.json:
+        for record in records:
+            print(json.dumps(asdict(record)))
+        return
+    table: dict[tuple[str, str], dict[int, str]] = {}
+    for record in records:
+        cell = record.error or f"{record.shared}" + (f" ({record.tiles})" if record.tiles else "")
+        table.setdefault((record.kernel, record.variant), {})[record.target] = cell
+    print("| kernel | variant |", *(f"sm_{number} |" for number in options.targets))
+    print("|---" * (2 + len(options.targets)) + "|")
+    print("| limit | |", *(f"{LIMITS[number]} |" for number in options.targets))
+    for (kernel, variant), cells in sorted(table.items()):
+        print(f"| {kernel} | {variant} |", *(f"{cells.get(number, '')} |" for number in options.targets))
+
+
+if __name__ == "__main__":
+    main()
