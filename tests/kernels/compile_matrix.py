@@ -2,7 +2,8 @@
 
 The launchers themselves run, on a CPU's tensors, under a driver that names the target and launches nothing: every
 variant has the specialisations of a real call. Prints a table; with ``--json`` one record a line; with ``--all`` every
-combination of head size, group, dtype and launch in place of a covering set.
+combination of head size, group, dtype and launch in place of a covering set. ``ptxas`` assembles every attention
+variant and the first of each other kernel, whose variants differ in sizes only: shared memory is known before.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import itertools
 import json
 import re
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
@@ -31,7 +34,13 @@ from lim_kernels.decode import launch  # noqa: E402
 from lim_kernels.decode.config import AttendConfig, HeadShape, fitted  # noqa: E402
 from lim_kernels.decode.launch import AttendWorkspace, KVCache, Requests, attend  # noqa: E402
 from lim_kernels.select import split_budget  # noqa: E402
-from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace, SlotIndex, write_sparse_indptr  # noqa: E402
+from lim_kernels.select.launch import (  # noqa: E402
+    LaunchConfig,
+    SelectLayer,
+    SelectWorkspace,
+    SlotIndex,
+    write_sparse_indptr,
+)
 from lim_sglang.attention.wrappers import SPARSE_LAUNCH  # noqa: E402
 
 LIMITS = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
@@ -55,19 +64,20 @@ class Layer(NamedTuple):
         return f"{self.kind} D={self.head_dim} group={self.group} {dtypes}{' capped' if self.capped else ''}"
 
 
-# Any two values of two columns meet in some row, where head sizes count as what they are padded to.
+# Any two values of two columns meet in some row, where sizes count as what they are padded to; then what is usual.
 COVERING = (
-    Layer("select", 64, 8, BF16, BF16, False),
+    Layer("select", 64, 8, FP16, FP8, False),
     Layer("sparse", 64, 32, FP16, FP8, True),
-    Layer("select", 64, 64, FP16, FP8, False),
-    Layer("sparse", 128, 4, BF16, FP8, False),
+    Layer("select", 64, 64, BF16, BF16, False),
+    Layer("sparse", 128, 16, BF16, FP8, False),
     Layer("select", 80, 32, BF16, BF16, True),
-    Layer("sparse", 96, 64, BF16, BF16, True),
-    Layer("select", 112, 1, FP16, FP16, True),
-    Layer("sparse", 256, 16, FP16, FP16, True),
-    Layer("select", 192, 32, FP16, FP8, False),
-    Layer("select", 256, 64, BF16, BF16, False),
-    Layer("all recent", 128, 8, BF16, FP8, True),
+    Layer("sparse", 96, 64, FP16, FP8, False),
+    Layer("select", 256, 1, FP16, FP16, True),
+    Layer("sparse", 192, 32, BF16, FP8, False),
+    Layer("sparse", 256, 64, BF16, BF16, True),
+    Layer("select", 128, 4, BF16, BF16, False),
+    Layer("sparse", 128, 4, BF16, BF16, False),
+    Layer("all recent", 112, 8, BF16, BF16, True),
 )
 EVERY = tuple(
     Layer(kind, head_dim, group, q_dtype, kv_dtype or q_dtype, capped)
@@ -75,7 +85,8 @@ EVERY = tuple(
         ("select", "sparse"), (64, 128, 256), (1, 32, 64), ((BF16, None), (BF16, FP8), (FP16, None)), (False,)
     )
 )
-BUDGETS = {"least": (20, 8), "default": (2048, 32), "most": (10922, 64), "unranked": (2048, 32)}  # tokens, query heads
+BUDGETS = {"least": (20, 8), "default": (2048, 32), "unranked": (2048, 32), "most": (10922, 64)}  # tokens, query heads
+LARGEST_ON = (86, 120)  # where the most tokens are ranked on little room: eight seconds of compilation each
 
 
 @dataclass
@@ -91,6 +102,7 @@ class Record:
     flushes: bool = False
     tiles: str = ""
     error: str = ""
+    layer: list[Any] | None = None
 
 
 class Target:
@@ -100,9 +112,12 @@ class Target:
         self.number = number
         self.card = Card(divmod(number, 10), LIMITS[number])
         self.variant = ""
+        self.layer: Layer | None = None
         self.fitted: tuple[AttendConfig, HeadShape] | None = None
         self.records: list[Record] = []
         self.seen: set[str] = set()
+        self.assembled: set[str] = set()
+        self.kernel = ""
 
     def get_current_device(self) -> int:
         """Triton keeps what it compiled by this number."""
@@ -116,14 +131,21 @@ class Target:
         """What to compile for."""
         return GPUTarget("cuda", self.number, 32)
 
+    def choose_stages(self, _backend: Any, stages: dict[str, Any], *_: Any) -> None:
+        """Triton's hook on the stages of a compilation: no machine code for the later variants of a kernel."""
+        if self.kernel in self.assembled:
+            stages["cubin"] = lambda _ptx, _metadata: b""
+
     def compile(self, variants: tuple[Layer, ...]) -> list[Record]:
         """Run the launchers and compile what they launch."""
         driver.set_active(self)
+        knobs.runtime.add_stages_inspection_hook = self.choose_stages
         compile_only = JITFunction.run
 
         def run(kernel: Any, *args: Any, **options: Any) -> None:
             name = kernel.fn.__name__
             record = Record(self.number, self.variant, name)
+            self.kernel = name
             try:
                 compiled = compile_only(kernel, *args, **options | {"warmup": True})
             except Exception as error:
@@ -134,9 +156,14 @@ class Target:
                 self.seen.add(compiled.hash)
                 record.shared, record.cubin = compiled.metadata.shared, len(compiled.asm["cubin"])
                 record.flushes = bool(re.search(r"\bmul\.(rn\.)?ftz\.f32", compiled.asm["ptx"]))
-            if name == "attend_kernel":
+            if name != "attend_kernel":
+                self.assembled.add(name)
+            else:
                 assert self.fitted is not None
                 config, heads = self.fitted
+                record.layer = self.layer and [
+                    str(value) if isinstance(value, torch.dtype) else value for value in self.layer
+                ]
                 record.foreseen = heads.shared_bytes(config)
                 record.tiles = f"{config.block_n}x{config.stages}"
             self.records.append(record)
@@ -151,11 +178,14 @@ class Target:
         launch.card_of = chain.card_of = lambda _device: self.card  # type: ignore[assignment]
         try:
             for layer in variants:
-                self.variant = str(layer)
+                self.variant, self.layer = str(layer), layer
                 run_attention(layer)
+            self.layer = None
             for name, (budget, num_heads) in BUDGETS.items():
+                if name == "most" and self.number not in LARGEST_ON:
+                    continue
                 self.variant = f"{name} budget"
-                selection(num_heads, 8, 64, BF16, BF16, budget, 1.0 if name == "unranked" else 0.25).run()
+                selection(num_heads, 4, 128, BF16, BF16, budget, 1.0 if name == "unranked" else 0.25).run()
             for batch in (1, 4096):
                 self.variant = f"batch of {batch}"
                 write_sparse_indptr(*(torch.zeros(batch + 1, dtype=torch.int32) for _ in range(2)), batch, 2048)
@@ -212,9 +242,9 @@ def main() -> None:
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    records = [
-        record for number in options.targets for record in Target(number).compile(EVERY if options.all else COVERING)
-    ]
+    variants = EVERY if options.all else COVERING
+    with tempfile.TemporaryDirectory() as knobs.cache.dir:  # not the user's: some of these kernels lack machine code
+        records = [record for number in options.targets for record in Target(number).compile(variants)]
     if options.json:
         for record in records:
             print(json.dumps(asdict(record)))

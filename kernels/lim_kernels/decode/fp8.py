@@ -24,5 +24,4 @@ def as_dtype(loaded, dtype: tl.constexpr):
     """What was loaded from a cache in ``dtype``; uint8 are the bytes of float8_e4m3fn."""
     if loaded.dtype == tl.uint8:
         return decode_e4m3(loaded).to(dtype)
-    else:
-        return loaded.to(dtype)
+    return loaded.to(dtype)
