@@ -6,6 +6,7 @@ from functools import cache
 from typing import NamedTuple
 
 import torch
+from triton.runtime import driver
 
 
 class Card(NamedTuple):
@@ -38,5 +39,6 @@ def card_of(device: torch.device) -> Card:
     """The card behind ``device``; on a CPU kernels are interpreted, as if by a card without features or limits."""
     if device.type != "cuda":
         return INTERPRETER
-    properties = torch.cuda.get_device_properties(device)
-    return Card((properties.major, properties.minor), properties.shared_memory_per_block_optin)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    shared_bytes = driver.active.utils.get_device_properties(index)["max_shared_mem"]  # what Triton goes by
+    return Card(torch.cuda.get_device_capability(device), shared_bytes)
