@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+
+from lim_kernels.card import card_of
 
 
 @triton.jit
@@ -29,10 +30,5 @@ def chained(device: torch.device, follows: bool = True) -> dict[str, Any]:
         follows: whether the kernel before it in the stream calls ``await_previous`` too; the first of a chain waits for
             the end of all that came before, like any kernel.
     """
-    supported = device.type == "cuda" and _supported(device)
+    supported = card_of(device).chains
     return {"CHAINED": supported} | ({"launch_pdl": True} if supported and follows else {})
-
-
-@cache
-def _supported(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (9, 0)

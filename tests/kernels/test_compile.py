@@ -1,62 +1,129 @@
-"""The Triton kernels compile for Hopper, also on a machine that cannot run them."""
+"""The Triton kernels compile for every card that is served, also on a machine that has none of them, and fit on it."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
-
-COMPILE = """
-import json, sys
+import torch
 import triton
-from importlib import import_module
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
-path, constants, types, warps = json.loads(sys.argv[1])
-module, name = path.split(":")
-function = getattr(import_module("lim_kernels." + module), name)
-if "CHAINED" in function.arg_names:
-    constants["CHAINED"] = True
-signature = {a: "constexpr" if a in constants else types.get(a, "i32") for a in function.arg_names}
-constexprs = {(function.arg_names.index(a),): value for a, value in constants.items()}
-source = ASTSource(fn=function, signature=signature, constexprs=constexprs)
-compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
-print(len(compiled.asm["cubin"]), compiled.metadata.shared)
-"""
-TYPES = {
-    **dict.fromkeys(["q", "k_cache", "v_cache", "out"], "*bf16"),
-    **dict.fromkeys(["partial", "partial_lse"], "*fp32"),
-    **dict.fromkeys(["logits_scale", "soft_cap", "value_scale"], "fp32"),
-    "ranked": "*i64",
-    **dict.fromkeys(["kv_indptr", "kv_indices", "scores", "maxima", "keys", "sparse_indptr", "sparse_indices"], "*i32"),
-    **dict.fromkeys(["shortlists", "counts", "spans", "best", "unfinished"], "*i32"),
-}
-FP8 = dict.fromkeys(["k_cache", "v_cache"], "*fp8e4nv")
-HEAD = {"HEAD_DIM": 128, "HEAD_DIM_PAD": 128, "BLOCK_N": 64}
-ATTEND = HEAD | {"GROUP_PAD": 16, "STAGES": 3, "CAPPED": False, "UPCAST": False, "SELECTS": True, "SPAN": 16}
-SHORTLIST = {"MOST": 1024, "SPAN": 16, "BLOCK": 1024, "RANK_BLOCK": 128}
+from lim_kernels.card import Card
+from lim_kernels.decode.config import AttendConfig, HeadShape, fitted
+from lim_kernels.select.launch import LaunchConfig
+
+MATRIX = Path(__file__).with_name("compile_matrix.py")
+LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 KERNELS = {
-    "attend": ("decode.kernel:attend_kernel", ATTEND, {}, 4),
-    "attend fp8": ("decode.kernel:attend_kernel", ATTEND, FP8, 4),
-    "attend capped": ("decode.kernel:attend_kernel", ATTEND | {"CAPPED": True, "SELECTS": False}, {}, 4),
-    "merge": ("decode.kernel:merge_kernel", HEAD | {"MAX_SPLITS": 64}, {}, 4),
-    "sparse_indptr": ("select.kernel:sparse_indptr_kernel", {"BLOCK": 64}, {}, 4),
-    "shortlist": ("select.shortlist:shortlist_kernel", SHORTLIST, {}, 8),
-    "emit": ("select.kernel:emit_kernel", {"SELECTS": True, "MOST": 1024, "HEADS": 32, "BLOCK": 4096}, {}, 16),
-    "full rank": ("select.full_ranking:full_rank_kernel", {"SELECTED_PAD": 2048, "BLOCK": 4096}, {}, 16),
-    "full emit": ("select.full_ranking:full_emit_kernel", {"KEY_PASSES": 2, "BLOCK": 4096}, {}, 16),
+    *("attend_kernel", "merge_kernel", "sparse_indptr_kernel", "shortlist_kernel"),
+    *("emit_kernel", "full_rank_kernel", "full_emit_kernel"),
 }
+SPARSE = AttendConfig(block_n=32, warps=4, stages=5, programs=264, min_splits=1)
+BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
+
+pytestmark = pytest.mark.timeout(1800)
+Record = dict[str, Any]
 
 
-@pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
-def test_compiles_for_hopper(kernel: tuple[str, dict[str, object], dict[str, str], int]) -> None:
-    path, constants, types, warps = kernel
-    request = json.dumps([path, constants, TYPES | types, warps])
-    done = subprocess.run([sys.executable, "-c", COMPILE, request], capture_output=True, text=True, timeout=600)
+@pytest.fixture(scope="module")
+def records() -> list[Record]:
+    """What the launchers ask for, compiled for all targets, in a process whose kernels are not interpreted."""
+    command = [sys.executable, str(MATRIX), *map(str, LIMITS), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     assert done.returncode == 0, done.stderr[-2000:]
-    size, shared = map(int, done.stdout.split()[-2:])
-    assert size > 0
-    assert shared <= 227 << 10
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("target", LIMITS)
+def test_every_variant_compiles_and_fits(records: list[Record], target: int) -> None:
+    mine = [record for record in records if record["target"] == target]
+    assert {record["kernel"] for record in mine} == KERNELS
+    assert [(record["kernel"], record["variant"], record["error"]) for record in mine if record["error"]] == []
+    assert {record["kernel"] for record in mine if record["cubin"]} == KERNELS, "each is assembled once at least"
+    assert all(record["cubin"] for record in mine if record["kernel"] == "attend_kernel")
+    too_large = [record for record in mine if record["shared"] > LIMITS[target]]
+    assert too_large == []
+
+
+@pytest.mark.parametrize("target", LIMITS)
+def test_shared_memory_is_foreseen(records: list[Record], target: int) -> None:
+    """What decides on a launch's tiles is never less than what the compiler takes, and not twice as much."""
+    attention = [record for record in records if record["target"] == target and record["kernel"] == "attend_kernel"]
+    assert len(attention) > 10
+    wrong = [record for record in attention if not record["shared"] <= record["foreseen"] <= 2 * record["shared"]]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("target", [80, 86])
+def test_decoded_bytes_keep_their_subnormals(records: list[Record], target: int) -> None:
+    """The decoder multiplies float32 subnormals: a compiler that flushes them would make small keys and values zero."""
+    decoding = [record for record in records if record["target"] == target and "kv float8" in record["variant"]]
+    assert len(decoding) > 4
+    assert not any(record["flushes"] for record in decoding)
+
+
+def test_the_variants_cover_every_pair(records: list[Record]) -> None:
+    """Any two values of two columns meet in a variant, where sizes count as what the kernel pads them to."""
+    layers = [record["layer"] for record in records if record["target"] == 90 and record["layer"]]
+    padded = [
+        (kind, triton.next_power_of_2(dim), max(16, triton.next_power_of_2(group)), q, q == kv, capped)
+        for kind, dim, group, q, kv, capped in layers
+        if kind != "all recent"
+    ]
+    columns = list(zip(*padded, strict=True))
+    values = (
+        {"select", "sparse"},
+        {64, 128, 256},
+        {16, 32, 64},
+        {"torch.bfloat16", "torch.float16"},
+        *[{True, False}] * 2,
+    )
+    assert tuple(map(set, columns)) == values
+    for first, second in itertools.combinations(columns, 2):
+        assert set(itertools.product(first, second)) == set(zip(first, second, strict=True))
+    assert {dim for _, dim, *_ in layers} == {64, 80, 96, 112, 128, 192, 256}
+
+
+USUAL = [
+    HeadShape(head_dim, group, BF16, kv_dtype)
+    for head_dim, group, kv_dtype in itertools.product((64, 80, 96, 128), (1, 4, 8, 16, 32), (BF16, FP8))
+]
+
+
+@pytest.mark.parametrize("target", LIMITS)
+@pytest.mark.parametrize("config", [LaunchConfig().attend, SPARSE], ids=["select", "sparse"])
+def test_measured_constants_stay_where_they_fit(target: int, config: AttendConfig) -> None:
+    card = Card(divmod(target, 10), LIMITS[target])
+    larger = [heads._replace(head_dim=256) for heads in USUAL] if card.shared_bytes > 160 << 10 else []
+    assert [heads for heads in USUAL + larger if fitted(config, heads, card) != config] == []
+
+
+@pytest.mark.parametrize(
+    ("heads", "config", "tiles"),
+    [
+        (HeadShape(256, 64, BF16, BF16), LaunchConfig().attend, (32, 2)),
+        (HeadShape(256, 64, BF16, BF16), SPARSE, (16, 2)),
+        (HeadShape(512, 1, BF16, BF16), LaunchConfig().attend, (32, 2)),
+        (HeadShape(512, 64, BF16, BF16), LaunchConfig().attend, (16, 1)),
+    ],
+    ids=str,
+)
+def test_large_heads_get_smaller_tiles(heads: HeadShape, config: AttendConfig, tiles: tuple[int, int]) -> None:
+    chosen = fitted(config, heads, Card((8, 6), LIMITS[86]))
+    assert (chosen.block_n, chosen.stages) == tiles
+    assert heads.shared_bytes(chosen) <= LIMITS[86]
+    assert chosen.splits(3, 2) == config.splits(3, 2), "workspaces are made for the constants asked for"
+
+
+def test_heads_that_fit_nowhere_get_one_line() -> None:
+    with pytest.raises(ValueError, match="head size 512 with 128 query heads per KV head") as caught:
+        fitted(LaunchConfig().attend, HeadShape(512, 128, BF16, BF16), Card((8, 6), LIMITS[86]))
+    assert "needs 156160 bytes of shared memory per block, and this GPU of compute capability 8.6 has 101376" in str(
+        caught.value
+    )
+    assert "\n" not in str(caught.value)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 
+from lim_kernels.card import Card
+from lim_kernels.decode import launch
+from lim_kernels.decode.fp8 import as_dtype
 from lim_kernels.decode.launch import AttendConfig, AttendWorkspace, KVCache, Requests, attend
 from lim_kernels.decode.reference import decode_attention
 
@@ -79,12 +85,61 @@ CASES = {
     "fp16": Case([63, 40], dtype=torch.float16),
     "soft cap": Case([63, 40], soft_cap=2.0),
     "quantised values' scale": Case([63, 40], value_scale=0.5),
+    "fp8": Case([63, 40], k_dtype=torch.float8_e4m3fn, value_scale=0.5),  # bytes in the interpreter, a type on a GPU
+    "fp8 under fp16": Case([1, 15, 16, 200], dtype=torch.float16, k_dtype=torch.float8_e4m3fn),
 }
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_attention_is_the_references(case: Case) -> None:
     case.check(case.run(), case.expected())
+
+
+def decode_kernel(codes, out, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+    place = tl.arange(0, SIZE)
+    tl.store(out + place, as_dtype(tl.load(codes + place), out.dtype.element_ty))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, *[torch.bfloat16] * ON_GPU], ids=str)
+def test_every_byte_is_decoded(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exactly: subnormals, both zeros and both NaNs as well."""
+    monkeypatch.setenv("TRITON_INTERPRET", "0" if ON_GPU else "1")
+    codes = torch.arange(256, dtype=torch.uint8, device=DEVICE)
+    out = torch.empty(256, dtype=dtype, device=DEVICE)
+    triton.jit(decode_kernel)[(1,)](codes, out, SIZE=256)
+    expected = codes.view(torch.float8_e4m3fn).to(dtype)
+    assert expected.isnan().sum() == 2
+    torch.testing.assert_close(out, expected, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(out.signbit()[~expected.isnan()], expected.signbit()[~expected.isnan()])
+
+
+@pytest.mark.parametrize("capability", [(8, 0), (8, 6), (8, 9), (9, 0)], ids=str)
+def test_cards_without_fp8_are_given_bytes(capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """From compute capability 8.9 on the kernel gets the type itself; other caches are never viewed as bytes."""
+    given = []
+
+    class Recorder:
+        def __getitem__(self, _grid: object) -> Callable[..., None]:
+            return lambda *args, **_options: given.append(tuple(tensor.dtype for tensor in args))
+
+    monkeypatch.setattr(launch, "card_of", lambda _device: Card(capability, 99 << 10))
+    for name in ("attend_kernel", "merge_kernel"):
+        monkeypatch.setattr(launch, name, Recorder())
+    for k_dtype in (torch.float8_e4m3fn, None):
+        Case([20, 30], dtype=torch.float16, k_dtype=k_dtype).run()
+    fp8 = torch.float8_e4m3fn if capability >= (8, 9) else torch.uint8
+    assert given == [(torch.float16, fp8, fp8), (), (torch.float16,) * 3, ()]
+
+
+@pytest.mark.gpu
+def test_bytes_give_what_the_type_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card that has the type, used as if it had none."""
+    case = Case([2048, 1, 4097], 32, 8, 128, k_dtype=torch.float8_e4m3fn)
+    by_type = case.run()
+    monkeypatch.setattr(launch, "card_of", lambda _device: Card((8, 6), 99 << 10))
+    by_bytes = case.run()
+    case.check(by_bytes, case.expected())
+    case.check(by_bytes, by_type.float())
 
 
 @pytest.mark.gpu

@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 
 from lim_kernels.chain import await_previous
+from lim_kernels.decode.fp8 import as_dtype
 from lim_kernels.ragged import load_extent
 from lim_kernels.select.kernel import store_scores
 
@@ -100,7 +101,9 @@ def attend_kernel(
         wanted = inside[:, None] & real_dim[None, :]
         tokens = tl.load(k_head + slot[:, None] * k_stride_t + dim[None, :], mask=wanted, other=0.0)  # [BLOCK_N, D]
         values = tl.load(v_head + slot[:, None] * v_stride_t + dim[None, :], mask=wanted, other=0.0)
-        score = tl.dot(queries, tl.trans(tokens.to(queries.dtype)), input_precision="ieee")  # [GROUP_PAD, BLOCK_N]
+        score = tl.dot(
+            queries, tl.trans(as_dtype(tokens, queries.dtype)), input_precision="ieee"
+        )  # [GROUP_PAD, BLOCK_N]
         if SELECTS:
             store_scores(
                 score,
@@ -123,7 +126,7 @@ def attend_kernel(
         weights = tl.exp2(logits - new_highest[:, None])
         decay = tl.exp2(highest - new_highest)
         total = total * decay + tl.sum(weights, 1)
-        values = values.to(queries.dtype)
+        values = as_dtype(values, queries.dtype)
         output = tl.dot(weights.to(values.dtype), values, output * decay[:, None], input_precision="ieee")
         highest = new_highest
     place = (row * num_splits + split).to(tl.int64) * num_heads + own_head

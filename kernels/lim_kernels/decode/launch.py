@@ -8,36 +8,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
+from lim_kernels.card import Card, card_of
 from lim_kernels.chain import chained
+from lim_kernels.decode.config import AttendConfig, HeadShape, fitted
 from lim_kernels.decode.kernel import attend_kernel, merge_kernel
 
 Q_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-
-
-@dataclass(frozen=True)
-class AttendConfig:
-    """Constants of the launches; results depend on them by rounding only.
-
-    Attributes:
-        block_n: tokens per tile.
-        warps, stages: of a program; ``stages`` tiles are in flight.
-        programs: what a launch aims for over all requests and KV heads.
-        min_splits, max_splits: bounds on the splits of one request; ``max_splits`` is a power of two.
-    """
-
-    block_n: int = 64
-    warps: int = 2
-    stages: int = 2
-    programs: int = 1056
-    min_splits: int = 8
-    max_splits: int = 64
-
-    def splits(self, requests: int, num_kv_heads: int) -> int:
-        """Splits of every request of a launch, whose lengths the host need not know."""
-        return min(self.max_splits, max(self.min_splits, self.programs // (requests * num_kv_heads)))
 
 
 @dataclass(frozen=True)
@@ -144,11 +122,15 @@ def attend(
         sink: where the scores go if this is a SELECT layer; its rows belong to these requests.
 
     Raises:
-        ValueError: a shape, dtype, stride or device is not as above.
+        ValueError: a shape, dtype, stride or device is not as above, or the heads are too large for the card.
     """
     check_attend(q, cache, requests, out, workspace, config)
     num_heads, head_dim = q.shape[1:]
     num_kv_heads = cache.keys.shape[1]
+    heads = HeadShape(head_dim, num_heads // num_kv_heads, q.dtype, cache.keys.dtype)
+    card = card_of(q.device)
+    config = fitted(config, heads, card)
+    keys, values = (_readable(tensor, card) for tensor in (cache.keys, cache.values))
     splits = config.splits(requests.size, num_kv_heads)
     capped = cache.logits_soft_cap > 0
     log2e = 1.0 if capped else math.log2(math.e)
@@ -160,25 +142,24 @@ def attend(
         "num_splits": splits,
         "num_heads": num_heads,
         "HEAD_DIM": head_dim,
-        "HEAD_DIM_PAD": triton.next_power_of_2(head_dim),
+        "HEAD_DIM_PAD": heads.head_dim_pad,
         "BLOCK_N": config.block_n,
     }
-    group = num_heads // num_kv_heads
     attend_kernel[(num_kv_heads, splits, requests.size)](
         q,
-        cache.keys,
-        cache.values,
+        keys,
+        values,
         kv_indices=requests.kv_indices,
-        group=group,
+        group=heads.group,
         logits_scale=cache.sm_scale * log2e / (cache.logits_soft_cap if capped else 1.0),
         soft_cap=cache.logits_soft_cap * math.log2(math.e),
         q_stride_b=q.stride(0),
         q_stride_h=q.stride(1),
-        k_stride_t=cache.keys.stride(0),
-        k_stride_h=cache.keys.stride(1),
-        v_stride_t=cache.values.stride(0),
-        v_stride_h=cache.values.stride(1),
-        GROUP_PAD=max(16, triton.next_power_of_2(group)),
+        k_stride_t=keys.stride(0),
+        k_stride_h=keys.stride(1),
+        v_stride_t=values.stride(0),
+        v_stride_h=values.stride(1),
+        GROUP_PAD=heads.group_pad,
         STAGES=config.stages,
         CAPPED=capped,
         UPCAST=q.dtype == torch.float32,
@@ -197,6 +178,11 @@ def attend(
         **common,
         **chained(q.device),
     )
+
+
+def _readable(cache: Tensor, card: Card) -> Tensor:
+    """Keys or values as the kernel takes them: of fp8 the bytes where the card has no such type."""
+    return cache if card.has_fp8 or cache.dtype != torch.float8_e4m3fn else cache.view(torch.uint8)
 
 
 def _sink(sink: ScoreSink | None, workspace: AttendWorkspace) -> dict[str, Any]:

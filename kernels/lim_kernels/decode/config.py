@@ -1,0 +1,97 @@
+"""Constants of decode attention's launches, and which of them fit on a card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import triton
+
+from lim_kernels.card import Card
+
+SMALLEST_TILE = 16  # tokens: what tl.dot takes, and a SELECT layer's span
+
+
+@dataclass(frozen=True)
+class AttendConfig:
+    """Constants of the launches; results depend on them by rounding only.
+
+    Attributes:
+        block_n: tokens per tile.
+        warps, stages: of a program; ``stages`` steps of the loop over tiles are in flight.
+        programs: what a launch aims for over all requests and KV heads.
+        min_splits, max_splits: bounds on the splits of one request; ``max_splits`` is a power of two.
+    """
+
+    block_n: int = 64
+    warps: int = 2
+    stages: int = 2
+    programs: int = 1056
+    min_splits: int = 8
+    max_splits: int = 64
+
+    def splits(self, requests: int, num_kv_heads: int) -> int:
+        """Splits of every request of a launch, whose lengths the host need not know."""
+        return min(self.max_splits, max(self.min_splits, self.programs // (requests * num_kv_heads)))
+
+
+class HeadShape(NamedTuple):
+    """What decides how much a tile takes: sizes of the heads, dtypes of queries and cache."""
+
+    head_dim: int
+    group: int
+    q_dtype: torch.dtype
+    kv_dtype: torch.dtype
+
+    @property
+    def head_dim_pad(self) -> int:
+        """Head size as the kernel pads it."""
+        return triton.next_power_of_2(self.head_dim)
+
+    @property
+    def group_pad(self) -> int:
+        """Query heads of a KV head as the kernel pads them."""
+        return max(16, triton.next_power_of_2(self.group))
+
+    def shared_bytes(self, config: AttendConfig) -> int:
+        """Shared memory of one block, in bytes: at least what the compiler takes, and little more.
+
+        Tiles of keys and values that are in flight, the queries (twice where a warp group multiplies), and scores on
+        their way from one layout to another.
+        """
+        tiles = 1 if config.stages == 1 else 2 * ((config.stages + 3) // 4)  # slots come first, a step ahead
+        tile = config.block_n * self.head_dim_pad * self.kv_dtype.itemsize
+        queries = self.group_pad * self.head_dim_pad * self.q_dtype.itemsize
+        operands = 2 if self.group_pad >= 64 and config.warps >= 4 else 1
+        return tiles * tile + operands * queries + self.group_pad * config.block_n * 4 + 512
+
+
+@lru_cache
+def fitted(config: AttendConfig, heads: HeadShape, card: Card) -> AttendConfig:
+    """``config`` where it fits on the card, otherwise with fewer stages, then with smaller tiles.
+
+    Raises:
+        ValueError: one line; nothing fits.
+    """
+    for candidate in _candidates(config):
+        needed = heads.shared_bytes(candidate)
+        if needed <= card.shared_bytes:
+            return candidate
+    major, minor = card.capability
+    raise ValueError(
+        f"head size {heads.head_dim} with {heads.group} query heads per KV head: needs {needed} bytes of shared "
+        f"memory per block, and this GPU of compute capability {major}.{minor} has {card.shared_bytes}"
+    )
+
+
+def _candidates(config: AttendConfig) -> Iterator[AttendConfig]:
+    """From the one asked for to the smallest there is."""
+    block_n = config.block_n
+    while block_n >= SMALLEST_TILE:
+        yield replace(config, block_n=block_n)
+        yield replace(config, block_n=block_n, stages=min(config.stages, 2))
+        block_n //= 2
+    yield replace(config, block_n=SMALLEST_TILE, stages=1)

@@ -1,0 +1,264 @@
+"""Compile what the launchers ask for, for cards that are not here: ``python tests/kernels/compile_matrix.py 80 86 …``.
+
+The launchers themselves run, on a CPU's tensors, under a driver that names the target and launches nothing: every
+variant has the specialisations of a real call. Prints a table; with ``--json`` one record a line; with ``--all`` every
+combination of head size, group, dtype and launch in place of a covering set. ``ptxas`` assembles every attention
+variant and the first of each other kernel, whose variants differ in sizes only: shared memory is known before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import re
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+sys.modules.setdefault("flashinfer", ModuleType("flashinfer")).__dict__.setdefault(
+    "BatchDecodeWithPagedKVCacheWrapper", object
+)
+
+from lim_kernels import chain  # noqa: E402
+from lim_kernels.card import Card  # noqa: E402
+from lim_kernels.decode import launch  # noqa: E402
+from lim_kernels.decode.config import AttendConfig, HeadShape, fitted  # noqa: E402
+from lim_kernels.decode.launch import AttendWorkspace, KVCache, Requests, attend  # noqa: E402
+from lim_kernels.select import split_budget  # noqa: E402
+from lim_kernels.select.launch import (  # noqa: E402
+    LaunchConfig,
+    SelectLayer,
+    SelectWorkspace,
+    SlotIndex,
+    write_sparse_indptr,
+)
+from lim_sglang.attention.wrappers import SPARSE_LAUNCH  # noqa: E402
+
+LIMITS = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+"""Shared memory that a block may have, in bytes, by compute capability times ten: CUDA C++ programming guide."""
+
+BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
+
+
+class Layer(NamedTuple):
+    """A layer's attention as a launcher sees it; ``kind`` says whose launch constants and whether it selects."""
+
+    kind: str
+    head_dim: int
+    group: int
+    q_dtype: torch.dtype
+    kv_dtype: torch.dtype
+    capped: bool
+
+    def __str__(self) -> str:
+        dtypes = " kv ".join(str(dtype).removeprefix("torch.") for dtype in (self.q_dtype, self.kv_dtype))
+        return f"{self.kind} D={self.head_dim} group={self.group} {dtypes}{' capped' if self.capped else ''}"
+
+
+# Any two values of two columns meet in some row, where sizes count as what they are padded to; then what is usual.
+COVERING = (
+    Layer("select", 64, 8, FP16, FP8, False),
+    Layer("sparse", 64, 32, FP16, FP8, True),
+    Layer("select", 64, 64, BF16, BF16, False),
+    Layer("sparse", 128, 16, BF16, FP8, False),
+    Layer("select", 80, 32, BF16, BF16, True),
+    Layer("sparse", 96, 64, FP16, FP8, False),
+    Layer("select", 256, 1, FP16, FP16, True),
+    Layer("sparse", 192, 32, BF16, FP8, False),
+    Layer("sparse", 256, 64, BF16, BF16, True),
+    Layer("select", 128, 4, BF16, BF16, False),
+    Layer("sparse", 128, 4, BF16, BF16, False),
+    Layer("all recent", 112, 8, BF16, BF16, True),
+)
+EVERY = tuple(
+    Layer(kind, head_dim, group, q_dtype, kv_dtype or q_dtype, capped)
+    for kind, head_dim, group, (q_dtype, kv_dtype), capped in itertools.product(
+        ("select", "sparse"), (64, 128, 256), (1, 32, 64), ((BF16, None), (BF16, FP8), (FP16, None)), (False,)
+    )
+)
+BUDGETS = {"least": (20, 8), "default": (2048, 32), "unranked": (2048, 32), "most": (10922, 64)}  # tokens, query heads
+LARGEST_ON = (86, 120)  # where the most tokens are ranked on little room: eight seconds of compilation each
+
+
+@dataclass
+class Record:
+    """One compiled kernel: shared memory and what was foreseen of it, machine code, the first line of an error."""
+
+    target: int
+    variant: str
+    kernel: str
+    shared: int = 0
+    foreseen: int | None = None
+    cubin: int = 0
+    flushes: bool = False
+    tiles: str = ""
+    error: str = ""
+    layer: list[Any] | None = None
+
+
+class Target:
+    """A driver for a card that is not there, and what was compiled for it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.card = Card(divmod(number, 10), LIMITS[number])
+        self.variant = ""
+        self.layer: Layer | None = None
+        self.fitted: tuple[AttendConfig, HeadShape] | None = None
+        self.records: list[Record] = []
+        self.seen: set[str] = set()
+        self.assembled: set[str] = set()
+        self.kernel = ""
+
+    def get_current_device(self) -> int:
+        """Triton keeps what it compiled by this number."""
+        return self.number
+
+    def get_current_stream(self, _device: int) -> int:
+        """Nothing runs in it."""
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        """What to compile for."""
+        return GPUTarget("cuda", self.number, 32)
+
+    def choose_stages(self, _backend: Any, stages: dict[str, Any], *_: Any) -> None:
+        """Triton's hook on the stages of a compilation: no machine code for the later variants of a kernel."""
+        if self.kernel in self.assembled:
+            stages["cubin"] = lambda _ptx, _metadata: b""
+
+    def compile(self, variants: tuple[Layer, ...]) -> list[Record]:
+        """Run the launchers and compile what they launch."""
+        driver.set_active(self)
+        knobs.runtime.add_stages_inspection_hook = self.choose_stages
+        compile_only = JITFunction.run
+
+        def run(kernel: Any, *args: Any, **options: Any) -> None:
+            name = kernel.fn.__name__
+            record = Record(self.number, self.variant, name)
+            self.kernel = name
+            try:
+                compiled = compile_only(kernel, *args, **options | {"warmup": True})
+            except Exception as error:
+                record.error = str(error.__cause__ or error).strip().splitlines()[-1]
+            else:
+                if compiled.hash in self.seen:
+                    return
+                self.seen.add(compiled.hash)
+                record.shared, record.cubin = compiled.metadata.shared, len(compiled.asm["cubin"])
+                record.flushes = bool(re.search(r"\bmul\.(rn\.)?ftz\.f32", compiled.asm["ptx"]))
+            if name != "attend_kernel":
+                self.assembled.add(name)
+            else:
+                assert self.fitted is not None
+                config, heads = self.fitted
+                record.layer = self.layer and [
+                    str(value) if isinstance(value, torch.dtype) else value for value in self.layer
+                ]
+                record.foreseen = heads.shared_bytes(config)
+                record.tiles = f"{config.block_n}x{config.stages}"
+            self.records.append(record)
+
+        def fit(config: AttendConfig, heads: HeadShape, card: Card) -> AttendConfig:
+            chosen = fitted(config, heads, card)
+            self.fitted = chosen, heads
+            return chosen
+
+        JITFunction.run = run
+        launch.fitted = fit
+        launch.card_of = chain.card_of = lambda _device: self.card  # type: ignore[assignment]
+        try:
+            for layer in variants:
+                self.variant, self.layer = str(layer), layer
+                run_attention(layer)
+            self.layer = None
+            for name, (budget, num_heads) in BUDGETS.items():
+                if name == "most" and self.number not in LARGEST_ON:
+                    continue
+                self.variant = f"{name} budget"
+                selection(num_heads, 4, 128, BF16, BF16, budget, 1.0 if name == "unranked" else 0.25).run()
+            for batch in (1, 4096):
+                self.variant = f"batch of {batch}"
+                write_sparse_indptr(*(torch.zeros(batch + 1, dtype=torch.int32) for _ in range(2)), batch, 2048)
+        finally:
+            JITFunction.run = compile_only
+        return self.records
+
+
+def run_attention(layer: Layer) -> None:
+    """One attention launch and its merge, as the wrappers ask for it."""
+    recency_ratio = 1.0 if layer.kind == "all recent" else 0.25
+    made = selection(
+        2 * layer.group, layer.group, layer.head_dim, layer.q_dtype, layer.kv_dtype, 2048, recency_ratio, layer.capped
+    )
+    if layer.kind != "sparse":
+        made.rounds()[0].attend()
+        return
+    workspace = AttendWorkspace.allocate(1, *made.q.shape[1:2], 2, layer.head_dim, "cpu", SPARSE_LAUNCH)
+    attend(made.q, made.cache, Requests(*made.index[2:], 0, 1), made.out, workspace, SPARSE_LAUNCH)
+
+
+def selection(
+    num_heads: int,
+    group: int,
+    head_dim: int,
+    q_dtype: torch.dtype,
+    kv_dtype: torch.dtype,
+    budget: int,
+    recency_ratio: float,
+    capped: bool = False,
+) -> SelectLayer:
+    """One request's SELECT layer; nothing is read, so its tensors hold nothing."""
+    split = split_budget(budget, recency_ratio, 4)
+    indptr, indices = torch.zeros(2, dtype=torch.int32), torch.zeros(budget, dtype=torch.int32)
+    keys, values = (torch.empty(16, num_heads // group, head_dim, dtype=kv_dtype) for _ in range(2))
+    q = torch.empty(1, num_heads, head_dim, dtype=q_dtype)
+    config = LaunchConfig()
+    return SelectLayer(
+        q,
+        KVCache(keys, values, head_dim**-0.5, 1.0, 30.0 if capped else 0.0),
+        SlotIndex(indptr, indices, indptr.clone(), indices.clone()),
+        torch.empty_like(q),
+        split,
+        SelectWorkspace.allocate(1, 128, num_heads, split, "cpu"),
+        AttendWorkspace.allocate(1, num_heads, num_heads // group, head_dim, "cpu", config.attend),
+        config,
+    )
+
+
+def main() -> None:
+    """Compile and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", type=int, default=list(LIMITS))
+    parser.add_argument("--all", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    variants = EVERY if options.all else COVERING
+    with tempfile.TemporaryDirectory() as knobs.cache.dir:  # not the user's: some of these kernels lack machine code
+        records = [record for number in options.targets for record in Target(number).compile(variants)]
+    if options.json:
+        for record in records:
+            print(json.dumps(asdict(record)))
+        return
+    table: dict[tuple[str, str], dict[int, str]] = {}
+    for record in records:
+        cell = record.error or f"{record.shared}" + (f" ({record.tiles})" if record.tiles else "")
+        table.setdefault((record.kernel, record.variant), {})[record.target] = cell
+    print("| kernel | variant |", *(f"sm_{number} |" for number in options.targets))
+    print("|---" * (2 + len(options.targets)) + "|")
+    print("| limit | |", *(f"{LIMITS[number]} |" for number in options.targets))
+    for (kernel, variant), cells in sorted(table.items()):
+        print(f"| {kernel} | {variant} |", *(f"{cells.get(number, '')} |" for number in options.targets))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What is refused once weights are loaded: dtypes as SGLang resolves them, heads that no tile fits."""
+
+from __future__ import annotations
+
+import inspect
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lim_kernels.card import Card
+from lim_kernels.decode.config import AttendConfig, HeadShape
+from lim_sglang.host import cache_check
+from lim_sglang.host.cache_check import check_dtypes, check_heads
+from lim_sglang.host.support import UnsupportedError
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+E4M3 = torch.float8_e4m3fn
+
+
+def resolved(flag: str, quantisation: str | None, dtype: torch.dtype) -> torch.dtype:
+    """The KV cache's dtype as SGLang decides it, for a checkpoint whose quantisation config names one."""
+    from sglang.srt.mem_cache.kv_cache_dtype import configure_kv_cache_dtype
+
+    model = SimpleNamespace(quant_config=SimpleNamespace(kv_cache_quant_algo=quantisation))
+    known = {"server_args_kv_cache_dtype": flag, "model": model, "model_dtype": dtype}
+    others = dict.fromkeys(inspect.signature(configure_kv_cache_dtype).parameters.keys() - known.keys())
+    return configure_kv_cache_dtype(**known, **others)[1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "quantisation", "dtype", "device"),
+    [
+        ("auto", None, BF16, "cuda"),
+        ("auto", None, FP16, "cuda"),
+        ("auto", "FP8", BF16, "cuda"),
+        ("auto", "FP8", FP16, "cuda:1"),
+        ("auto", "NVFP4", BF16, "cuda"),  # weights' algorithms other than FP8 leave the cache alone
+        ("fp8_e4m3", None, FP16, "cuda"),
+        ("bfloat16", "FP8", BF16, "cuda"),
+        ("auto", None, FP32, "cpu"),
+        ("bfloat16", "FP8", FP32, "cpu"),
+    ],
+)
+def test_served(flag: str, quantisation: str | None, dtype: torch.dtype, device: str) -> None:
+    check_dtypes(dtype, resolved(flag, quantisation, dtype), device)
+
+
+@pytest.mark.parametrize(
+    ("flag", "quantisation", "dtype", "device", "found", "fix"),
+    [
+        ("auto", "FP8", BF16, "cpu", "float8_e4m3fn under a model in bfloat16", "add --kv-cache-dtype bfloat16"),
+        ("bfloat16", None, FP16, "cuda", "bfloat16 under a model in float16", "leave out --kv-cache-dtype"),
+        ("auto", None, FP32, "cuda", "a model in float32", "add --dtype bfloat16"),
+    ],
+)
+def test_refused_in_one_line(
+    flag: str, quantisation: str | None, dtype: torch.dtype, device: str, found: str, fix: str
+) -> None:
+    kv_dtype = resolved(flag, quantisation, dtype)
+    with pytest.raises(UnsupportedError, match="does not work with lim") as caught:
+        check_dtypes(dtype, kv_dtype, device)
+    line = str(caught.value)
+    assert found in line
+    assert fix in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize("kv_dtype", [torch.float8_e5m2, torch.float4_e2m1fn_x2], ids=str)
+def test_other_formats_are_refused(kv_dtype: torch.dtype) -> None:
+    """By name they are refused before weights are loaded; should a checkpoint ever bring one, then here."""
+    with pytest.raises(UnsupportedError, match=r"a KV cache of float[48]_e[25]m[12]"):
+        check_dtypes(BF16, kv_dtype, "cuda")
+
+
+@pytest.mark.parametrize("group", [64, 128])
+def test_heads_that_fit_nowhere_are_refused(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_check, "card_of", lambda _device: Card((8, 6), 99 << 10))
+    heads, device = HeadShape(512, group, BF16, E4M3), torch.device("cuda")
+    if group == 64:
+        check_heads(heads, device, [AttendConfig()])
+        return
+    with pytest.raises(UnsupportedError, match="head size 512 with 128 query heads per KV head") as caught:
+        check_heads(heads, device, [AttendConfig()])
+    assert str(caught.value).endswith("(leave out --attention-backend lim)")
+    assert "\n" not in str(caught.value)
