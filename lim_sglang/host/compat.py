@@ -24,6 +24,7 @@ _SRT = "sglang.srt"
 _BACKEND = f"{_SRT}.layers.attention.torch_native_backend"
 _LAYER = f"{_SRT}.layers.radix_attention"
 _POOL = f"{_SRT}.mem_cache.memory_pool"
+_GRAMMAR = f"{_SRT}.constrained.xgrammar_backend"
 
 PLUGIN_NAMES: tuple[HostName, ...] = (
     HostName(f"{_SRT}.plugins.hook_registry", "HookRegistry.register", ("target", "hook", "hook_type"), "all patches"),
@@ -53,6 +54,8 @@ PLUGIN_NAMES: tuple[HostName, ...] = (
     HostName(f"{_SRT}.distributed.utils", "get_pp_indices", ("num_hidden_layers", "pp_rank", "pp_size"), "PP stages"),
     HostName(f"{_SRT}.managers.scheduler", "Scheduler.get_internal_state", ("recv_req",), "/server_info"),
     HostName(f"{_SRT}.utils.common", "support_triton", ("backend",), "serving without a GPU"),
+    HostName(_GRAMMAR, "XGrammarGrammar.apply_vocab_mask", ("logits", "vocab_mask"), "grammars without a GPU"),
+    HostName(_GRAMMAR, "XGrammarGrammarBackend.apply_vocab_mask", ("logits", "vocab_mask"), "grammars without a GPU"),
 )
 
 TORCH_NATIVE_NAMES: tuple[HostName, ...] = (
@@ -137,6 +140,7 @@ SERVER_ARGS_FIELDS = (
     "json_model_override_args",
     "kv_cache_dtype",
     "model_path",
+    "page_size",
     "port",
     "pp_size",
     "prefill_attention_backend",
@@ -222,6 +226,13 @@ def model_config_of_command_line(args: Any) -> Any | None:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         logger.debug("no config at %s yet: %s", args.model_path, error)
         return None
+
+
+def serves_on_cpu() -> bool:
+    """Whether SGLang will launch no Triton kernel for ``lim`` in this process: only the CPU host makes it so."""
+    from sglang.srt.utils.common import support_triton
+
+    return not support_triton("lim")
 
 
 def is_mha(config: Any) -> bool:
