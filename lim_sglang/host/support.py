@@ -180,7 +180,7 @@ REFUSALS: tuple[Refusal, ...] = (
         "a CPU without the CPU host",
         lambda args, _model: "--device cpu" if args.device == "cpu" and not compat.serves_on_cpu() else "",
         "a process that may use a GPU has no stand-ins for SGLang's GPU kernels",
-        "leave out --device cpu; or hide the GPU (CUDA_VISIBLE_DEVICES=) and run `python -m lim_patches.cpu_host enable`",
+        "leave out --device cpu, or set CUDA_VISIBLE_DEVICES= and run `python -m lim_patches.cpu_host enable`",
     ),
     Refusal(
         "pages of more than one token on a CPU",

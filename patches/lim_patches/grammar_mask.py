@@ -1,4 +1,4 @@
-"""Masks logits by a grammar on a CPU: SGLang's mask raises there and takes the scheduler with it; xgrammar's does not."""
+"""Masks logits by a grammar on a CPU, with xgrammar: SGLang's own mask raises there and ends the scheduler."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ def mask(original: Callable[..., None], logits: torch.Tensor, vocab_mask: torch.
         logits: [B, vocabulary] of any float dtype.
         vocab_mask: [B, ceil(vocabulary / 32)] int32, a bit per token, 0 where it is forbidden.
     """
-    if logits.device.type != "cpu":
-        return original(logits=logits, vocab_mask=vocab_mask)
     from xgrammar import apply_token_bitmask_inplace
 
-    apply_token_bitmask_inplace(logits, vocab_mask)
+    on_cpu = logits.device.type == "cpu"
+    (apply_token_bitmask_inplace if on_cpu else original)(logits, vocab_mask)
 
 
 def mask_by_request(

@@ -45,7 +45,7 @@ def check_sampling(_result: Any, params: Any, vocab_size: int) -> None:
         _expect(holds, f"logit_bias[{token}]", bias, f"a number from -{_LARGEST_BIAS:g} to {_LARGEST_BIAS:g}")
     _expect(params.top_k <= _LARGEST_INT32, "top_k", params.top_k, f"at most {_LARGEST_INT32}")
     for token in params.stop_token_ids or () if params.min_new_tokens > 0 else ():
-        _expect(_lies_within(token, 0, vocab_size - 1), "stop_token_ids", token, f"0 to {vocab_size - 1}")
+        _expect(0 <= token < vocab_size, "stop_token_ids", token, f"0 to {vocab_size - 1}")
 
 
 def check_request(_result: Any, manager: Any, obj: Any, input_ids: Sequence[int] | None) -> None:
@@ -56,14 +56,15 @@ def check_request(_result: Any, manager: Any, obj: Any, input_ids: Sequence[int]
     """
     ready = obj.sampling_params.get("is_normalized")  # SGLang's own mark, with which it prepares nothing
     _expect(not ready, "is_normalized", ready, "nothing")
+    _expect(input_ids is None or len(input_ids) > 0, "input_ids", input_ids, "at least one token")
+    last = manager.model_config.vocab_size - 1
     for token in input_ids or ():
-        _expect(token >= 0, "input_ids", token, "no negative token")
+        _expect(0 <= token <= last, "input_ids", token, f"0 to {last}")
     overrides = getattr(obj, "positional_embed_overrides", None)
     _expect(overrides is None or hasattr(overrides, "positions"), "positional_embed_overrides", overrides, "nothing")
     if getattr(obj, "return_logprob", False):
-        vocab_size = manager.model_config.vocab_size
         wanted, start = obj.top_logprobs_num, obj.logprob_start_len
-        _expect(_lies_within(wanted, 0, vocab_size), "top_logprobs_num", wanted, f"0 to {vocab_size}")
+        _expect(_lies_within(wanted, 0, last + 1), "top_logprobs_num", wanted, f"0 to {last + 1}")
         _expect(start >= -1, "logprob_start_len", start, "-1 or more")
 
 

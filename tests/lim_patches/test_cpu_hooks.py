@@ -64,9 +64,9 @@ def test_a_grammar_masks_on_a_cpu(owner: str, dtype: torch.dtype) -> None:
 
 def test_a_mask_on_another_device_is_sglangs() -> None:
     logits, vocab_mask = torch.empty(1, 8, device="meta"), torch.empty(1, 1, dtype=torch.int32, device="meta")
-    seen: dict[str, Any] = {}
-    grammar_mask.mask(seen.update, logits, vocab_mask)
-    assert seen == {"logits": logits, "vocab_mask": vocab_mask}
+    seen: list[Any] = []
+    grammar_mask.mask(lambda *tensors: seen.extend(tensors), logits, vocab_mask)
+    assert [id(tensor) for tensor in seen] == [id(logits), id(vocab_mask)]
 
 
 @pytest.mark.usefixtures("hooked")
@@ -130,3 +130,55 @@ def test_sampling_values_that_are_served(values: dict[str, Any]) -> None:
     params = SamplingParams(**values)
     params.verify(VOCABULARY)
     assert all(getattr(params, name) == value for name, value in values.items() if name in ("regex", "logit_bias"))
+
+
+def request(**fields: Any) -> Any:
+    """A request as SGLang's tokenizer manager holds it when it validates it."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    made = GenerateReqInput(**({"text": "a"} | fields))
+    made.normalize_batch_and_arguments()
+    return made
+
+
+REFUSED_REQUESTS = {
+    "start of log-probabilities": ({"return_logprob": True, "logprob_start_len": -5}, "logprob_start_len=-5 is not"),
+    "more than all tokens": ({"return_logprob": True, "top_logprobs_num": 101}, "top_logprobs_num=101 .* 0 to 100"),
+    "fewer than none": ({"return_logprob": True, "top_logprobs_num": -1}, "top_logprobs_num=-1 is not allowed"),
+    "embeddings that are none": ({"positional_embed_overrides": {"a": 1}}, "positional_embed_overrides={'a': 1} is"),
+    "parameters as if prepared": ({"sampling_params": {"is_normalized": True}}, "is_normalized=True is not allowed"),
+}
+SERVED_REQUESTS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "log-probabilities": {"return_logprob": True},
+    "all log-probabilities": {"return_logprob": True, "top_logprobs_num": 100, "logprob_start_len": 0},
+    "values that nothing looks at": {"top_logprobs_num": -1, "logprob_start_len": -5},
+}
+MANAGER = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCABULARY))
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED_REQUESTS.values(), ids=REFUSED_REQUESTS)
+def test_requests_that_would_end_the_scheduler(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        request_values.check_request(None, MANAGER, request(**fields), [0, 99])
+
+
+@pytest.mark.parametrize(
+    ("input_ids", "message"),
+    [
+        ([0, -1], "input_ids=-1 is not allowed: expected 0 to 99"),
+        ([0, 100], "input_ids=100 is not allowed: expected 0 to 99"),
+        ([], r"input_ids=\[\] is not allowed: expected at least one token"),
+    ],
+)
+def test_prompts_that_would_end_the_scheduler(input_ids: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        request_values.check_request(None, MANAGER, request(), input_ids)
+
+
+@pytest.mark.parametrize("fields", SERVED_REQUESTS.values(), ids=SERVED_REQUESTS)
+@pytest.mark.parametrize("input_ids", [None, [0, 99]])
+def test_requests_that_are_served(fields: dict[str, Any], input_ids: list[int] | None) -> None:
+    made = request(**fields)
+    request_values.check_request(None, MANAGER, made, input_ids)
+    assert made.text == "a"
