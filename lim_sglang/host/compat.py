@@ -26,6 +26,7 @@ _SRT = "sglang.srt"
 _BACKEND = f"{_SRT}.layers.attention.torch_native_backend"
 _LAYER = f"{_SRT}.layers.radix_attention"
 _POOL = f"{_SRT}.mem_cache.memory_pool"
+_GRAMMAR = f"{_SRT}.constrained.xgrammar_backend"
 
 PLUGIN_NAMES: tuple[HostName, ...] = (
     HostName(f"{_SRT}.plugins.hook_registry", "HookRegistry.register", ("target", "hook", "hook_type"), "all patches"),
@@ -70,6 +71,8 @@ PLUGIN_NAMES: tuple[HostName, ...] = (
     HostName(f"{_SRT}.managers.scheduler", "Scheduler.get_internal_state", ("recv_req",), "/server_info"),
     HostName(f"{_SRT}.utils.common", "assert_pkg_version", ("pkg", "min_version"), "the versions that a GPU needs"),
     HostName(f"{_SRT}.utils.common", "support_triton", ("backend",), "serving without a GPU"),
+    HostName(_GRAMMAR, "XGrammarGrammar.apply_vocab_mask", ("logits", "vocab_mask"), "grammars without a GPU"),
+    HostName(_GRAMMAR, "XGrammarGrammarBackend.apply_vocab_mask", ("logits", "vocab_mask"), "grammars without a GPU"),
 )
 
 TORCH_NATIVE_NAMES: tuple[HostName, ...] = (
@@ -176,6 +179,7 @@ SERVER_ARGS_FIELDS = (
     "kv_cache_dtype",
     "model_config_parser",
     "model_path",
+    "page_size",
     "port",
     "pp_size",
     "prefill_attention_backend",
@@ -304,6 +308,13 @@ def _check_readable(args: Any) -> None:
         )
     except Exception as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def serves_on_cpu() -> bool:
+    """Whether SGLang will launch no Triton kernel for ``lim`` in this process: only the CPU host makes it so."""
+    from sglang.srt.utils.common import support_triton
+
+    return not support_triton("lim")
 
 
 def is_mha(config: Any) -> bool:

@@ -283,6 +283,18 @@ REFUSALS: tuple[Refusal, ...] = (
         "tokens are not single rows of the cache",
         "leave out --enable-page-major-kv-layout",
     ),
+    Refusal(
+        "a CPU without the CPU host",
+        lambda args, _model: "--device cpu" if args.device == "cpu" and not compat.serves_on_cpu() else "",
+        "a process that may use a GPU has no stand-ins for SGLang's GPU kernels",
+        "leave out --device cpu, or set CUDA_VISIBLE_DEVICES= and run `python -m lim_patches.cpu_host enable`",
+    ),
+    Refusal(
+        "pages of more than one token on a CPU",
+        lambda args, model: _flag("page_size", (None, 1))(args, model) if args.device == "cpu" else "",
+        "SGLang allocates them by Triton kernels, which need a GPU",
+        "leave out --page-size",
+    ),
 )
 
 

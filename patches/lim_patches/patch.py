@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lim_patches.cpu_host import is_active
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -20,17 +22,20 @@ class Patch:
         kind: See ``hook``.
         only_if_loaded: Module without which the patch is not wanted in this process, so that a hook never
             makes a process import what it does not use.
+        only_on_cpu_host: Not wanted where the process may use a GPU.
     """
 
     target: str
     hook: Callable[..., Any]
     kind: Literal["after", "around"]
     only_if_loaded: str = ""
+    only_on_cpu_host: bool = False
 
     @property
     def wanted(self) -> bool:
-        """By what the process has loaded so far; ``registry.register`` asks once."""
-        return not self.only_if_loaded or self.only_if_loaded in sys.modules
+        """By what the process has loaded so far and may use; ``registry.register`` asks once."""
+        loaded = not self.only_if_loaded or self.only_if_loaded in sys.modules
+        return loaded and (not self.only_on_cpu_host or is_active())
 
     def register(self) -> None:
         """Hand the hook to SGLang, which applies it after all plugins have run."""

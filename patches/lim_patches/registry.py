@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from lim_patches import add_cli_args, check_server_args, from_cli_args, internal_state, support_triton
+from lim_patches import (
+    add_cli_args,
+    check_server_args,
+    from_cli_args,
+    grammar_mask,
+    internal_state,
+    request_values,
+    scaling_penalties,
+    support_triton,
+)
 from lim_patches.patch import Patch
 
 PATCHES: tuple[Patch, ...] = (
@@ -11,6 +20,9 @@ PATCHES: tuple[Patch, ...] = (
     check_server_args.PATCH,
     internal_state.PATCH,
     support_triton.PATCH,
+    *grammar_mask.PATCHES,
+    scaling_penalties.PATCH,
+    *request_values.PATCHES,
 )
 _registered: list[Patch] = []
 

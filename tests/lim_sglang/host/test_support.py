@@ -7,6 +7,7 @@ import ast
 import inspect
 import json
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 
+from lim_patches.cpu_host import deactivate, gpu_device, is_active
 from lim_sglang.host import compat
 from lim_sglang.host.launch import check_command_line, check_launch, resolve
 from lim_sglang.host.support import REFUSALS, UnsupportedError, check_supported
@@ -135,6 +137,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv("SGLANG_LIM_CONFIG", raising=False)
     load_plugins()
+    if gpu_device() is not None:  # launches here are for a CPU, also where there is a GPU
+        monkeypatch.setattr(compat, "serves_on_cpu", lambda: True)
 
 
 @pytest.fixture
@@ -281,6 +285,7 @@ def test_other_dtypes_are_served(launch: Launch, model_dtype: str, options: dict
         ("enable_page_major_kv_layout", True, "--enable-page-major-kv-layout"),
         ("kv_cache_dtype", "fp8_e4m3", "--kv-cache-dtype fp8_e4m3"),
         ("device", "xpu", "--device xpu"),
+        ("page_size", 16, "--page-size 16"),
         ("decode_attention_backend", "torch_native", "--decode-attention-backend torch_native"),
     ],
 )
@@ -298,6 +303,45 @@ def test_an_amd_gpu_is_refused_though_sglang_calls_it_cuda(monkeypatch: pytest.M
     monkeypatch.setattr(torch.version, "hip", "6.3.1")
     assert entry.found(on_gpu, model) == "an AMD GPU"
     assert entry.found(SimpleNamespace(device="cpu"), model) == ""
+
+
+def test_pages_are_refused_on_a_cpu_only() -> None:
+    entry = next(entry for entry in REFUSALS if entry.feature.startswith("pages"))
+    found = {
+        (device, size): entry.found(SimpleNamespace(device=device, page_size=size), object())
+        for device in ("cpu", "cuda", None)
+        for size in (None, 1, 64)
+    }
+    assert {key: text for key, text in found.items() if text} == {("cpu", 64): "--page-size 64"}
+
+
+def test_pages_on_a_cpu_are_one_line_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sglang.srt.server_args import prepare_server_args
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    options = ["--attention-backend", "lim", "--load-format", "dummy", "--skip-tokenizer-init", "--device", "cpu"]
+    with pytest.raises(SystemExit) as caught:
+        prepare_server_args(["--model-path", str(tmp_path), *options, "--page-size", "16"])
+    assert caught.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("lim-sglang: error: --page-size 16 does not work with lim: SGLang allocates them by Triton")
+    assert line.endswith("leave out --page-size")
+
+
+@pytest.mark.skipif(gpu_device() is not None, reason="there the CPU host is never active")
+def test_a_cpu_is_refused_where_the_cpu_host_is_off(launch: Launch) -> None:
+    """As it is in a process that may use a GPU."""
+    server_args = launch()
+    assert is_active()
+    assert compat.serves_on_cpu()
+    finders = list(sys.meta_path)
+    try:
+        deactivate()
+        text = refusal(server_args)
+    finally:
+        sys.meta_path[:] = finders
+    assert text.startswith("--device cpu does not work with lim: a process that may use a GPU")
+    assert "CUDA_VISIBLE_DEVICES=" in text
 
 
 def test_a_config_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,184 @@
+"""What SGLang cannot do on a CPU and our host can: each hook against its definition, with SGLang's own classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import lim_patches.patch
+from lim_patches import grammar_mask, request_values, scaling_penalties
+from lim_patches.registry import PATCHES
+
+VOCABULARY = 100
+
+
+@pytest.fixture
+def hooked() -> Iterator[None]:
+    """This process with the hooks of the CPU host, whatever else it has loaded."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    missing = [patch for patch in PATCHES if patch.only_on_cpu_host and not patch.applied]
+    for patch in missing:
+        patch.register()
+    HookRegistry.apply_hooks()
+    yield
+    for patch in missing:
+        patch.undo()
+
+
+def test_hooks_of_the_cpu_host_are_not_wanted_where_a_gpu_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours = [*grammar_mask.PATCHES, scaling_penalties.PATCH, *request_values.PATCHES]
+    assert [patch for patch in PATCHES if patch.only_on_cpu_host] == ours
+    for active in (False, True):
+        monkeypatch.setattr(lim_patches.patch, "is_active", lambda active=active: active)
+        assert {replace(patch, only_if_loaded="").wanted for patch in ours} == {active}
+        assert not replace(ours[0], only_if_loaded="no.such.module").wanted
+
+
+@pytest.mark.usefixtures("hooked")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("owner", ["XGrammarGrammar", "XGrammarGrammarBackend"])
+def test_a_grammar_masks_on_a_cpu(owner: str, dtype: torch.dtype) -> None:
+    """Against the bits, one by one; the second request has no grammar."""
+    from sglang.srt.constrained import xgrammar_backend
+
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, VOCABULARY, generator=generator).to(dtype)
+    allowed = torch.rand(2, 128, generator=generator) < 0.3
+    allowed[1] = True
+    bits = (allowed.view(2, 4, 32).long() << torch.arange(32)).sum(-1)
+    vocab_mask = torch.where(bits >= 2**31, bits - 2**32, bits).int()
+    expected = logits.masked_fill(~allowed[:, :VOCABULARY], float("-inf"))
+    target = getattr(xgrammar_backend, owner)
+    target = object.__new__(target) if owner == "XGrammarGrammar" else target
+    target.apply_vocab_mask(logits=logits, vocab_mask=vocab_mask)
+    assert torch.equal(logits, expected)
+    assert expected[0].isinf().any()
+    assert not expected[1].isinf().any()
+
+
+def test_a_mask_on_another_device_is_sglangs() -> None:
+    logits, vocab_mask = torch.empty(1, 8, device="meta"), torch.empty(1, 1, dtype=torch.int32, device="meta")
+    seen: list[Any] = []
+    grammar_mask.mask(lambda *tensors: seen.extend(tensors), logits, vocab_mask)
+    assert [id(tensor) for tensor in seen] == [id(logits), id(vocab_mask)]
+
+
+@pytest.mark.usefixtures("hooked")
+def test_repetition_penalties_compile_nothing() -> None:
+    from sglang.srt.sampling import sampling_batch_info
+
+    logits = torch.randn(2, VOCABULARY, generator=torch.Generator().manual_seed(0))
+    penalties = torch.tensor([[1.5], [1.0]]).expand(2, VOCABULARY)
+    expected = torch.where(logits < 0, logits * penalties, logits / penalties)
+    before = logits.clone()
+    with torch.compiler.set_stance("fail_on_recompile"):
+        sampling_batch_info.apply_scaling_penalties(logits, penalties)
+    assert torch.equal(logits, expected)
+    assert not torch.equal(logits[0], before[0])
+
+
+REFUSED_SAMPLING = {
+    "schema that is no text": ({"json_schema": {"type": "object"}}, "json_schema={'type': 'object'} is not allowed"),
+    "regex that is no text": ({"regex": 5}, "regex=5 is not allowed: Expected `str"),
+    "grammar that is no text": ({"ebnf": ["a"]}, r"ebnf=\['a'\] is not allowed: Expected `str"),
+    "tag that is no text": ({"structural_tag": {"a": 1}}, "structural_tag={'a': 1} is not allowed: Expected `str"),
+    "half a token": ({"max_new_tokens": 2.5}, "max_new_tokens=2.5 is not allowed: Expected `int"),
+    "bias that is no number": ({"logit_bias": {"5": "x"}}, "logit_bias={'5': 'x'} is not allowed: Expected `float`"),
+    "bias of nothing": ({"logit_bias": {"5": None}}, r"logit_bias={'5': None} is not allowed"),
+    "bias that is not finite": ({"logit_bias": {"5": float("nan")}}, r"logit_bias\[5\]=nan is not allowed"),
+    "bias beyond float32": ({"logit_bias": {"5": 1e39}}, r"logit_bias\[5\]=1e\+39 is not allowed: .* 1e\+30"),
+    "top_k beyond int32": ({"top_k": 2**31}, "top_k=2147483648 is not allowed: expected at most 2147483647"),
+    "stop token below the vocabulary": (
+        {"stop_token_ids": [-1], "min_new_tokens": 1},
+        "stop_token_ids=-1 is not allowed: expected 0 to 99",
+    ),
+    "stop token beyond it": ({"stop_token_ids": [100], "min_new_tokens": 1}, "stop_token_ids=100 is not allowed"),
+}
+SERVED_SAMPLING: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "texts": {"regex": "[0-9]"},
+    "bias": {"logit_bias": {"0": -100, "99": 1e30}},
+    "all tokens": {"top_k": -1},
+    "most tokens": {"top_k": 2**31 - 1},
+    "stop tokens": {"stop_token_ids": [0, 99], "min_new_tokens": 1},
+    "whole numbers as floats": {"max_new_tokens": 8, "temperature": 1, "top_p": 1},
+    "custom parameters of any depth": {"custom_params": {"a": {"b": {"c": [1]}}}},
+    "stop tokens that nothing looks up": {"stop_token_ids": [100]},
+}
+
+
+@pytest.mark.usefixtures("hooked")
+@pytest.mark.parametrize(("values", "message"), REFUSED_SAMPLING.values(), ids=REFUSED_SAMPLING)
+def test_sampling_values_that_would_end_the_scheduler(values: dict[str, Any], message: str) -> None:
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(**values).verify(VOCABULARY)
+
+
+@pytest.mark.usefixtures("hooked")
+@pytest.mark.parametrize("values", SERVED_SAMPLING.values(), ids=SERVED_SAMPLING)
+def test_sampling_values_that_are_served(values: dict[str, Any]) -> None:
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    params = SamplingParams(**values)
+    params.verify(VOCABULARY)
+    assert all(getattr(params, name) == value for name, value in values.items() if name in ("regex", "logit_bias"))
+
+
+def request(**fields: Any) -> Any:
+    """A request as SGLang's tokenizer manager holds it when it validates it."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
+    made = GenerateReqInput(**({"text": "a"} | fields))
+    made.normalize_batch_and_arguments()
+    return made
+
+
+REFUSED_REQUESTS = {
+    "start of log-probabilities": ({"return_logprob": True, "logprob_start_len": -5}, "logprob_start_len=-5 is not"),
+    "more than all tokens": ({"return_logprob": True, "top_logprobs_num": 101}, "top_logprobs_num=101 .* 0 to 100"),
+    "fewer than none": ({"return_logprob": True, "top_logprobs_num": -1}, "top_logprobs_num=-1 is not allowed"),
+    "embeddings that are none": ({"positional_embed_overrides": {"a": 1}}, "positional_embed_overrides={'a': 1} is"),
+    "parameters as if prepared": ({"sampling_params": {"is_normalized": True}}, "is_normalized=True is not allowed"),
+}
+SERVED_REQUESTS: dict[str, dict[str, Any]] = {
+    "nothing": {},
+    "log-probabilities": {"return_logprob": True},
+    "all log-probabilities": {"return_logprob": True, "top_logprobs_num": 100, "logprob_start_len": 0},
+    "values that nothing looks at": {"top_logprobs_num": -1, "logprob_start_len": -5},
+}
+MANAGER = SimpleNamespace(model_config=SimpleNamespace(vocab_size=VOCABULARY))
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED_REQUESTS.values(), ids=REFUSED_REQUESTS)
+def test_requests_that_would_end_the_scheduler(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        request_values.check_request(None, MANAGER, request(**fields), [0, 99])
+
+
+@pytest.mark.parametrize(
+    ("input_ids", "message"),
+    [
+        ([0, -1], "input_ids=-1 is not allowed: expected 0 to 99"),
+        ([0, 100], "input_ids=100 is not allowed: expected 0 to 99"),
+        ([], r"input_ids=\[\] is not allowed: expected at least one token"),
+    ],
+)
+def test_prompts_that_would_end_the_scheduler(input_ids: list[int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        request_values.check_request(None, MANAGER, request(), input_ids)
+
+
+@pytest.mark.parametrize("fields", SERVED_REQUESTS.values(), ids=SERVED_REQUESTS)
+@pytest.mark.parametrize("input_ids", [None, [0, 99]])
+def test_requests_that_are_served(fields: dict[str, Any], input_ids: list[int] | None) -> None:
+    made = request(**fields)
+    request_values.check_request(None, MANAGER, made, input_ids)
+    assert made.text == "a"
