@@ -7,6 +7,7 @@ from typing import Any
 
 from lim_sglang import metrics
 from lim_sglang.attention.loaded import plan_of_loaded
+from lim_sglang.host.cache_check import check_dtypes
 from lim_sglang.host.launch import one_line_for_the_command_line, resolve
 from lim_sglang.layer_plan import LayerRole
 
@@ -23,12 +24,14 @@ def build(runner: Any) -> Any:
     with one_line_for_the_command_line(runner.server_args):
         config, planned = resolve(runner.server_args, runner.model_config, warn=True)
         plan = plan_of_loaded(planned, runner)
-    counts = ", ".join(f"{plan.count(role)} {role.name.lower()}" for role in LayerRole)
-    logger.info("lim: %s, layers: %s, selecting in %s", config, counts, list(plan.select_layers))
-    enable_metrics = bool(getattr(runner.server_args, "enable_metrics", False))
-    recorded = metrics.DecodeMetrics(config, plan, prometheus=enable_metrics)
+        check_dtypes(runner.dtype, runner.kv_cache_dtype, str(runner.device))
+        counts = ", ".join(f"{plan.count(role)} {role.name.lower()}" for role in LayerRole)
+        logger.info("lim: %s, layers: %s, selecting in %s", config, counts, list(plan.select_layers))
+        enable_metrics = bool(getattr(runner.server_args, "enable_metrics", False))
+        recorded = metrics.DecodeMetrics(config, plan, prometheus=enable_metrics)
+        backend = _backend_class(str(runner.device))(runner, config, plan, recorded)
     metrics.publish(recorded)
-    return _backend_class(str(runner.device))(runner, config, plan, recorded)
+    return backend
 
 
 def _backend_class(device: str) -> Any:

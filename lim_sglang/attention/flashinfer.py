@@ -17,15 +17,17 @@ from typing import Any
 import torch
 from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
 
-from lim_kernels.select.launch import write_sparse_indptr
+from lim_kernels.select.launch import LaunchConfig, write_sparse_indptr
 from lim_sglang.attention.wrappers import (
+    SPARSE_LAUNCH,
     AttentionShape,
     SelectWrapper,
     SparseWrappers,
     StepBuffers,
 )
 from lim_sglang.config import LimConfig
-from lim_sglang.errors import PREFIX
+from lim_sglang.host.cache_check import check_heads
+from lim_sglang.host.support import UnsupportedError
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.metrics import DecodeMetrics
 
@@ -52,6 +54,7 @@ class LimFlashInferBackend(FlashInferAttnBackend):
             updater.q_data_type,
             updater.data_type,
         )
+        check_heads(shape.heads, self.kv_last_page_len.device, (LaunchConfig().attend, SPARSE_LAUNCH))
         self.buffers = self._make_buffers(shape)
         self.sparse = SparseWrappers(self.buffers, self.workspace_buffer, config.budget, shape)
         logger.info("lim: %d MiB beyond the dense backend", self.buffers.nbytes >> 20)
@@ -60,7 +63,7 @@ class LimFlashInferBackend(FlashInferAttnBackend):
         """Those of the largest batch of the longest requests.
 
         Raises:
-            RuntimeError: SGLang's own allocations, which come first, have left too little.
+            UnsupportedError: SGLang's own allocations, which come first, have left too little.
         """
         max_batch, device = len(self.kv_last_page_len), self.kv_last_page_len.device
         sizes = max_batch, self.max_context_len, self.split, shape
@@ -69,8 +72,8 @@ class LimFlashInferBackend(FlashInferAttnBackend):
         except torch.OutOfMemoryError as error:
             wanted = StepBuffers.allocate(*sizes, torch.device("meta")).nbytes
             free, total = torch.cuda.mem_get_info(device)
-            raise RuntimeError(
-                f"{PREFIX}: error: no room for lim's buffers: {wanted >> 20} MiB for {max_batch} requests of up to "
+            raise UnsupportedError(
+                f"no room for lim's buffers: {wanted >> 20} MiB for {max_batch} requests of up to "
                 f"{self.max_context_len} tokens, and {free >> 20} MiB are free; lower --mem-fraction-static by "
                 f"{math.ceil(100 * wanted / total) / 100}, or --max-running-requests or --context-length"
             ) from error

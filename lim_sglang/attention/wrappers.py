@@ -13,7 +13,8 @@ import torch
 from flashinfer import BatchDecodeWithPagedKVCacheWrapper
 from torch import Tensor
 
-from lim_kernels.decode.launch import AttendConfig, AttendWorkspace, KVCache, Requests, attend
+from lim_kernels.decode.config import AttendConfig, HeadShape
+from lim_kernels.decode.launch import AttendWorkspace, KVCache, Requests, attend
 from lim_kernels.select.budget import BudgetSplit
 from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace, SlotIndex
 
@@ -31,6 +32,11 @@ class AttentionShape:
     head_dim: int
     q_dtype: torch.dtype
     kv_dtype: torch.dtype
+
+    @property
+    def heads(self) -> HeadShape:
+        """What launches of attention size their tiles by."""
+        return HeadShape(self.head_dim, self.num_qo_heads // self.num_kv_heads, self.q_dtype, self.kv_dtype)
 
     @property
     def split_kv_batch(self) -> int:

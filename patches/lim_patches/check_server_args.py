@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from lim_patches import request_values
 from lim_patches.patch import Patch
 from lim_sglang.host.launch import check_launch
 
 
 def check_lim(_result: Any, server_args: Any) -> None:
     check_launch(server_args)
+    for patch in request_values.PATCHES:
+        patch.apply_at_launch()
 
 
 PATCH = Patch("sglang.srt.server_args.ServerArgs.check_server_args", check_lim, "after")

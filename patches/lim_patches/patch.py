@@ -23,6 +23,8 @@ class Patch:
         only_if_loaded: Module without which the patch is not wanted in this process, so that a hook never
             makes a process import what it does not use.
         only_on_cpu_host: Not wanted where the process may use a GPU.
+        at_launch: Not wanted before this process launches a server: until then its target, which would have to be
+            imported, may never be needed. ``check_server_args`` applies it then.
     """
 
     target: str
@@ -30,18 +32,31 @@ class Patch:
     kind: Literal["after", "around"]
     only_if_loaded: str = ""
     only_on_cpu_host: bool = False
+    at_launch: bool = False
 
     @property
     def wanted(self) -> bool:
         """By what the process has loaded so far and may use; ``registry.register`` asks once."""
         loaded = not self.only_if_loaded or self.only_if_loaded in sys.modules
-        return loaded and (not self.only_on_cpu_host or is_active())
+        return loaded and not self.at_launch and self._fits_the_device
+
+    @property
+    def _fits_the_device(self) -> bool:
+        return not self.only_on_cpu_host or is_active()
 
     def register(self) -> None:
         """Hand the hook to SGLang, which applies it after all plugins have run."""
         from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
         HookRegistry.register(self.target, self.hook, HookType(self.kind))
+
+    def apply_at_launch(self) -> None:
+        """Register and apply, once, where a server is launched; every launch calls this."""
+        from sglang.srt.plugins.hook_registry import HookRegistry
+
+        if self._fits_the_device and not self.applied:
+            self.register()
+            HookRegistry.apply_hooks()
 
     @property
     def applied(self) -> bool:

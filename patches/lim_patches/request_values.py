@@ -69,11 +69,18 @@ def check_request(_result: Any, manager: Any, obj: Any, input_ids: Sequence[int]
 
 
 PATCHES = (
-    Patch("sglang.srt.sampling.sampling_params.SamplingParams.verify", check_sampling, "after", only_on_cpu_host=True),
+    Patch(
+        "sglang.srt.sampling.sampling_params.SamplingParams.verify",
+        check_sampling,
+        "after",
+        only_on_cpu_host=True,
+        at_launch=True,
+    ),
     Patch(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
         check_request,
         "after",
         only_on_cpu_host=True,
+        at_launch=True,
     ),
 )

@@ -13,6 +13,7 @@ from lim_patches.registry import PATCHES
 
 STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
 SCHEDULERS_ONLY = {patch.target for patch in PATCHES if patch.only_if_loaded}
+AT_LAUNCH = {patch.target for patch in PATCHES if patch.at_launch}
 CPU_HOST_ONLY = {patch.target for patch in PATCHES if patch.only_on_cpu_host}
 PLUGINS_FIRST = """
 from sglang.srt.plugins import load_plugins
@@ -39,7 +40,7 @@ def test_nothing_is_missed_whichever_comes_first(loads: str, in_scheduler: bool)
     done = subprocess.run([sys.executable, "-c", loads + REPORT], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     registered, not_applied, states = json.loads(done.stdout.strip().splitlines()[-1])
-    unwanted = (set() if in_scheduler else SCHEDULERS_ONLY) | (set() if is_active() else CPU_HOST_ONLY)
+    unwanted = (set() if in_scheduler else SCHEDULERS_ONLY) | (set() if is_active() else CPU_HOST_ONLY) | AT_LAUNCH
     assert STATE in SCHEDULERS_ONLY
     assert not_applied == []
     assert set(registered) == {patch.target for patch in PATCHES} - unwanted
@@ -54,3 +55,19 @@ def test_a_hook_that_another_plugin_undid_is_told() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.stdout.strip().splitlines()[-1] == f"['{STATE}']", done.stderr
+
+
+def test_what_is_wanted_at_launch_is_applied_then() -> None:
+    """The hook of ``check_server_args`` runs where SGLang's ``Engine`` and server are launched."""
+    code = PLUGINS_FIRST + (
+        "from types import SimpleNamespace\n"
+        "from lim_patches import check_server_args, registry\n"
+        "check_server_args.check_launch = lambda _args: None\n"
+        "late = [patch for patch in registry.PATCHES if patch.at_launch]\n"
+        "before = [patch.applied for patch in late]\n"
+        "for _ in range(2): check_server_args.check_lim(None, SimpleNamespace())\n"
+        "print(before, [patch.applied for patch in late], registry.not_applied())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+    found = [is_active()] * len(AT_LAUNCH)
+    assert done.stdout.strip().splitlines()[-1] == f"{[False] * len(found)} {found} []", done.stderr

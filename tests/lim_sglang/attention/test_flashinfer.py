@@ -16,7 +16,10 @@ from typing import Any
 import pytest
 import torch
 
+from lim_kernels.card import Card
 from lim_sglang.config import LimConfig
+from lim_sglang.host import cache_check
+from lim_sglang.host.support import UnsupportedError
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.metrics import DecodeMetrics
 
@@ -253,9 +256,16 @@ def test_no_room_for_the_buffers_is_one_line(
     shape = wrappers.AttentionShape(HEADS, KV_HEADS, HEAD_DIM, torch.float32, torch.float32)
     wanted = allocate(MAX_BATCH, CONTEXT, CONFIG.split, shape, torch.device("meta")).nbytes
     line = (
-        f"lim-sglang: error: no room for lim's buffers: {wanted >> 20} MiB for 12 requests of up to 64 tokens, and "
+        f"no room for lim's buffers: {wanted >> 20} MiB for 12 requests of up to 64 tokens, and "
         f"3 MiB are free; lower --mem-fraction-static by {math.ceil(100 * wanted / (64 << 20)) / 100}, or "
         "--max-running-requests or --context-length"
     )
-    with pytest.raises(RuntimeError, match=f"^{re.escape(line)}$"):
+    with pytest.raises(UnsupportedError, match=f"^{re.escape(line)}$"):
+        make()
+
+
+def test_heads_that_fit_on_no_tile_are_refused(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Updater, "head_dim", 1 << 14)
+    monkeypatch.setattr(cache_check, "card_of", lambda _device: Card((9, 0), 232_448))
+    with pytest.raises(UnsupportedError, match=r"^head size 16384 with 2 query heads per KV head: needs \d+ bytes"):
         make()
