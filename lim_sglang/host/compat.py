@@ -1,4 +1,4 @@
-"""Every SGLang name this project relies on, and the few places where the tested versions differ.
+"""What SGLang is asked for, and the few places where the tested versions differ; ``names`` lists what is relied on.
 
 Private names are used here, in ``lim_patches`` and by the backends in ``attention``, which subclass SGLang's; only this
 module branches on a version.
@@ -15,180 +15,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.host.host_check import HostName, Verdict, check, constant_calls, source_folder
+from lim_sglang.host.host_check import Verdict, check, constant_calls, source_folder
+from lim_sglang.host.names import HOST_NAMES, SERVER_ARGS_FIELDS
 
 logger = logging.getLogger(__name__)
 
 TESTED_SGLANG = ("0.5.16", "0.5.23")
 """First and last SGLang release that the test suite runs on; outside it the plugin warns and still loads."""
-
-_SRT = "sglang.srt"
-_BACKEND = f"{_SRT}.layers.attention.torch_native_backend"
-_LAYER = f"{_SRT}.layers.radix_attention"
-_POOL = f"{_SRT}.mem_cache.memory_pool"
-_GRAMMAR = f"{_SRT}.constrained.xgrammar_backend"
-
-PLUGIN_NAMES: tuple[HostName, ...] = (
-    HostName(f"{_SRT}.plugins.hook_registry", "HookRegistry.register", ("target", "hook", "hook_type"), "all patches"),
-    HostName(f"{_SRT}.plugins.hook_registry", "HookRegistry._patched", (), "knowing that the patches took"),
-    HostName(f"{_SRT}.layers.attention.attention_registry", "register_attention_backend", ("name",), "the backend"),
-    HostName(f"{_SRT}.server_args", "add_attention_backend_choices", ("choices",), "--attention-backend lim"),
-    HostName(f"{_SRT}.server_args", "ATTENTION_BACKEND_CHOICES", (), "--attention-backend lim"),
-    HostName(f"{_SRT}.server_args", "ServerArgs.add_cli_args", ("parser",), "--lim-* flags"),
-    HostName(f"{_SRT}.server_args", "ServerArgs.from_cli_args", ("args",), "--lim-* flags"),
-    HostName(f"{_SRT}.server_args", "ServerArgs.check_server_args", ("self",), "early refusals"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.from_server_args", ("server_args",), "early refusals"),
-    HostName(
-        f"{_SRT}.configs.model_config",
-        "ModelConfig.__init__",
-        (
-            "model_path",
-            "trust_remote_code",
-            "revision",
-            "model_override_args",
-            "override_config_file",
-            "model_config_parser",
-        ),
-        "early refusals",
-    ),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.hf_config", (), "early refusals"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.hf_text_config", (), "early refusals"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.context_len", (), "windows that have an effect"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.num_attention_layers", (), "refusing loops"),
-    HostName(f"{_SRT}.configs.model_config", "is_minimax_sparse", ("config",), "refusing attention of another backend"),
-    HostName(f"{_SRT}.configs.model_config", "AttentionArch.MHA", (), "refusing MLA"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.is_hybrid_swa", (), "refusing sliding windows"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.sliding_window_size", (), "refusing sliding windows"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.is_encoder_decoder", (), "refusing encoder-decoders"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.has_attention_sinks", (), "refusing attention sinks"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.is_generation", (), "refusing models that do not decode"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.dtype", (), "refusing KV caches of another dtype"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.num_hidden_layers", (), "the layer plan"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.num_attention_heads", (), "the largest budget on a GPU"),
-    HostName(f"{_SRT}.configs.model_config", "ModelConfig.num_key_value_heads", (), "the layer plan's presets"),
-    HostName(f"{_SRT}.configs.hybrid_arch", "mambaish_config", ("model_config",), "refusing linear attention"),
-    HostName(f"{_SRT}.distributed.utils", "get_pp_indices", ("num_hidden_layers", "pp_rank", "pp_size"), "PP stages"),
-    HostName(f"{_SRT}.managers.scheduler", "Scheduler.get_internal_state", ("recv_req",), "/server_info"),
-    HostName(f"{_SRT}.utils.common", "assert_pkg_version", ("pkg", "min_version"), "the versions that a GPU needs"),
-    HostName(f"{_SRT}.utils.common", "support_triton", ("backend",), "serving without a GPU"),
-    HostName(_GRAMMAR, "XGrammarGrammar.apply_vocab_mask", ("logits", "vocab_mask"), "grammars without a GPU"),
-    HostName(_GRAMMAR, "XGrammarGrammarBackend.apply_vocab_mask", ("logits", "vocab_mask"), "grammars without a GPU"),
-)
-
-TORCH_NATIVE_NAMES: tuple[HostName, ...] = (
-    HostName(_BACKEND, "TorchNativeAttnBackend.__init__", ("model_runner",), "the CPU backend"),
-    HostName(_BACKEND, "TorchNativeAttnBackend.init_forward_metadata", ("forward_batch",), "the CPU backend"),
-    HostName(
-        _BACKEND,
-        "TorchNativeAttnBackend.forward_decode",
-        ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
-        "dense and select layers",
-    ),
-    HostName(
-        _BACKEND,
-        "TorchNativeAttnBackend._run_sdpa_forward_decode",
-        ("query", "output", "k_cache", "v_cache", "req_to_token", "req_pool_indices", "seq_lens", "scaling"),
-        "sparse layers",
-    ),
-    HostName(_BACKEND, "TorchNativeAttnBackend.token_to_kv_pool", (), "the KV cache"),
-    HostName(_BACKEND, "TorchNativeAttnBackend.req_to_token_pool", (), "the KV cache"),
-    HostName(_BACKEND, "TorchNativeAttnBackend.swa_out_cache_loc", (), "the KV cache"),
-    HostName(_POOL, "KVWriteLoc.loc", (), "the KV cache"),
-    HostName(_POOL, "MHATokenToKVPool.set_kv_buffer", ("layer", "cache_k", "cache_v"), "the KV cache"),
-    HostName(_POOL, "MHATokenToKVPool.get_key_buffer", ("layer_id",), "the KV cache"),
-    HostName(_LAYER, "RadixAttention.tp_q_head_num", (), "head counts"),
-    HostName(_LAYER, "RadixAttention.tp_k_head_num", (), "head counts"),
-    HostName(_LAYER, "RadixAttention.qk_head_dim", (), "head sizes"),
-    HostName(_LAYER, "RadixAttention.v_head_dim", (), "head sizes"),
-    HostName(_LAYER, "RadixAttention.scaling", (), "the softmax scale"),
-    HostName(_LAYER, "RadixAttention.layer_id", (), "the layer plan"),
-)
-
-_RUNNER = f"{_SRT}.model_executor.model_runner"
-
-LOADED_MODEL_NAMES: tuple[HostName, ...] = (
-    HostName(_RUNNER, "ModelRunner.model", (), "the loaded layers"),
-    HostName(_RUNNER, "ModelRunner.layer_info", (), "the stage's layers"),
-    HostName(_RUNNER, "ModelRunner.sliding_window_size", (), "windows"),
-    HostName(f"{_RUNNER}_components.layer_setup", "ModelLayerInfo.start_layer", (), "the stage's layers"),
-    HostName(f"{_RUNNER}_components.layer_setup", "ModelLayerInfo.end_layer", (), "the stage's layers"),
-    HostName(_LAYER, "RadixAttention.sliding_window_size", (), "windows"),
-    HostName(_LAYER, "RadixAttention.is_cross_attention", (), "refusing cross-attention"),
-    HostName(_LAYER, "RadixAttention.attn_type", (), "refusing encoders"),
-    HostName(_LAYER, "RadixAttention.tp_v_head_num", (), "head counts"),
-    HostName(_LAYER, "AttentionType.ENCODER_ONLY", (), "refusing encoders"),
-    HostName(f"{_SRT}.models.transformers", "TransformersBase.attention_instances", (), "the loaded layers"),
-)
-
-_FLASHINFER = f"{_SRT}.layers.attention.flashinfer_backend"
-
-FLASHINFER_NAMES: tuple[HostName, ...] = (
-    HostName(_FLASHINFER, "FlashInferAttnBackend.__init__", ("model_runner", "init_new_workspace"), "the CUDA backend"),
-    HostName(_FLASHINFER, "FlashInferAttnBackend.init_forward_metadata", ("forward_batch",), "steps without a graph"),
-    HostName(
-        _FLASHINFER,
-        "FlashInferAttnBackend.init_forward_metadata_out_graph",
-        ("forward_batch", "in_capture"),
-        "captured steps",
-    ),
-    HostName(
-        f"{_SRT}.layers.attention.base_attn_backend",
-        "AttentionBackend.init_forward_metadata_in_graph",
-        ("forward_batch",),
-        "captured steps",
-    ),
-    HostName(
-        _FLASHINFER,
-        "FlashInferAttnBackend.forward_decode",
-        ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
-        "decode",
-    ),
-    HostName(_FLASHINFER, "FlashInferAttnBackend._get_wrapper_idx", ("layer",), "sparse layers"),
-    HostName(_FLASHINFER, "FlashInferAttnBackend.workspace_buffer", (), "sparse layers"),
-    HostName(_FLASHINFER, "FlashInferAttnBackend.kv_last_page_len", (), "the largest batch"),
-    HostName(_FLASHINFER, "FlashInferAttnBackend.max_context_len", (), "the longest request"),
-    HostName(_FLASHINFER, "FlashInferAttnBackend.decode_split_tile_size", (), "deterministic inference"),
-    HostName(_FLASHINFER, "FlashInferAttnBackend.disable_cuda_graph_kv_split", (), "deterministic inference"),
-    HostName(_FLASHINFER, "FlashInferIndicesUpdaterDecode.num_qo_heads", (), "head counts"),
-    HostName(_FLASHINFER, "FlashInferIndicesUpdaterDecode.q_data_type", (), "dtypes"),
-    HostName(_FLASHINFER, "FlashInferIndicesUpdaterDecode.data_type", (), "dtypes"),
-    HostName(_FLASHINFER, "DecodeMetadata.decode_wrappers", (), "the step's slots"),
-)
-
-HOST_NAMES = PLUGIN_NAMES + TORCH_NATIVE_NAMES + LOADED_MODEL_NAMES + FLASHINFER_NAMES
-
-SERVER_ARGS_FIELDS = (
-    "attention_backend",
-    "attn_cp_size",
-    "dcp_size",
-    "decode_attention_backend",
-    "decrypted_config_file",
-    "device",
-    "disaggregation_mode",
-    "dllm_algorithm",
-    "dtype",
-    "enable_deterministic_inference",
-    "enable_hisparse",
-    "enable_page_major_kv_layout",
-    "enable_torch_compile",
-    "enable_two_batch_overlap",
-    "encoder_only",
-    "host",
-    "is_embedding",
-    "json_model_override_args",
-    "kv_cache_dtype",
-    "model_config_parser",
-    "model_path",
-    "page_size",
-    "port",
-    "pp_size",
-    "prefill_attention_backend",
-    "revision",
-    "speculative_algorithm",
-    "tp_size",
-    "trust_remote_code",
-)
-"""Launch options this project reads; a missing one is a mismatch, never a silent default."""
 
 
 def sglang_version() -> str | None:
@@ -210,7 +43,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def check_host() -> list[Verdict]:
-    """The verdict on every host name of this module; reads source files only, imports nothing of SGLang."""
+    """The verdict on every name that is relied on; reads source files only, imports nothing of SGLang."""
     return check(HOST_NAMES)
 
 
@@ -221,7 +54,7 @@ def lowest_versions() -> dict[str, str]:
     """
     if os.environ.get("SGLANG_SKIP_SGL_KERNEL_VERSION_CHECK", "").lower() in ("1", "true"):
         return {}
-    calls = constant_calls(f"{_SRT}.entrypoints.engine", "assert_pkg_version")
+    calls = constant_calls("sglang.srt.entrypoints.engine", "assert_pkg_version")
     return {str(package).replace("_", "-"): str(lowest) for package, lowest, *_ in calls}
 
 
@@ -337,7 +170,7 @@ def gives_windows(config: Any) -> bool:
     Found in the class's source, since importing a model takes seconds. Classes that are not found count as no.
     """
     name = re.compile(rf"^EntryClass\b[^#]*\b{re.escape(config.hf_config.architectures[0])}\b", re.M)
-    sources = (path.read_text(encoding="utf-8") for path in source_folder(f"{_SRT}.models").glob("*.py"))
+    sources = (path.read_text(encoding="utf-8") for path in source_folder("sglang.srt.models").glob("*.py"))
     own = next((text for text in sources if name.search(text)), "")
     return "def get_attention_sliding_window_size" in own
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from lim_sglang import plugin
-from lim_sglang.host.compat import HOST_NAMES
 from lim_sglang.host.host_check import HostName, check
+from lim_sglang.host.names import HOST_NAMES
 
 
 def run(code: str, *argv: str) -> subprocess.CompletedProcess[str]:

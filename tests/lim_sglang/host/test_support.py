@@ -19,6 +19,7 @@ import torch
 from lim_patches.cpu_host import deactivate, gpu_device, is_active
 from lim_sglang.host import compat
 from lim_sglang.host.launch import check_command_line, check_launch, resolve
+from lim_sglang.host.names import SERVER_ARGS_FIELDS
 from lim_sglang.host.support import REFUSALS, UnsupportedError, check_supported
 from lim_sglang.layer_plan import LayerRole
 from lim_sglang.servers.process import free_port
@@ -265,7 +266,7 @@ def test_a_dtype_that_a_gpu_cannot_attend_in_is_refused(
 def test_other_dtypes_are_served(launch: Launch, model_dtype: str, options: dict[str, str]) -> None:
     server_args = launch({"torch_dtype": model_dtype})
     args = compat.effective_args(server_args)
-    names = set(compat.SERVER_ARGS_FIELDS)
+    names = set(SERVER_ARGS_FIELDS)
     view = {name: getattr(args, name) for name in names} | {"device": "cuda"} | options
     check_supported(SimpleNamespace(**view), compat.model_config(server_args))
 
