@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.host.host_check import Verdict, check, constant_calls, source_folder
+from lim_sglang.host.host_check import HostName, Verdict, check, constant_calls, source_folder
 from lim_sglang.host.names import HOST_NAMES, SERVER_ARGS_FIELDS
 
 logger = logging.getLogger(__name__)
@@ -148,6 +148,11 @@ def serves_on_cpu() -> bool:
     from sglang.srt.utils.common import support_triton
 
     return not support_triton("lim")
+
+
+def pages_need_triton() -> bool:
+    """Whether this SGLang allocates pages of several tokens by Triton kernels wherever it runs; newer ones do not."""
+    return not check([HostName("sglang.srt.mem_cache.allocator.paged", "alloc_decode_naive")])[0].ok
 
 
 def is_mha(config: Any) -> bool:

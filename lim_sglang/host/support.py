@@ -46,6 +46,11 @@ def _flag(name: str, off: tuple[Any, ...] = (None, False)) -> Callable[[Any, Any
     return found
 
 
+def _on_cpu(found: Callable[[Any, Any], str]) -> Callable[[Any, Any], str]:
+    """Looks for something on a CPU only."""
+    return lambda args, model: found(args, model) if args.device == "cpu" else ""
+
+
 def _model(is_refused: Callable[[Any], bool]) -> Callable[[Any, Any], str]:
     """Finds a property of the model; what the user recognises is its architecture."""
     return lambda _args, model: f"the model ({model.hf_config.architectures[0]})" if is_refused(model) else ""
@@ -291,9 +296,21 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "pages of more than one token on a CPU",
-        lambda args, model: _flag("page_size", (None, 1))(args, model) if args.device == "cpu" else "",
-        "SGLang allocates them by Triton kernels, which need a GPU",
+        lambda args, model: _on_cpu(_flag("page_size", (None, 1)))(args, model) if compat.pages_need_triton() else "",
+        "this SGLang allocates them by Triton kernels, which need a GPU",
         "leave out --page-size",
+    ),
+    Refusal(
+        "LoRA on a CPU",
+        _on_cpu(_flag("enable_lora")),
+        "SGLang pins memory for it, which needs a GPU",
+        "leave out --enable-lora",
+    ),
+    Refusal(
+        "hierarchical cache on a CPU",
+        _on_cpu(_flag("enable_hierarchical_cache")),
+        "SGLang copies between two memories and asks CUDA for one of them",
+        "leave out --enable-hierarchical-cache",
     ),
 )
 

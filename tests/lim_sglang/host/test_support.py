@@ -287,10 +287,15 @@ def test_other_dtypes_are_served(launch: Launch, model_dtype: str, options: dict
         ("kv_cache_dtype", "fp8_e4m3", "--kv-cache-dtype fp8_e4m3"),
         ("device", "xpu", "--device xpu"),
         ("page_size", 16, "--page-size 16"),
+        ("enable_lora", True, "--enable-lora"),
+        ("enable_hierarchical_cache", True, "--enable-hierarchical-cache"),
         ("decode_attention_backend", "torch_native", "--decode-attention-backend torch_native"),
     ],
 )
-def test_options_that_are_refused(launch: Launch, option: str, value: Any, flag: str) -> None:
+def test_options_that_are_refused(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, option: str, value: Any, flag: str
+) -> None:
+    monkeypatch.setattr(compat, "pages_need_triton", lambda: True)
     text = refusal(launch(), **{option: value})
     assert text.startswith(f"{flag} does not work with lim: ")
     assert "\n" not in text
@@ -306,26 +311,52 @@ def test_an_amd_gpu_is_refused_though_sglang_calls_it_cuda(monkeypatch: pytest.M
     assert entry.found(SimpleNamespace(device="cpu"), model) == ""
 
 
-def test_pages_are_refused_on_a_cpu_only() -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "off"),
+    [("page_size", 64, 1), ("enable_lora", True, None), ("enable_hierarchical_cache", True, False)],
+)
+def test_what_a_cpu_alone_cannot_do(monkeypatch: pytest.MonkeyPatch, option: str, value: Any, off: Any) -> None:
+    monkeypatch.setattr(compat, "pages_need_triton", lambda: True)
+    entries = [entry for entry in REFUSALS if entry.feature.endswith(" on a CPU")]
+    assert len(entries) == 3
+    idle = {"page_size": 1, "enable_lora": None, "enable_hierarchical_cache": False}
+    for device, chosen, count in (("cpu", value, 1), ("cpu", off, 0), ("cuda", value, 0), (None, value, 0)):
+        args = SimpleNamespace(**(idle | {"device": device, option: chosen}))
+        assert len([entry for entry in entries if entry.found(args, object())]) == count, (device, chosen)
+
+
+@pytest.mark.skipif(gpu_device() is not None, reason="about SGLang in a process without a GPU")
+def test_pages_are_allowed_where_sglang_allocates_them_on_a_cpu(launch: Launch) -> None:
+    """Three prompts of 5, 16 and 17 tokens in pages of 16, by SGLang's own allocator."""
+    from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+
+    new = torch.tensor([5, 16, 17])
+    old, before = torch.zeros(3, dtype=torch.int64), torch.full((3,), -1)
+    allocator = PagedTokenToKVPoolAllocator(128, 16, torch.float32, "cpu", None, need_sort=False)
     entry = next(entry for entry in REFUSALS if entry.feature.startswith("pages"))
-    found = {
-        (device, size): entry.found(SimpleNamespace(device=device, page_size=size), object())
-        for device in ("cpu", "cuda", None)
-        for size in (None, 1, 64)
-    }
-    assert {key: text for key, text in found.items() if text} == {("cpu", 64): "--page-size 64"}
+    found = entry.found(SimpleNamespace(device="cpu", page_size=16), object())
+    if found:
+        with pytest.raises(RuntimeError, match="active drivers"):
+            allocator.alloc_extend(old, old, new, new, before, 38)
+    else:
+        slots = allocator.alloc_extend(old, old, new, new, before, 38)
+        starts = [*range(16, 21), *range(32, 48), *range(48, 65)]
+        assert slots.tolist() == starts
 
 
-def test_pages_on_a_cpu_are_one_line_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pages_on_a_cpu_are_one_line_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from sglang.srt.server_args import prepare_server_args
 
+    monkeypatch.setattr(compat, "pages_need_triton", lambda: True)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     options = ["--attention-backend", "lim", "--load-format", "dummy", "--skip-tokenizer-init", "--device", "cpu"]
     with pytest.raises(SystemExit) as caught:
         prepare_server_args(["--model-path", str(tmp_path), *options, "--page-size", "16"])
     assert caught.value.code == 1
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("lim-sglang: error: --page-size 16 does not work with lim: SGLang allocates them by Triton")
+    assert line.startswith("lim-sglang: error: --page-size 16 does not work with lim: this SGLang allocates them by")
     assert line.endswith("leave out --page-size")
 
 
