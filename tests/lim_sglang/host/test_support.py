@@ -7,7 +7,6 @@ import ast
 import inspect
 import json
 import socket
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from lim_patches.cpu_host import deactivate, gpu_device, is_active
+from lim_patches import support_triton
+from lim_patches.cpu_host import gpu_device
 from lim_sglang.host import compat
 from lim_sglang.host.launch import check_command_line, check_launch, resolve
 from lim_sglang.host.names import SERVER_ARGS_FIELDS
@@ -361,19 +361,21 @@ def test_pages_on_a_cpu_are_one_line_on_the_command_line(
 
 
 @pytest.mark.skipif(gpu_device() is not None, reason="there the CPU host is never active")
-def test_a_cpu_is_refused_where_the_cpu_host_is_off(launch: Launch) -> None:
-    """As it is in a process that may use a GPU."""
+def test_a_cpu_is_refused_where_sglang_would_launch_triton(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that may use a GPU, where the CPU host is off."""
     server_args = launch()
-    assert is_active()
     assert compat.serves_on_cpu()
-    finders = list(sys.meta_path)
-    try:
-        deactivate()
-        text = refusal(server_args)
-    finally:
-        sys.meta_path[:] = finders
+    monkeypatch.setattr("sglang.srt.utils.common.support_triton", lambda _backend: True)
+    text = refusal(server_args)
     assert text.startswith("--device cpu does not work with lim: a process that may use a GPU")
     assert "CUDA_VISIBLE_DEVICES=" in text
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_the_cpu_host_answers_for_lim_only_while_it_is_on(monkeypatch: pytest.MonkeyPatch, active: bool) -> None:
+    monkeypatch.setattr(support_triton, "is_active", lambda: active)
+    answers = [support_triton.without_gpu(lambda _backend: True, backend) for backend in ("lim", "triton")]
+    assert answers == [not active, True]
 
 
 def test_a_config_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
