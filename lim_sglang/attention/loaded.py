@@ -56,9 +56,10 @@ def _numbers(ids: Sequence[int], stage: range) -> str:
     """What is wrong with the layers' numbers, or an empty string."""
     if not ids:
         return "none of its layers is attention over a KV cache"
-    twice = [layer for layer, count in Counter(ids).items() if count > 1]
-    if twice:
-        return f"layer {min(twice)} attends {Counter(ids)[min(twice)]} times in a step, and a set is defined for one"
+    several = {layer: count for layer, count in Counter(ids).items() if count > 1}
+    if several:
+        first = min(several)
+        return f"layer {first} attends {several[first]} times in a step, and a set is defined for one"
     beyond = sorted(set(ids) - set(stage))
     if beyond:
         return (

@@ -24,19 +24,8 @@ from lim_sglang.host.support import REFUSALS, UnsupportedError, check_supported
 from lim_sglang.layer_plan import LayerRole
 from lim_sglang.servers.process import free_port
 
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 12,
-    "vocab_size": 512,
-    "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5,
-    "torch_dtype": "bfloat16",
-}
+from .tiny_llama import LLAMA
+
 DEEPSEEK = {
     "kv_lora_rank": 32,
     "qk_nope_head_dim": 16,

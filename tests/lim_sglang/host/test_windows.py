@@ -10,21 +10,10 @@ import pytest
 
 from lim_sglang.host import compat
 
+from . import tiny_llama
+
 CONTEXT = 4096
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 6,
-    "vocab_size": 512,
-    "max_position_embeddings": CONTEXT,
-    "rms_norm_eps": 1e-5,
-    "pad_token_id": 0,
-    "torch_dtype": "bfloat16",
-}
+LLAMA = tiny_llama.LLAMA | {"num_hidden_layers": 6, "max_position_embeddings": CONTEXT, "pad_token_id": 0}
 PHI = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
 MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": True}
