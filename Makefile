@@ -2,6 +2,9 @@
 PYTHON ?= python3
 SGLANG ?= 0.5.16
 VENV ?= .venv
+# The Triton that an SGLang release brings on a GPU; torch's CUDA builds ask for others, its CPU builds for none.
+TRITON_0.5.16 := 3.6.0
+TRITON_0.5.23 := 3.8.0
 BIN := $(VENV)/bin
 # The stamp names the versions; it is re-made when an input below changed.
 STAMP := $(VENV)/.made-for-sglang-$(SGLANG)
@@ -18,7 +21,7 @@ $(STAMP): pyproject.toml Makefile
 	$(PYTHON) -m venv --clear $(VENV)
 ifeq ($(GPU),)
 	$(BIN)/python -m pip install -q -e '.[dev,cpu-host-$(subst .,-,$(SGLANG))]'
-	$(BIN)/python -m pip install -q --no-deps sglang==$(SGLANG) torchvision==0.28.0
+	$(BIN)/python -m pip install -q --no-deps sglang==$(SGLANG) torchvision==0.28.0 triton==$(TRITON_$(SGLANG))
 	$(BIN)/python -m lim_patches.cpu_host enable
 else
 	$(BIN)/python -m pip install -q sglang==$(SGLANG)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from lim_patches.cpu_host import gpu_device
 from lim_sglang.errors import PREFIX, exit_with, one_line
 from lim_sglang.host import compat
 
@@ -49,14 +50,13 @@ def host_problem() -> str:
         return ""
     found = compat.sglang_version() or "of unknown version"
     problems = [f"{v.host_name.path}: {v.problem}" for v in compat.check_host() if not v.ok]
-    first, last = compat.TESTED_SGLANG
     if problems:
         return (
             f"SGLang {found} does not offer what lim relies on ({'; '.join(problems)}); "
-            f"install sglang>={first},<={last} and run `lim-sglang doctor`"
+            f"install {compat.supported_range()} and run `lim-sglang doctor`"
         )
-    if not compat.is_tested(found):
-        logger.warning("%s: SGLang %s is outside the tested range %s to %s", PREFIX, found, first, last)
+    if doubt := compat.untested(found, "cpu" if gpu_device() is None else "cuda"):
+        logger.warning("%s: SGLang %s is %s", PREFIX, found, doubt)
     return ""
 
 

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import TypeGuard
 
-from lim_sglang.host.compat import TESTED_SGLANG
+from lim_sglang.host.compat import supported_range
 
 ROOT = Path(__file__).parents[1]
 
@@ -166,6 +166,5 @@ def test_ports_are_only_looked_at() -> None:
 
 def test_tested_range_is_the_one_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    first, last = TESTED_SGLANG
-    assert project["optional-dependencies"]["sglang"] == [f"sglang>={first},<={last}"]
+    assert project["optional-dependencies"]["sglang"] == [supported_range()]
     assert not any(requirement.startswith(("sglang", "torch")) for requirement in project["dependencies"])

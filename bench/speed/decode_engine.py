@@ -54,7 +54,7 @@ def main() -> None:
             runs.append(start_arm("engine_arm", vars(args) | {"arm": arm}))
         rows = compare(args, arms)
         write(args.out / "decode_engine.csv", rows)  # what is measured so far
-        save(args.out / "decode_engine.json", arms)
+        save(args.out / "decode_engine.json", arms, args.note)
     print_table(rows)
 
 
@@ -70,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="measurements per shape and engine")
     parser.add_argument("--rounds", type=int, default=1, help="engines per arm")
     parser.add_argument("--profile", nargs="*", default=[], help="shapes whose steps are taken apart (GPU)")
+    parser.add_argument("--note", help="what a reader must know of this environment; the JSON file keeps it")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     args = parser.parse_args()
     args.model = default_model(args, parser)
@@ -128,8 +129,9 @@ def step_bytes(model: Path, batch: int, context: int, budget: int) -> int:
     return 2 * weights + batch * tokens * 2 * kv_heads * head_dim * 2
 
 
-def save(path: Path, arms: Arms) -> None:
+def save(path: Path, arms: Arms, note: str | None) -> None:
     """All times, without the generated tokens: they are compared already, and long."""
+    facts = about() | ({"note": note} if note else {})
     kept = {
         arm: [
             run | {"shapes": {name: {k: v for k, v in s.items() if k != "tokens"} for name, s in run["shapes"].items()}}
@@ -137,7 +139,7 @@ def save(path: Path, arms: Arms) -> None:
         ]
         for arm, runs in arms.items()
     }
-    path.write_text(json.dumps({"about": about(), "arms": kept}, indent=1) + "\n")
+    path.write_text(json.dumps({"about": facts, "arms": kept}, indent=1) + "\n")
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -67,11 +67,19 @@ def read(path: Path) -> dict[str, float]:
 
 def install(folder: Path) -> Path:
     """Make this process and those it spawns load the plugin, from metadata in ``folder``; the file it writes."""
-    metadata = folder / "lim_bench_host_timer-0.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: lim-bench-host-timer\nVersion: 0.0\n")
-    (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\nlim_bench_host_timer = {__name__}:register\n")
-    sys.path[:0] = [str(folder), str(Path(__file__).parents[2])]  # spawned processes take over this list
+    sys.path[:0] = [str(add_metadata(folder, "lim-bench-host-timer", __name__)), str(Path(__file__).parents[2])]
     times = folder / "host_times.jsonl"
     os.environ[FILE] = str(times)
     return times
+
+
+def add_metadata(folder: Path, name: str, module: str) -> Path:
+    """Write what makes SGLang call ``register()`` of ``module`` wherever ``folder``, returned, is on Python's path.
+
+    Spawned processes take over ``sys.path``.
+    """
+    metadata = folder / f"{name.replace('-', '_')}-0.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.0\n")
+    (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{name} = {module}:register\n")
+    return folder

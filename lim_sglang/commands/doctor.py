@@ -61,8 +61,7 @@ def _package(package: str) -> Finding:
 def _install_fix(package: str) -> str:
     if package in GPU_PACKAGES and compat.sglang_version() is not None:
         return f'pip install "sglang=={compat.sglang_version()}", which brings the versions that it pins'
-    first, last = compat.TESTED_SGLANG
-    return f"pip install {package}" if package == "lim-sglang" else f'pip install "sglang>={first},<={last}"'
+    return f"pip install {package}" if package == "lim-sglang" else f'pip install "{compat.supported_range()}"'
 
 
 def _device() -> list[Finding]:
@@ -90,17 +89,23 @@ def _host() -> list[Finding]:
     found = compat.sglang_version()
     if found is None:
         return []
-    first, last = compat.TESTED_SGLANG
-    install = f'pip install "sglang>={first},<={last}"'
-    findings = [
-        Finding("tested range", f"sglang {first} to {last}" + ("" if compat.is_tested(found) else " (outside)"))
-    ]
+    install = f'pip install "{compat.supported_range()}"'
+    findings = [_tested(found)]
     for verdict in compat.check_host():
         needed_for = f"ok, for {verdict.host_name.used_for}"
         findings.append(
             Finding(verdict.host_name.path, verdict.problem or needed_for, install if verdict.problem else "")
         )
     return findings
+
+
+def _tested(found: str) -> Finding:
+    """Whether this project's tests ran with this SGLang on such a device; that they did not is no failure."""
+    from lim_patches.cpu_host import gpu_device
+
+    on_cpu = gpu_device() is None
+    doubt = compat.untested(found, "cpu" if on_cpu else "cuda")
+    return Finding(f"SGLang {found}", doubt or f"tested on a {'CPU' if on_cpu else 'GPU'}")
 
 
 def _plugin() -> list[Finding]:

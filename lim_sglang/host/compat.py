@@ -20,8 +20,8 @@ from lim_sglang.host.names import HOST_NAMES, SERVER_ARGS_FIELDS
 
 logger = logging.getLogger(__name__)
 
-TESTED_SGLANG = ("0.5.16", "0.5.23")
-"""First and last SGLang release that the test suite runs on; outside it the plugin warns and still loads."""
+TESTED_SGLANG = {"cpu": ("0.5.16", "0.5.23"), "cuda": ("0.5.16", "0.5.23")}
+"""The SGLang releases that the tests of this project ran on, by kind of device; the plugin loads on others, too."""
 
 
 def sglang_version() -> str | None:
@@ -32,12 +32,26 @@ def sglang_version() -> str | None:
         return None
 
 
-def is_tested(found: str) -> bool:
-    """Whether ``found`` lies in the tested range (numeric parts only: ``0.5.16.post1`` counts as 0.5.16)."""
-    return _numbers(TESTED_SGLANG[0]) <= _numbers(found) <= _numbers(TESTED_SGLANG[1])
+def untested(found: str, device: str) -> str:
+    """What was not tested with SGLang ``found`` on a ``device`` of this kind ("cpu", "cuda"); empty where it was.
+
+    Three numbers count: ``0.5.16.post1`` is 0.5.16.
+    """
+    tested = [kind for kind, releases in TESTED_SGLANG.items() if _release(found) in map(_release, releases)]
+    if device in tested:
+        return ""
+    where = {"cpu": "a CPU", "cuda": "a GPU"}
+    rest = f"tested on {where[tested[0]]} only" if tested else "untested"
+    return f"{rest}; tested on {where[device]}: {', '.join(TESTED_SGLANG[device])}"
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def supported_range() -> str:
+    """From the first release that was tested anywhere to the last, as pip takes it: ``sglang>=A,<=B``."""
+    releases = sorted({release for tested in TESTED_SGLANG.values() for release in tested}, key=_release)
+    return f"sglang>={releases[0]},<={releases[-1]}"
+
+
+def _release(text: str) -> tuple[int, ...]:
     parts = text.split("+")[0].split(".")
     return tuple(int(p) for p in parts[:3] if p.isdigit())
 

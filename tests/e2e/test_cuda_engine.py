@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from bench.speed.host_timer import add_metadata
+
+from . import overwrite_req_to_token
 from .hf_oracle import OracleSettings, SparseOracle
 from .prompts import make_prompt
 
@@ -140,6 +143,29 @@ def test_radix_hits_change_nothing(graph_answers: dict[str, Any]) -> None:
     for length, first, second in zip(LENGTHS, graph_answers["batch"], graph_answers["again"], strict=True):
         assert second.cached == length - 1
         assert_same(second, first)
+
+
+def test_req_to_token_may_be_rewritten_once_a_step_has_read_it(
+    model: Path,
+    prompts: list[list[int]],
+    graph_answers: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The layers take their slots from the step's plan; rewriting the table before that is seen, so the test sees."""
+    steps, too_early = tmp_path / "steps", tmp_path / "too_early"
+    monkeypatch.setenv(overwrite_req_to_token.STEPS, str(steps))
+    monkeypatch.setenv(overwrite_req_to_token.TOO_EARLY, str(too_early))
+    monkeypatch.syspath_prepend(add_metadata(tmp_path, "lim-test-overwrite", overwrite_req_to_token.__name__))
+    with engine(model, "lim", disable_overlap_schedule=True) as running:
+        answers = generate(running, prompts)
+        running.flush_cache()
+        too_early.touch()
+        spoilt = generate(running, prompts)
+    assert len(steps.read_text()) >= NEW_TOKENS - 1
+    for ours, theirs in zip(answers, graph_answers["batch"], strict=True):
+        assert_same(ours, theirs)
+    assert all(ours.tokens != theirs.tokens for ours, theirs in zip(spoilt, answers, strict=True))
 
 
 def test_sparse_layers_attended_to_the_budget(graph_answers: dict[str, Any]) -> None:

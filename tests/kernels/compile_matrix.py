@@ -131,10 +131,18 @@ class Target:
         """What to compile for."""
         return GPUTarget("cuda", self.number, 32)
 
-    def choose_stages(self, _backend: Any, stages: dict[str, Any], *_: Any) -> None:
-        """Triton's hook on the stages of a compilation: no machine code for the later variants of a kernel."""
-        if self.kernel in self.assembled:
+    def choose_stages(self, *backend_and_stages: Any) -> tuple[str, str] | None:
+        """Triton's hook on the stages of a compilation: no machine code for the later variants of a kernel.
+
+        Triton 3.8 asks without arguments, too, for what names the choice in its cache (a key and a hash).
+        """
+        only_ptx = self.kernel in self.assembled
+        if not backend_and_stages:
+            return str(only_ptx), str(only_ptx)
+        if only_ptx:
+            _backend, stages, *_ = backend_and_stages
             stages["cubin"] = lambda _ptx, _metadata: b""
+        return None
 
     def compile(self, variants: tuple[Layer, ...]) -> list[Record]:
         """Run the launchers and compile what they launch."""

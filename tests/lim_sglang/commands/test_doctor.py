@@ -114,6 +114,21 @@ def test_a_launch_on_such_a_gpu_is_refused(install: Install) -> None:
     assert entry.found(OnGpu, None) == ""
 
 
+@pytest.mark.parametrize(("device", "named"), [("/dev/nvidiactl", "tested on a GPU"), (None, "tested on a CPU")])
+def test_the_report_says_where_this_sglang_was_tested(
+    install: Install, monkeypatch: pytest.MonkeyPatch, device: str | None, named: str
+) -> None:
+    monkeypatch.setattr(cpu_host, "gpu_device", lambda: device)
+    assert about(report()[1], "SGLang") == f"ok SGLang {SGLANG} {named}"
+
+
+def test_an_untested_sglang_is_named_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "TESTED_SGLANG", {"cpu": ("0.4.9", SGLANG), "cuda": ("0.4.9",)})
+    monkeypatch.setattr(cpu_host, "gpu_device", lambda: "/dev/nvidiactl")
+    finding = doctor._tested(SGLANG)
+    assert (finding.value, finding.fix) == ("tested on a CPU only; tested on a GPU: 0.4.9", "")
+
+
 def test_a_cpu_needs_none_of_them(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_host, "gpu_device", lambda: None)
     assert [finding for finding in doctor._versions() if finding.fix] == []
