@@ -131,7 +131,9 @@ def step_bytes(model: Path, batch: int, context: int, budget: int) -> int:
 
 def save(path: Path, arms: Arms, note: str | None) -> None:
     """All times, without the generated tokens: they are compared already, and long."""
-    facts = about() | ({"note": note} if note else {})
+    facts = about()
+    if note:
+        facts |= {"command": facts["command"].replace(f" --note {note}", ""), "note": note}
     kept = {
         arm: [
             run | {"shapes": {name: {k: v for k, v in s.items() if k != "tokens"} for name, s in run["shapes"].items()}}

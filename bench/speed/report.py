@@ -82,10 +82,11 @@ def main() -> None:
 
 def engine_section(rows: list[Row], path: Path) -> str:
     facts = path.with_suffix(".json")
-    arms = json.loads(facts.read_text()).get("arms", {}) if facts.exists() else {}
+    found = json.loads(facts.read_text()) if facts.exists() else {}
+    arms, sglang = found.get("arms", {}), found.get("about", {}).get("sglang", "")
     batch = max(int(row["batch"]) for row in rows)
     parts = [
-        f"## SGLang's engine, graphs for up to {batch} requests, {rows[0]['gpu']}\n",
+        f"## The engine of SGLang {sglang}, graphs for up to {batch} requests, {rows[0]['gpu']}\n",
         table(rows, ENGINE_COLUMNS),
         profile_table(arms),
         host_work(arms),

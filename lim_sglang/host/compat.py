@@ -41,8 +41,8 @@ def untested(found: str, device: str) -> str:
     if device in tested:
         return ""
     where = {"cpu": "a CPU", "cuda": "a GPU"}
-    rest = f"tested on {where[tested[0]]} only" if tested else "untested"
-    return f"{rest}; tested on {where[device]}: {', '.join(TESTED_SGLANG[device])}"
+    doubt = f"untested on {where[device]} (tested there: {', '.join(TESTED_SGLANG[device])})"
+    return f"tested on {where[tested[0]]} only; {doubt}" if tested else doubt
 
 
 def supported_range() -> str:

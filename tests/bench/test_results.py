@@ -47,6 +47,15 @@ def test_steps_of_the_engine() -> None:
             assert same(cell, float(row[name])), (batch, context, cell)
 
 
+def test_the_newest_sglang() -> None:
+    [shown] = re.findall(r"SGLang 0\.5\.23 with [^×]* gave ([^f]+) for the four shapes", " ".join(README.split()))
+    found = [float(row["speedup"]) for row in rows_of("decode_engine_0_5_23.csv")]
+    assert all(same(text, value) for text, value in zip(re.split(", | and ", shown), found, strict=True))
+    facts = json.loads((RESULTS / "decode_engine_0_5_23.json").read_text())["about"]
+    assert facts["sglang"] == "0.5.23"
+    assert "in place of" in facts["note"]
+
+
 def test_long_generation_and_memory() -> None:
     summary = json.loads((RESULTS / "long_decode.json").read_text())["summary"]
     [line] = re.findall(r"^\| 16 requests that generate 16,384 tokens each (\|.*)$", README, re.MULTILINE)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.speed.decode_engine import compare
+from bench.speed.decode_engine import compare, save
 
 STEPS, BUDGET = 16, 256
 WITHIN = BUDGET - STEPS - 8  # the longest context whose requests never outgrow the budget
@@ -43,3 +45,12 @@ def test_the_speed_of_equal_tokens_or_beyond_the_budget(context: int, tokens: li
     assert (row["dense_ms"], row["lim_ms"], row["speedup"]) == (4.0, 2.0, 2.0)
     assert (row["dense_spread_ms"], row["lim_spread_ms"]) == (1.0, 1.0)
     assert (row["dense_tok_s"], row["lim_tok_s"]) == (500.0, 1000.0)
+
+
+def test_a_note_is_kept_once_and_tokens_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["run.py", "--steps", "16", "--note", "other kernels", "--repeats", "2"])
+    save(tmp_path / "facts.json", arms_of(100, SAME, SAME), "other kernels")
+    facts = json.loads((tmp_path / "facts.json").read_text())
+    assert facts["about"]["note"] == "other kernels"
+    assert facts["about"]["command"].endswith("--steps 16 --repeats 2")
+    assert facts["arms"]["lim"] == [{"shapes": {"2x100": {"ms": [2.0, 1.0, 2.0]}}}]

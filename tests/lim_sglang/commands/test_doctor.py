@@ -126,7 +126,7 @@ def test_an_untested_sglang_is_named_and_no_failure(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(compat, "TESTED_SGLANG", {"cpu": ("0.4.9", SGLANG), "cuda": ("0.4.9",)})
     monkeypatch.setattr(cpu_host, "gpu_device", lambda: "/dev/nvidiactl")
     finding = doctor._tested(SGLANG)
-    assert (finding.value, finding.fix) == ("tested on a CPU only; tested on a GPU: 0.4.9", "")
+    assert (finding.value, finding.fix) == ("tested on a CPU only; untested on a GPU (tested there: 0.4.9)", "")
 
 
 def test_a_cpu_needs_none_of_them(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
