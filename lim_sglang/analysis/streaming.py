@@ -187,10 +187,10 @@ def read_config(folder: Path) -> Any:
         raise StreamingError(f"model_type={model_type!r} in {folder}/config.json is not supported: expected {known}")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if raw.get("rotary_dim"):  # MiniMax-M2's way to say it, which transformers 5.12 does not know
+            config.rope_parameters.setdefault("partial_rotary_factor", raw["rotary_dim"] / config.head_dim)
     except Exception as error:
         raise StreamingError(f"{folder}/config.json is not usable: {error}") from error
-    if raw.get("rotary_dim"):  # MiniMax-M2's way to say it, which transformers 5.12 does not know
-        config.rope_parameters.setdefault("partial_rotary_factor", raw["rotary_dim"] / config.head_dim)
     window = window_in_effect(config)
     if window is not None:
         raise StreamingError(

@@ -38,7 +38,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `lim-sglang calibrate`; numbers stay text and are judged with the configuration."""
-    parser.add_argument("model", metavar="MODEL", help="folder of a Hugging Face model with safetensors weights")
+    parser.add_argument("model", metavar="MODEL", help="folder of a Hugging Face model: safetensors, plain or FP8")
     parser.add_argument(
         "--text", nargs="+", action="extend", default=[], metavar="FILE", help="UTF-8 text (Python's help topics)"
     )

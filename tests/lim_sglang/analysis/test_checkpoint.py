@@ -224,6 +224,7 @@ REFUSALS: dict[str, tuple[Any, str]] = {
     ),
     "windowed": (lambda f: edit_config(f, model_type="mistral", sliding_window=16), "sliding-window"),
     "layers-not-a-number": (lambda f: edit_config(f, num_hidden_layers="x"), "config.json is not usable"),
+    "rotary-not-a-number": (lambda f: edit_config(f, rotary_dim="x"), "config.json is not usable"),
     "no-safetensors": (only_a_pickle, "holds neither model.safetensors nor model.safetensors.index.json"),
     "lost-tensor": (lose_a_tensor, "lacks the tensor model.layers.2.mlp.up_proj.weight"),
     "cut-off": (cut_off, "model.safetensors cannot be read"),

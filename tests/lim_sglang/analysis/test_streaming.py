@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,12 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_supported_type_is_tested() -> None:
     assert {config.model_type for config in CONFIGS.values()} == set(MODEL_TYPES)
+
+
+def test_the_page_lists_every_supported_type() -> None:
+    page = (files("lim_sglang") / "docs" / "budget.md").read_text()
+    (listed,) = re.findall(r"a model of type (.*) as published", page)
+    assert re.findall(r"`(\w+)`", listed) == [*MODEL_TYPES]
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
