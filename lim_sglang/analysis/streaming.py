@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
+from lim_sglang.analysis.checkpoint import Checkpoint, Naming, StreamingError
 from lim_sglang.analysis.model import LayerView
 from lim_sglang.analysis.windows import window_in_effect
 
-MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3")  # those whose forward pass is embedding, layers, norm, head
+# Types whose forward pass is embedding, layers, norm, head, and how their published checkpoints name the weights.
+# A further type of that kind needs its line here and one among the tests' configurations, which compare it.
+MODEL_TYPES = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "glm4_moe"), Naming()),
+    "minimax_m2": Naming("block_sparse_moe", "w1", "w3", "w2"),
+}
 
 _registrations = itertools.count()
-
-
-class StreamingError(RuntimeError):
-    """A folder that cannot be streamed; the message is one line with the fix."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,14 @@ class StreamedModel:
         """
         self.config = read_config(Path(folder))
         self.device = torch.device(device)
-        self.dtype = dtype or getattr(self.config, "dtype", None) or torch.float32
         self.num_layers = int(self.config.num_hidden_layers)
-        self._files = _TensorFiles(Path(folder))
+        quantization = getattr(self.config, "quantization_config", None)
+        self._checkpoint = Checkpoint(Path(folder), MODEL_TYPES[self.config.model_type], quantization)
+        self.dtype = dtype or getattr(self.config, "dtype", None) or self._checkpoint.dtype("model.norm.weight")
         self._attended: tuple[Tensor, Tensor, Tensor, float] | None = None
         with torch.device("meta"):
-            self._causal_lm = AutoModelForCausalLM.from_config(self.config).eval()
+            # "eager" is the classes' own loop over the experts, which knows every dtype on every device.
+            self._causal_lm = AutoModelForCausalLM.from_config(self.config, experts_implementation="eager").eval()
         name = f"lim_streaming_{next(_registrations)}"
         AttentionInterface.register(name, self._attend)
         self._causal_lm.config._attn_implementation = name
@@ -108,7 +111,7 @@ class StreamedModel:
         """[1, n, E] behind the last layer to [1, n, V] float32."""
         with self._loaded(self._decoder.norm, "model.norm") as norm:
             normed = norm(hidden)
-        tied = "lm_head.weight" not in self._files
+        tied = "lm_head.weight" not in self._checkpoint
         with self._loaded(self._causal_lm.lm_head, "model.embed_tokens" if tied else "lm_head") as head:
             return head(normed).float()
 
@@ -145,11 +148,18 @@ class StreamedModel:
 
     @contextmanager
     def _loaded(self, module: torch.nn.Module, prefix: str) -> Iterator[Any]:
-        """``module`` with its weights, which are read now and dropped at the end."""
+        """``module`` with its weights, which are read now and dropped at the end.
+
+        Buffers, which are the biases that a router chooses experts by, keep the precision that they are stored in.
+        """
+        as_stored = {name for name, _ in module.named_buffers()}
         tensors = {
-            name: self._files.read(f"{prefix}.{name}", tensor.shape).to(self.device, self.dtype)
+            name: self._checkpoint.load(
+                f"{prefix}.{name}", tensor.shape, self.device, None if name in as_stored else self.dtype
+            )
             for name, tensor in module.state_dict().items()
         }
+        self._checkpoint.close()
         module.load_state_dict(tensors, assign=True)
         try:
             yield module
@@ -175,10 +185,10 @@ def read_config(folder: Path) -> Any:
     if model_type not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise StreamingError(f"model_type={model_type!r} in {folder}/config.json is not supported: expected {known}")
-    if raw.get("quantization_config"):
-        raise StreamingError(f"{folder} holds quantized weights: expected plain ones; use the unquantized checkpoint")
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if raw.get("rotary_dim"):  # MiniMax-M2's way to say it, which transformers 5.12 does not know
+            config.rope_parameters.setdefault("partial_rotary_factor", raw["rotary_dim"] / config.head_dim)
     except Exception as error:
         raise StreamingError(f"{folder}/config.json is not usable: {error}") from error
     window = window_in_effect(config)
@@ -187,48 +197,3 @@ def read_config(folder: Path) -> Any:
             f"{folder} has sliding-window attention over {window} tokens: expected full attention in every layer"
         )
     return config
-
-
-class _TensorFiles:
-    """The tensors of a folder by name, in one safetensors file or in several with an index."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-        if index.is_file():
-            self._file_of = self._read_index(index)
-        elif single.is_file():
-            with self._opened(single.name) as file:
-                self._file_of = dict.fromkeys(file.keys(), single.name)
-        else:
-            raise StreamingError(f"{folder} holds neither {single.name} nor {index.name}: expected safetensors weights")
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._file_of
-
-    def read(self, name: str, shape: torch.Size) -> Tensor:
-        """One tensor, on the CPU."""
-        if name not in self._file_of:
-            raise StreamingError(f"{self._folder} lacks the tensor {name}; fetch the weights again")
-        with self._opened(self._file_of[name]) as file:
-            tensor = file.get_tensor(name)
-        if tensor.shape != shape:
-            raise StreamingError(
-                f"{name} of shape {list(tensor.shape)} in {self._folder}: expected {list(shape)}, as its config.json "
-                "says; fetch the folder again"
-            )
-        return tensor
-
-    @contextmanager
-    def _opened(self, file_name: str) -> Iterator[Any]:
-        try:
-            with safe_open(self._folder / file_name, framework="pt") as file:
-                yield file
-        except (SafetensorError, OSError) as error:
-            raise StreamingError(f"{self._folder / file_name} cannot be read: {error}; fetch it again") from error
-
-    def _read_index(self, index: Path) -> dict[str, str]:
-        try:
-            return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise StreamingError(f"{index} cannot be read: {type(error).__name__}: {error}; fetch it again") from error

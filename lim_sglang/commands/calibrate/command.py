@@ -7,6 +7,9 @@ import json
 import math
 import os
 import re
+import resource
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +23,8 @@ from lim_sglang.commands.common import CommandError, add_config_arguments, check
 from lim_sglang.config import LimConfig, parse_flag_values
 
 if TYPE_CHECKING:
+    import torch
+
     from lim_sglang.analysis.recall import ReuseMeter
     from lim_sglang.analysis.streaming import LayerSample, StreamedModel
 
@@ -33,7 +38,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `lim-sglang calibrate`; numbers stay text and are judged with the configuration."""
-    parser.add_argument("model", metavar="MODEL", help="folder of a Hugging Face model with safetensors weights")
+    parser.add_argument("model", metavar="MODEL", help="folder of a Hugging Face model: safetensors, plain or FP8")
     parser.add_argument(
         "--text", nargs="+", action="extend", default=[], metavar="FILE", help="UTF-8 text (Python's help topics)"
     )
@@ -57,6 +62,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
+    began = time.perf_counter()
     config = LimConfig(**parse_flag_values(args.budget, args.recency_ratio, args.sink_tokens, None))
     folder = Path(args.model)
     out = args.out or Path(f"lim-{folder.resolve().name}.json")
@@ -79,6 +85,18 @@ def _run(args: argparse.Namespace) -> None:
     )
     write_out(out, json.dumps(calibration.config.to_dict()) + "\n")
     print_report(calibration, out)
+    peak, kind = peak_memory(model.device)
+    print(f"\nTook {time.perf_counter() - began:.0f} s and at most {peak / 2**30:.1f} GiB of {kind}", file=sys.stderr)
+
+
+def peak_memory(device: torch.device) -> tuple[int, str]:
+    """The most bytes that this process held where the model ran, and what they are."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device), "GPU memory"
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return resident * (1 if sys.platform == "darwin" else 1024), "memory"
 
 
 # Plans

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from lim_sglang.analysis.plan_search import FoundPlan, best_plan, plan_cost
 from lim_sglang.analysis.recall import ReuseMeter
 from lim_sglang.cli import main
 from lim_sglang.commands.calibrate import command as calibrate
-from lim_sglang.commands.calibrate.command import find_plan, plans_of_sizes, wanted_size
+from lim_sglang.commands.calibrate.command import find_plan, peak_memory, plans_of_sizes, wanted_size
 from lim_sglang.commands.calibrate.report import Calibration, layer_rows, plan_rows
 from lim_sglang.commands.common import CommandError
 from lim_sglang.config import LimConfig, parse_config_json, resolve_config
@@ -84,6 +85,7 @@ def test_real_model_twice(capsys: pytest.CaptureFixture[str]) -> None:
     assert f'SGLANG_LIM_CONFIG="$(cat {name})" sglang serve --model-path {model} --attention-backend lim' in shown.out
     assert f"--lim-select-layers {layers.replace(' ', '')}\n" in shown.out
     assert "30/30" in shown.err
+    assert re.fullmatch(r"Took \d+ s and at most \d+\.\d GiB of memory", shown.err.splitlines()[-1])
 
 
 def test_plan_is_the_best_of_what_was_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,6 +209,16 @@ def test_rows_by_plan() -> None:
         ("1", "2", "3 of 5", "64.0%", "0.850", "0.30000"),
         ("1", "4", "5 of 5", "100.0%", "1.000", "0.00000"),
     ]
+
+
+def test_peak_memory_is_in_bytes() -> None:
+    """What was held and let go stays in the peak."""
+    before, kind = peak_memory(torch.device("cpu"))
+    held = before + 2**28
+    torch.ones(held // 4)
+    after, _ = peak_memory(torch.device("cpu"))
+    assert kind == "memory"
+    assert held <= after < 2 * held
 
 
 # Mistakes
