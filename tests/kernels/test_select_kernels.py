@@ -20,6 +20,7 @@ from lim_kernels.decode.launch import AttendConfig, AttendWorkspace, KVCache
 from lim_kernels.decode.reference import decode_attention
 from lim_kernels.select import head_scores, select_token_set, split_budget
 from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace, SlotIndex, write_sparse_indptr
+from lim_kernels.select.shard import Exchange, HeadShard
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -90,6 +91,12 @@ class Case:
         workspace.lse.fill_(float("nan"))
         return workspace
 
+    def poisoned_exchange(self, shard: HeadShard, rows: int) -> Exchange:
+        exchange = Exchange.allocate(shard, rows, self.split.selected, DEVICE)
+        for buffer in (exchange.offered, exchange.gathered, exchange.joined):
+            buffer.fill_(-1)
+        return exchange
+
     def layer(self, workspace: SelectWorkspace, sparse_indptr: Tensor, sparse_indices: Tensor) -> SelectLayer:
         return SelectLayer(
             self.q,
@@ -102,14 +109,18 @@ class Case:
             self.config,
         )
 
-    def run(self) -> tuple[list[list[int]], SelectWorkspace]:
-        """The slots that the kernels chose, by request; nothing beyond them may have been written."""
+    def run(self, shard: HeadShard | None = None) -> tuple[list[list[int]], SelectWorkspace]:
+        """The slots that the kernels chose, by request; nothing beyond them may have been written.
+
+        ``shard``: the heads are those of one device of several.
+        """
         batch = len(self.lengths)
         indptr = torch.full((batch + 2,), POISON, dtype=torch.int32, device=DEVICE)
         indices = torch.full((batch * self.budget + 9,), POISON, dtype=torch.int32, device=DEVICE)
         workspace = self.poisoned_workspace()
         write_sparse_indptr(self.kv_indptr, indptr, batch, self.budget)
-        layer = self.layer(workspace, indptr, indices)
+        exchange = shard and self.poisoned_exchange(shard, len(workspace.keys))
+        layer = replace(self.layer(workspace, indptr, indices), exchange=exchange)
         layer.run()
         self.check_output(layer.out)
         ends = indptr.tolist()
