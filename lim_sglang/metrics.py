@@ -9,7 +9,6 @@ from lim_sglang.config import LimConfig
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 
 _current: DecodeMetrics | None = None
-_others_feed_prometheus = False
 
 
 class DecodeMetrics:
@@ -28,7 +27,7 @@ class DecodeMetrics:
         self.dense_rows_in_extend = 0
         self.attended = dict.fromkeys(LayerRole, 0)
         self.context = dict.fromkeys(LayerRole, 0)
-        self._prometheus = _Prometheus() if prometheus and not _others_feed_prometheus else None
+        self._prometheus = _Prometheus() if prometheus else None
 
     def observe_decode(self, seq_lens: Sequence[int]) -> None:
         """Count one decode step of requests that hold ``seq_lens`` tokens, the current one included.
@@ -81,12 +80,6 @@ class _Prometheus:
     def observe(self, role: str, attended: int, context: int) -> None:
         self.attended.labels(role).inc(attended)
         self.context.labels(role).inc(context)
-
-
-def leave_prometheus_to_others() -> None:
-    """Keep what this process counts from now on out of Prometheus, where another one counts the same steps."""
-    global _others_feed_prometheus
-    _others_feed_prometheus = True
 
 
 def publish(metrics: DecodeMetrics) -> None:

@@ -90,13 +90,12 @@ def _register_all() -> None:
 def create_backend(runner: Any) -> Any:
     """Build the attention backend for SGLang's ``ModelRunner``.
 
-    Ranks that attend to the same requests count the same and log the same: the first of them does it for all.
+    All ranks would log the same: the first does it for all.
 
     Raises:
         RuntimeError: a patch that was declared did not take.
     """
     from lim_patches.registry import not_applied
-    from lim_sglang import metrics
     from lim_sglang.attention import build
 
     missing = not_applied()
@@ -104,6 +103,4 @@ def create_backend(runner: Any) -> Any:
         raise RuntimeError(f"{PREFIX}: error: not patched: {', '.join(missing)}; run `lim-sglang doctor`")
     if not compat.is_first_rank():
         logging.getLogger(__package__).setLevel(logging.ERROR)
-    if not compat.counts_for_its_group():
-        metrics.leave_prometheus_to_others()
     return build(runner)

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import socket
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,28 @@ def attention_groups(args: Any) -> int:
     """
     spelled_old = args.dp_size if args.enable_dp_attention else 1
     return max(spelled_old, getattr(args, "attn_dp_size", 1), getattr(args, "dwdp_size", 1))
+
+
+def attention_ranks() -> tuple[int, int, Callable[[Any, Any], None]]:
+    """The processes that attend to the same requests: how many, this one's number, and their collective.
+
+    The collective takes an output [ranks, …] and an input […] and runs in captured graphs; every rank calls it alike.
+    """
+    import torch
+    from sglang.srt.distributed import model_parallel_is_initialized
+    from sglang.srt.distributed.parallel_state import get_attn_tp_group
+
+    if not model_parallel_is_initialized():
+        return 1, 0, lambda out, own: out.copy_(own)
+    group = get_attn_tp_group()
+
+    def all_gather(out: Any, own: Any) -> None:
+        if own.is_cuda:
+            group.all_gather_into_tensor(out.flatten(0, 1), own)
+        else:  # SGLang 0.5.16 has no such operation on a CPU
+            torch.distributed.all_gather(list(out), own, group=group.cpu_group)
+
+    return group.world_size, group.rank_in_group, all_gather
 
 
 def is_first_rank() -> bool:

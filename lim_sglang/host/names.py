@@ -52,6 +52,13 @@ PLUGIN_NAMES: tuple[HostName, ...] = (
     HostName(f"{_SRT}.configs.hybrid_arch", "mambaish_config", ("model_config",), "refusing linear attention"),
     HostName(f"{_SRT}.distributed.utils", "get_pp_indices", ("num_hidden_layers", "pp_rank", "pp_size"), "PP stages"),
     HostName(f"{_SRT}.distributed.parallel_state", "model_parallel_is_initialized", (), "counting once for all ranks"),
+    HostName(f"{_SRT}.distributed.parallel_state", "get_attn_tp_group", (), "one token set for all ranks"),
+    HostName(
+        f"{_SRT}.distributed.parallel_state",
+        "GroupCoordinator.all_gather_into_tensor",
+        ("output", "input"),
+        "one token set for all ranks",
+    ),
     HostName(f"{_SRT}.runtime_context", "get_parallel", (), "counting once for all ranks"),
     HostName(f"{_SRT}.managers.scheduler", "Scheduler.get_internal_state", ("recv_req",), "/server_info"),
     HostName(f"{_SRT}.utils.common", "assert_pkg_version", ("pkg", "min_version"), "the versions that a GPU needs"),

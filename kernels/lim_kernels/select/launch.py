@@ -191,22 +191,7 @@ class SelectLayer:
         """
         _check(self)
         for part in self.rounds():
-            part.attend()
-            if not self.split.selected:
-                part.emit()
-                continue
-            part.shortlist()
-            if self.exchange is None:
-                part.emit()
-                part.rank_all()
-                part.emit_rest()
-            else:
-                part.offer()
-                part.rank_all()
-                part.offer_rest()
-                self.exchange.gather(part.rows)
-                part.join()
-                part.emit()
+            part.run()
 
     @property
     def key_heads(self) -> tuple[int, int]:
@@ -233,11 +218,31 @@ class SelectLayer:
 
 @dataclass(frozen=True)
 class Round:
-    """The launches for ``rows`` requests from number ``first`` on, in the order of the methods."""
+    """The launches for ``rows`` requests from number ``first`` on."""
 
     layer: SelectLayer
     first: int
     rows: int
+
+    def run(self) -> None:
+        """All launches, in order; nothing is checked."""
+        exchange = self.layer.exchange
+        self.attend()
+        if not self.layer.split.selected:
+            self.emit()
+            return
+        self.shortlist()
+        if exchange is None:
+            self.emit()
+            self.rank_all()
+            self.emit_rest()
+        else:
+            self.offer()
+            self.rank_all()
+            self.offer_rest()
+            exchange.gather(self.rows)
+            self.join()
+            self.emit()
 
     def attend(self) -> None:
         """Dense attention, and every query head's scores of all candidates on the way."""
