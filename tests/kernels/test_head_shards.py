@@ -89,21 +89,8 @@ def test_the_reference_of_shards_is_the_reference(seed: int) -> None:
 
 
 def sets_on_all(case: Case, devices: int) -> list[tuple[list[list[int]], SelectWorkspace]]:
-    """The slots that each device's kernels chose, by request, and what its selection left behind.
-
-    KV heads are split as the query heads that read them; where there are more devices, several hold the same.
-    """
-    own, group = case.heads // devices, case.heads // case.kv_heads
-
-    def run(shard: HeadShard) -> tuple[list[list[int]], SelectWorkspace]:
-        part = replace(case, heads=own, kv_heads=max(1, own // group))
-        kv = slice(shard.first_head // group, shard.first_head // group + part.kv_heads)
-        part.q = case.q[:, shard.first_head : shard.first_head + own]
-        part.k_cache, part.v_cache = case.k_cache[:, kv], case.v_cache[:, kv]
-        part.kv_indices, part.kv_indptr = case.kv_indices, case.kv_indptr
-        return part.run(shard)
-
-    return on_all(devices, case.heads, run)
+    """The slots that each device's kernels chose, by request, and what its selection left behind."""
+    return on_all(devices, case.heads, lambda shard: case.of_shard(shard).run(shard))
 
 
 SHAPES = {

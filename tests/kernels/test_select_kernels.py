@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -109,10 +110,24 @@ class Case:
             self.config,
         )
 
-    def run(self, shard: HeadShard | None = None) -> tuple[list[list[int]], SelectWorkspace]:
+    def of_shard(self, shard: HeadShard) -> Case:
+        """The heads of one device of several; where these are more than KV heads, several hold the same."""
+        own, group = self.heads // shard.devices, self.heads // self.kv_heads
+        part = replace(self, heads=own, kv_heads=max(1, own // group))
+        kv = slice(shard.first_head // group, shard.first_head // group + part.kv_heads)
+        part.q = self.q[:, shard.first_head : shard.first_head + own]
+        part.k_cache, part.v_cache = self.k_cache[:, kv], self.v_cache[:, kv]
+        part.kv_indices, part.kv_indptr = self.kv_indices, self.kv_indptr
+        return part
+
+    def run(
+        self, shard: HeadShard | None = None, execute: Callable[[Callable[[], None]], None] = lambda run: run()
+    ) -> tuple[list[list[int]], SelectWorkspace]:
         """The slots that the kernels chose, by request; nothing beyond them may have been written.
 
-        ``shard``: the heads are those of one device of several.
+        Args:
+            shard: where the heads are those of one device of several.
+            execute: runs the layer, once or more often.
         """
         batch = len(self.lengths)
         indptr = torch.full((batch + 2,), POISON, dtype=torch.int32, device=DEVICE)
@@ -121,7 +136,7 @@ class Case:
         write_sparse_indptr(self.kv_indptr, indptr, batch, self.budget)
         exchange = shard and self.poisoned_exchange(shard, len(workspace.keys))
         layer = replace(self.layer(workspace, indptr, indices), exchange=exchange)
-        layer.run()
+        execute(layer.run)
         self.check_output(layer.out)
         ends = indptr.tolist()
         assert ends[: batch + 1] == [0, *torch.tensor(self.lengths).clamp(max=self.budget).cumsum(0).tolist()]
