@@ -134,7 +134,7 @@ def _last_joined_key(
     last = key_limit - 1 - smallest.to(tl.int32)
     before = tl.zeros([BLOCK], tl.int32)
     for tile in range(0, devices * selected, BLOCK):
-        own_key, position, inside = load_offer(gathered, tile, row, rows, devices, selected, BLOCK)
+        _key, position, inside = load_offer(gathered, tile, row, rows, devices, selected, BLOCK)
         key = tl.load(own + tile + tl.arange(0, BLOCK), mask=inside, other=UNRANKED)
         before += ((key <= last) & (position < first)).to(tl.int32)
     return last, tl.sum(before, 0)
