@@ -90,6 +90,8 @@ def _register_all() -> None:
 def create_backend(runner: Any) -> Any:
     """Build the attention backend for SGLang's ``ModelRunner``.
 
+    All ranks would log the same: the first does it for all.
+
     Raises:
         RuntimeError: a patch that was declared did not take.
     """
@@ -99,4 +101,6 @@ def create_backend(runner: Any) -> Any:
     missing = not_applied()
     if missing:
         raise RuntimeError(f"{PREFIX}: error: not patched: {', '.join(missing)}; run `lim-sglang doctor`")
+    if not compat.is_first_rank():
+        logging.getLogger(__package__).setLevel(logging.ERROR)
     return build(runner)

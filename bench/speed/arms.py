@@ -75,6 +75,7 @@ def engine(args: argparse.Namespace, max_batch: int, longest: int, **more: Any) 
             "disable_prefill_cuda_graph": True,
             "context_length": max(longest, 40960),
             "mem_fraction_static": 0.8,
+            "tp_size": getattr(args, "tp", 1),
         }
     else:
         options |= {"dtype": "float32", "max_total_tokens": max_batch * longest}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lim_kernels.select import head_scores, select_token_set, split_budget
-from lim_kernels.select.launch import Round, SelectLayer, write_sparse_indptr
+from lim_kernels.select.launch import SelectLayer, write_sparse_indptr
 from lim_sglang.attention.wrappers import (
     AttentionShape,
     SelectWrapper,
@@ -175,7 +175,7 @@ class Problem:
         part = next(part for part in reversed(self.select_layer(0).rounds()) if part.first <= request)
         if self.context > self.split.budget:
             if part.first + part.rows < self.batch:
-                self.run_alone(part)  # the last round wrote over its scores
+                part.run()  # the last round wrote over its scores
             inner = slice(self.split.sinks, self.context - self.split.recent)
             ordered = self.buffers.select.scores[request - part.first, :, : self.context][:, inner]
             found[:, inner] = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
@@ -190,13 +190,9 @@ class Problem:
         """Requests of the batch whose shortlists end too early."""
         found = 0
         for part in self.select_layer(0).rounds():
-            self.run_alone(part)
+            part.run()
             found += int(self.buffers.select.unfinished[: part.rows].sum())
         return found
-
-    def run_alone(self, part: Round) -> None:
-        for launch in (part.attend, part.shortlist, part.emit, part.finish):
-            launch()
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

@@ -69,6 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=384, help="decode steps per measurement")
     parser.add_argument("--repeats", type=int, default=3, help="measurements per shape and engine")
     parser.add_argument("--rounds", type=int, default=1, help="engines per arm")
+    parser.add_argument("--tp", type=int, default=1, help="GPUs that share the heads (1)")
     parser.add_argument("--profile", nargs="*", default=[], help="shapes whose steps are taken apart (GPU)")
     parser.add_argument("--note", help="what a reader must know of this environment; the JSON file keeps it")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")

@@ -6,7 +6,8 @@ import logging
 from typing import Any
 
 from lim_sglang import metrics
-from lim_sglang.attention.loaded import plan_of_loaded
+from lim_sglang.attention.loaded import plan_of_loaded, shard_of_loaded
+from lim_sglang.host import compat
 from lim_sglang.host.cache_check import check_dtypes
 from lim_sglang.host.launch import one_line_for_the_command_line, resolve
 from lim_sglang.layer_plan import LayerRole
@@ -24,12 +25,18 @@ def build(runner: Any) -> Any:
     with one_line_for_the_command_line(runner.server_args):
         config, planned = resolve(runner.server_args, runner.model_config, warn=True)
         plan = plan_of_loaded(planned, runner)
+        shard = shard_of_loaded(runner)
         check_dtypes(runner.dtype, runner.kv_cache_dtype, str(runner.device))
         counts = ", ".join(f"{plan.count(role)} {role.name.lower()}" for role in LayerRole)
         logger.info("lim: %s, layers: %s, selecting in %s", config, counts, list(plan.select_layers))
-        enable_metrics = bool(getattr(runner.server_args, "enable_metrics", False))
-        recorded = metrics.DecodeMetrics(config, plan, prometheus=enable_metrics)
-        backend = _backend_class(str(runner.device))(runner, config, plan, recorded)
+        if shard is not None:
+            logger.info("lim: %d ranks share %d query heads and one token set", shard.devices, shard.num_heads)
+            if str(runner.device).startswith("cuda"):
+                logger.warning("lim: heads shared by several GPUs have not been tested yet; ranks of a CPU have")
+        # Ranks that attend to the same requests count the same.
+        prometheus = bool(getattr(runner.server_args, "enable_metrics", False)) and compat.counts_for_its_group()
+        recorded = metrics.DecodeMetrics(config, plan, prometheus=prometheus)
+        backend = _backend_class(str(runner.device))(runner, config, plan, recorded, shard)
     metrics.publish(recorded)
     return backend
 

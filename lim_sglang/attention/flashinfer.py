@@ -18,6 +18,7 @@ import torch
 from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
 
 from lim_kernels.select.launch import LaunchConfig, write_sparse_indptr
+from lim_kernels.select.shard import HeadShard
 from lim_sglang.attention.wrappers import (
     SPARSE_LAUNCH,
     AttentionShape,
@@ -40,7 +41,14 @@ DENSE_WRAPPER = WRAPPERS[LayerRole.DENSE]
 class LimFlashInferBackend(FlashInferAttnBackend):
     """Dense prefill as SGLang does it; decode by layer plan."""
 
-    def __init__(self, model_runner: Any, config: LimConfig, plan: LayerPlan, metrics: DecodeMetrics) -> None:
+    def __init__(
+        self,
+        model_runner: Any,
+        config: LimConfig,
+        plan: LayerPlan,
+        metrics: DecodeMetrics,
+        shard: HeadShard | None = None,
+    ) -> None:
         super().__init__(model_runner, init_new_workspace=model_runner.init_new_workspace)
         self.forward_metadata: Any
         self.plan = plan
@@ -55,11 +63,11 @@ class LimFlashInferBackend(FlashInferAttnBackend):
             updater.data_type,
         )
         check_heads(shape.heads, self.kv_last_page_len.device, (LaunchConfig().attend, SPARSE_LAUNCH))
-        self.buffers = self._make_buffers(shape)
+        self.buffers = self._make_buffers(shape, shard)
         self.sparse = SparseWrappers(self.buffers, self.workspace_buffer, config.budget, shape)
         logger.info("lim: %d MiB beyond the dense backend", self.buffers.nbytes >> 20)
 
-    def _make_buffers(self, shape: AttentionShape) -> StepBuffers:
+    def _make_buffers(self, shape: AttentionShape, shard: HeadShard | None) -> StepBuffers:
         """Those of the largest batch of the longest requests.
 
         Raises:
@@ -68,9 +76,9 @@ class LimFlashInferBackend(FlashInferAttnBackend):
         max_batch, device = len(self.kv_last_page_len), self.kv_last_page_len.device
         sizes = max_batch, self.max_context_len, self.split, shape
         try:
-            return StepBuffers.allocate(*sizes, device)
+            return StepBuffers.allocate(*sizes, device, shard)
         except torch.OutOfMemoryError as error:
-            wanted = StepBuffers.allocate(*sizes, torch.device("meta")).nbytes
+            wanted = StepBuffers.allocate(*sizes, torch.device("meta"), shard).nbytes
             free, total = torch.cuda.mem_get_info(device)
             raise UnsupportedError(
                 f"no room for lim's buffers: {wanted >> 20} MiB for {max_batch} requests of up to "

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from lim_kernels.select.shard import HeadShard
 from lim_sglang.host import compat
 from lim_sglang.host.support import DENSE, UnsupportedError, has_no_effect
 from lim_sglang.layer_plan import LayerPlan
@@ -40,6 +41,26 @@ def plan_of_loaded(plan: LayerPlan, runner: Any) -> LayerPlan:
         name = runner.model_config.hf_config.architectures[0]
         raise UnsupportedError(f"the model ({name}), as loaded, does not work with lim: {found}; {DENSE}")
     return plan.limited_to({layer.layer_id for layer in layers}, stage.start, stage.stop)
+
+
+def shard_of_loaded(runner: Any) -> HeadShard | None:
+    """The loaded layers' query heads among those of all ranks that attend to the same requests; None for one rank.
+
+    Raises:
+        UnsupportedError: the ranks do not hold all heads, once each.
+    """
+    devices, rank, all_gather = compat.attention_ranks()
+    if devices == 1:
+        return None
+    own = compat.attention_layers(runner.model)[0].tp_q_head_num
+    total = runner.model_config.num_attention_heads
+    if own * devices != total:
+        name = runner.model_config.hf_config.architectures[0]
+        raise UnsupportedError(
+            f"the model ({name}), as loaded, does not work with lim: {devices} ranks attend to the same requests with "
+            f"{own} query heads each, and it has {total}; choose --tp-size and --dp-size so that they share them"
+        )
+    return HeadShard(total, rank * own, devices, all_gather)
 
 
 def _kind(layers: Sequence[Any]) -> str:

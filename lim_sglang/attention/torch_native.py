@@ -14,6 +14,7 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch import Tensor
 
 from lim_kernels.select import head_scores, select_token_set
+from lim_kernels.select.shard import HeadShard
 from lim_sglang.config import LimConfig
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.metrics import DecodeMetrics
@@ -34,8 +35,16 @@ class SparseSet(NamedTuple):
 class LimTorchNativeBackend(TorchNativeAttnBackend):
     """Dense prefill as SGLang does it; decode by layer plan."""
 
-    def __init__(self, model_runner: Any, config: LimConfig, plan: LayerPlan, metrics: DecodeMetrics) -> None:
+    def __init__(
+        self,
+        model_runner: Any,
+        config: LimConfig,
+        plan: LayerPlan,
+        metrics: DecodeMetrics,
+        shard: HeadShard | None = None,
+    ) -> None:
         super().__init__(model_runner)
+        self.shard = shard
         self.plan = plan
         self.split = config.split
         self.metrics = metrics
@@ -79,7 +88,7 @@ class LimTorchNativeBackend(TorchNativeAttnBackend):
         if longest <= self.split.budget:
             return SparseSet(slots, seq_lens)
         scores = self._scores(q, layer, slots, seq_lens)
-        token_set = select_token_set(scores, seq_lens, self.split)
+        token_set = select_token_set(scores, seq_lens, self.split, self.shard)
         return SparseSet(slots.gather(1, token_set.positions.clamp(min=0)), token_set.lengths)
 
     def _scores(self, q: Tensor, layer: Any, slots: Tensor, seq_lens: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from lim_kernels.decode.config import AttendConfig, HeadShape
 from lim_kernels.decode.launch import AttendWorkspace, KVCache, Requests, attend
 from lim_kernels.select.budget import BudgetSplit
 from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace, SlotIndex
+from lim_kernels.select.shard import Exchange, HeadShard
 
 SPLIT_KV_HEADS = 128  # requests times KV heads; measured on an H100 by bench.speed.decode_attention
 SPARSE_LAUNCH = AttendConfig(block_n=32, warps=4, stages=5, programs=264, min_splits=1)
@@ -54,6 +55,7 @@ class StepBuffers:
         out: [max_batch, H, D], attention's output of one layer.
         select: scratch of the selection.
         attend: scratch of split-KV attention.
+        exchange: where ranks share the heads, what they tell each other in a SELECT layer.
     """
 
     sparse_indptr: Tensor
@@ -61,14 +63,22 @@ class StepBuffers:
     out: Tensor
     select: SelectWorkspace
     attend: AttendWorkspace
+    exchange: Exchange | None = None
 
     @classmethod
     def allocate(
-        cls, max_batch: int, max_length: int, split: BudgetSplit, shape: AttentionShape, device: torch.device
+        cls,
+        max_batch: int,
+        max_length: int,
+        split: BudgetSplit,
+        shape: AttentionShape,
+        device: torch.device,
+        shard: HeadShard | None = None,
     ) -> StepBuffers:
         """Make the buffers for up to ``max_batch`` requests of up to ``max_length`` tokens."""
         heads, kv_heads = shape.num_qo_heads, shape.num_kv_heads
         select = SelectWorkspace.allocate(max_batch, max_length, heads, split, device, SELECT_WORKSPACE_BYTES)
+        exchange = Exchange.allocate(shard, len(select.keys), split.selected, device) if shard else None
         sparse_requests = min(max_batch, shape.split_kv_batch)
         workspaces = [
             AttendWorkspace.allocate(requests, heads, kv_heads, shape.head_dim, device, config)
@@ -80,13 +90,15 @@ class StepBuffers:
             torch.empty(max_batch, heads, shape.head_dim, dtype=shape.q_dtype, device=device),
             select,
             max(workspaces, key=lambda workspace: workspace.nbytes),
+            exchange,
         )
 
     @property
     def nbytes(self) -> int:
         """Device memory, in bytes."""
         own = self.sparse_indptr.nbytes + self.sparse_indices.nbytes + self.out.nbytes
-        return own + self.select.nbytes + self.attend.nbytes
+        exchange = self.exchange.nbytes if self.exchange else 0
+        return own + self.select.nbytes + self.attend.nbytes + exchange
 
 
 @dataclass(frozen=True)
@@ -104,7 +116,16 @@ class SelectWrapper:
             dense._paged_kv_indptr_buf, dense._paged_kv_indices_buf, buffers.sparse_indptr, buffers.sparse_indices
         )
         cache = _scaled(kv_cache, **scales)
-        return SelectLayer(q, cache, index, buffers.out[: len(q)], self.split, buffers.select, buffers.attend)
+        return SelectLayer(
+            q,
+            cache,
+            index,
+            buffers.out[: len(q)],
+            self.split,
+            buffers.select,
+            buffers.attend,
+            exchange=buffers.exchange,
+        )
 
     def forward(self, q: Tensor, kv_cache: tuple[Tensor, Tensor], **scales: Any) -> Tensor:
         """[B, H, D]; ``scales`` are those of FlashInfer's ``run``."""

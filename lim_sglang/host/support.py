@@ -121,6 +121,29 @@ def _flashinfer(args: Any, _model: Any) -> str:
     return f"flashinfer-python {problem}" if problem else ""
 
 
+def _uneven_heads(args: Any, model: Any) -> str:
+    """SGLang's own answer, where it has one, is an assertion without a message once the model is being built."""
+    groups = compat.attention_groups(args)
+    asked = f"--tp-size {args.tp_size}" + (f" in {groups} attention groups" if groups > 1 else "")
+    if args.tp_size % groups:
+        return asked
+    on_cpu = args.device == "cpu"  # there SGLang makes head counts multiples of the TP size, whatever the groups are
+    ranks = args.tp_size if on_cpu else args.tp_size // groups
+    if ranks == 1:
+        return ""
+    heads, kv_heads = model.num_attention_heads, model.get_total_num_kv_heads()
+    allowed = [count for count in range(1, heads + 1) if _share_evenly(count, heads, kv_heads, replicate=not on_cpu)]
+    if ranks in allowed:
+        return ""
+    counts = ", ".join(map(str, allowed))
+    return f"{asked} ({heads} query and {kv_heads} KV heads can be shared by {counts} ranks, not by {ranks})"
+
+
+def _share_evenly(ranks: int, heads: int, kv_heads: int, *, replicate: bool) -> bool:
+    """Whether every rank gets as many heads; ``replicate``: several ranks may hold the same KV head."""
+    return heads % ranks == 0 and (kv_heads % ranks == 0 or (replicate and ranks % kv_heads == 0))
+
+
 def has_no_effect(window: int, context: int) -> bool:
     """Whether a sliding window of ``window`` tokens, the current one included, drops none of ``context`` tokens."""
     return window >= context
@@ -163,12 +186,6 @@ REFUSALS: tuple[Refusal, ...] = (
         _device,
         "there is no lim backend for this device",
         "use an NVIDIA GPU or --device cpu, or SGLang's own attention backend",
-    ),
-    Refusal(
-        "tensor parallelism",
-        _flag("tp_size", (1,)),
-        "the ranks would each select their own tokens; one exact set for all ranks is not built yet",
-        "use --tp-size 1, or several replicas with --dp-size",
     ),
     Refusal(
         "speculative decoding",
@@ -272,6 +289,12 @@ REFUSALS: tuple[Refusal, ...] = (
         _flag("attn_cp_size", (None, 1)),
         "no rank holds all keys",
         "use --attn-cp-size 1",
+    ),
+    Refusal(
+        "tensor parallelism that does not share the heads evenly",
+        _uneven_heads,
+        "SGLang gives every rank as many heads; on a CPU it adds empty ones, and they would rank tokens as well",
+        "choose another --tp-size",
     ),
     Refusal(
         "diffusion LLMs",

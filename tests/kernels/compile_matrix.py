@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ from lim_kernels.select.launch import (  # noqa: E402
     SlotIndex,
     write_sparse_indptr,
 )
+from lim_kernels.select.shard import Exchange, HeadShard  # noqa: E402
 from lim_sglang.attention.wrappers import SPARSE_LAUNCH  # noqa: E402
 
 LIMITS = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
@@ -185,15 +186,18 @@ class Target:
         launch.fitted = fit
         launch.card_of = chain.card_of = lambda _device: self.card  # type: ignore[assignment]
         try:
-            for layer in variants:
-                self.variant, self.layer = str(layer), layer
-                run_attention(layer)
+            for attention in variants:
+                self.variant, self.layer = str(attention), attention
+                run_attention(attention)
             self.layer = None
             for name, (budget, num_heads) in BUDGETS.items():
                 if name == "most" and self.number not in LARGEST_ON:
                     continue
                 self.variant = f"{name} budget"
-                selection(num_heads, 4, 128, BF16, BF16, budget, 1.0 if name == "unranked" else 0.25).run()
+                layer = selection(num_heads, 4, 128, BF16, BF16, budget, 1.0 if name == "unranked" else 0.25)
+                layer.run()
+                self.variant += ", shared heads"
+                shared(layer).run()
             for batch in (1, 4096):
                 self.variant = f"batch of {batch}"
                 write_sparse_indptr(*(torch.zeros(batch + 1, dtype=torch.int32) for _ in range(2)), batch, 2048)
@@ -243,8 +247,14 @@ def selection(
     )
 
 
+def shared(layer: SelectLayer) -> SelectLayer:
+    """The same where two devices share the heads."""
+    shard = HeadShard(layer.q.shape[1], 0, 2, lambda _out, _own: None)
+    return replace(layer, exchange=Exchange.allocate(shard, 1, layer.split.selected, "cpu"))
+
+
 def main() -> None:
-    """Compile and print."""
+    """Compile and print; the exit code is 1 where something does not compile."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("targets", nargs="*", type=int, default=list(LIMITS))
     parser.add_argument("--all", action="store_true")
@@ -266,6 +276,7 @@ def main() -> None:
     print("| limit | |", *(f"{LIMITS[number]} |" for number in options.targets))
     for (kernel, variant), cells in sorted(table.items()):
         print(f"| {kernel} | {variant} |", *(f"{cells.get(number, '')} |" for number in options.targets))
+    sys.exit(any(record.error for record in records))
 
 
 if __name__ == "__main__":

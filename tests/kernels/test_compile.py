@@ -22,6 +22,7 @@ LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120:
 KERNELS = {
     *("attend_kernel", "merge_kernel", "sparse_indptr_kernel", "shortlist_kernel"),
     *("emit_kernel", "full_rank_kernel", "full_emit_kernel"),
+    *("offer_kernel", "full_offer_kernel", "join_kernel"),
 }
 SPARSE = AttendConfig(block_n=32, warps=4, stages=5, programs=264, min_splits=1)
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn

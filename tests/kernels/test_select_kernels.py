@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from lim_kernels.decode.launch import AttendConfig, AttendWorkspace, KVCache
 from lim_kernels.decode.reference import decode_attention
 from lim_kernels.select import head_scores, select_token_set, split_budget
 from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace, SlotIndex, write_sparse_indptr
+from lim_kernels.select.shard import Exchange, HeadShard
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -90,6 +92,12 @@ class Case:
         workspace.lse.fill_(float("nan"))
         return workspace
 
+    def poisoned_exchange(self, shard: HeadShard, rows: int) -> Exchange:
+        exchange = Exchange.allocate(shard, rows, self.split.selected, DEVICE)
+        for buffer in (exchange.offered, exchange.gathered, exchange.joined):
+            buffer.fill_(-1)
+        return exchange
+
     def layer(self, workspace: SelectWorkspace, sparse_indptr: Tensor, sparse_indices: Tensor) -> SelectLayer:
         return SelectLayer(
             self.q,
@@ -102,15 +110,33 @@ class Case:
             self.config,
         )
 
-    def run(self) -> tuple[list[list[int]], SelectWorkspace]:
-        """The slots that the kernels chose, by request; nothing beyond them may have been written."""
+    def of_shard(self, shard: HeadShard) -> Case:
+        """The heads of one device of several; where these are more than KV heads, several hold the same."""
+        own, group = self.heads // shard.devices, self.heads // self.kv_heads
+        part = replace(self, heads=own, kv_heads=max(1, own // group))
+        kv = slice(shard.first_head // group, shard.first_head // group + part.kv_heads)
+        part.q = self.q[:, shard.first_head : shard.first_head + own]
+        part.k_cache, part.v_cache = self.k_cache[:, kv], self.v_cache[:, kv]
+        part.kv_indices, part.kv_indptr = self.kv_indices, self.kv_indptr
+        return part
+
+    def run(
+        self, shard: HeadShard | None = None, execute: Callable[[Callable[[], None]], None] = lambda run: run()
+    ) -> tuple[list[list[int]], SelectWorkspace]:
+        """The slots that the kernels chose, by request; nothing beyond them may have been written.
+
+        Args:
+            shard: where the heads are those of one device of several.
+            execute: runs the layer, once or more often.
+        """
         batch = len(self.lengths)
         indptr = torch.full((batch + 2,), POISON, dtype=torch.int32, device=DEVICE)
         indices = torch.full((batch * self.budget + 9,), POISON, dtype=torch.int32, device=DEVICE)
         workspace = self.poisoned_workspace()
         write_sparse_indptr(self.kv_indptr, indptr, batch, self.budget)
-        layer = self.layer(workspace, indptr, indices)
-        layer.run()
+        exchange = shard and self.poisoned_exchange(shard, len(workspace.keys))
+        layer = replace(self.layer(workspace, indptr, indices), exchange=exchange)
+        execute(layer.run)
         self.check_output(layer.out)
         ends = indptr.tolist()
         assert ends[: batch + 1] == [0, *torch.tensor(self.lengths).clamp(max=self.budget).cumsum(0).tolist()]

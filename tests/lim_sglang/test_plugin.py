@@ -99,6 +99,31 @@ def test_where_lim_is_asked_for_the_user_gets_our_line_and_not_invalid_choice() 
     assert "Traceback" not in done.stderr
 
 
+BUILDING = """
+import logging
+import lim_sglang.attention
+from lim_sglang import plugin
+from lim_sglang.host import compat
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+compat.is_first_rank = lambda: {first}
+logger = logging.getLogger("lim_sglang.attention.flashinfer")
+def build(runner):
+    logger.warning("what all ranks would say")
+    logger.error("what goes wrong here")
+    return "built for " + runner
+lim_sglang.attention.build = build
+print(plugin.create_backend("a runner"))
+"""
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["rank 0", "another"])
+def test_one_rank_speaks(first: bool) -> None:
+    done = run(BUILDING.format(first=first))
+    assert done.stdout.split("\n")[0] == "built for a runner", done.stderr
+    assert ("what all ranks would say" in done.stderr) is first
+    assert "what goes wrong here" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [

@@ -9,44 +9,7 @@ import triton.language as tl
 from lim_kernels.chain import await_previous
 from lim_kernels.ragged import load_extent
 from lim_kernels.select.kernel import NUMBERS, write_slots
-
-_RADIX_BITS = tl.constexpr(8)
-_RADIX = tl.constexpr(256)
-_SIGN = tl.constexpr(0x80000000)
-
-
-@triton.jit
-def _load_digits(source, position, inside, limit, KEYS: tl.constexpr):
-    """uint32 whose largest come first: scores, or keys below ``limit`` counted down."""
-    value = tl.load(source + position, mask=inside, other=0)
-    if KEYS:
-        return (limit - 1 - value).to(tl.uint32), inside & (value < limit)
-    return value.to(tl.uint32, bitcast=True) ^ _SIGN, inside
-
-
-@triton.jit
-def _kth_largest(source, begin, end, k, limit, KEYS: tl.constexpr, PASSES: tl.constexpr, BLOCK: tl.constexpr):
-    """The ``k``-th largest digit string in ``source[begin:end]`` and how many equal ones belong to the first ``k``.
-
-    A radix search from the most significant of ``PASSES`` digits down.
-    """
-    prefix = tl.zeros((), tl.uint32)
-    need = k
-    bins = tl.arange(0, _RADIX)
-    for step in tl.static_range(PASSES):
-        shift = (PASSES - 1 - step) * _RADIX_BITS
-        counts = tl.zeros([_RADIX], tl.int32)
-        for tile in range(begin, end, BLOCK):
-            position = tile + tl.arange(0, BLOCK)
-            digits, valid = _load_digits(source, position, position < end, limit, KEYS)
-            if step > 0:
-                valid = valid & ((digits >> (shift + _RADIX_BITS)) == (prefix >> (shift + _RADIX_BITS)))
-            counts += tl.histogram(((digits >> shift) & (_RADIX - 1)).to(tl.int32), _RADIX, mask=valid)
-        at_least = tl.cumsum(counts, 0, reverse=True)
-        digit = tl.max(tl.where(at_least >= need, bins, 0), 0)
-        need -= tl.sum(tl.where(bins > digit, counts, 0), 0)
-        prefix = prefix | (digit.to(tl.uint32) << shift)
-    return prefix, need
+from lim_kernels.select.radix import kth_largest, load_digits
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -65,7 +28,8 @@ def full_rank_kernel(
     selected,
     sinks,
     recent,
-    num_heads,
+    key_heads,
+    first_head,
     SELECTED_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
     CHAINED: tl.constexpr,
@@ -84,12 +48,12 @@ def full_rank_kernel(
     own = scores + row.to(tl.int64) * scores_stride_b + head.to(tl.int64) * scores_stride_h
     scratch = ranked + row.to(tl.int64) * ranked_stride_b + head.to(tl.int64) * ranked_stride_h
     end = length - recent
-    threshold, ties = _kth_largest(own, sinks, end, selected, 0, False, 4, BLOCK)
+    threshold, ties = kth_largest(own, sinks, end, selected, 0, False, 4, BLOCK)
     taken = tl.zeros((), tl.int32)
     tied = tl.zeros((), tl.int32)
     for tile in range(sinks, end, BLOCK):
         position = tile + tl.arange(0, BLOCK)
-        digits, valid = _load_digits(own, position, position < end, 0, False)
+        digits, valid = load_digits(own, position, position < end, 0, False)
         tie = valid & (digits == threshold)
         order = tied + tl.cumsum(tie.to(tl.int32), 0)
         take = valid & ((digits > threshold) | (tie & (order <= ties)))
@@ -104,7 +68,7 @@ def full_rank_kernel(
     position = tl.sort(found) & 0x7FFFFFFF
     tl.atomic_min(
         keys + row.to(tl.int64) * keys_stride_b + position,
-        rank * num_heads + head,
+        rank * key_heads + first_head + head,
         mask=rank < selected,
         sem="relaxed",
     )
@@ -136,7 +100,7 @@ def full_emit_kernel(
     begin, length = load_extent(kv_indptr, first_request + row)
     own = keys + row.to(tl.int64) * keys_stride_b
     end = length - recent
-    smallest, _ = _kth_largest(own, sinks, end, selected, key_limit, True, KEY_PASSES, BLOCK)
+    smallest, _ = kth_largest(own, sinks, end, selected, key_limit, True, KEY_PASSES, BLOCK)
     last_key = key_limit - 1 - smallest.to(tl.int32)
     out = sparse_indices + tl.load(sparse_indptr + first_request + row)
     none = tl.zeros((), tl.int32)

@@ -4,7 +4,8 @@ A SELECT layer's attention writes every query head's scores with ``store_scores`
 few hundred candidates and lowers their tokens' unified keys. ``emit_kernel`` reads the merged list from its start;
 where it holds ``m`` tokens before any shortlist ends, the set is exact and its slots are written. Otherwise the request
 is flagged, and ``full_ranking`` ranks all ``m`` candidates of each head. A request with at most ``K`` tokens is copied.
-Nothing depends on the order in which programs run.
+Nothing depends on the order in which programs run. Where heads are spread over devices, ``exchange`` comes before
+``emit_kernel``.
 """
 
 import triton
@@ -12,6 +13,7 @@ import triton.language as tl
 
 from lim_kernels.chain import await_previous
 from lim_kernels.ragged import load_extent
+from lim_kernels.select.radix import kth_largest
 
 UNRANKED = tl.constexpr(2**31 - 1)  # the key of a token that no head ranks among its first m
 LOWEST = tl.constexpr(-(2**31))  # what is no candidate; below every score
@@ -19,11 +21,15 @@ LOWEST = tl.constexpr(-(2**31))  # what is no candidate; below every score
 NUMBERS = [
     "batch",
     "budget",
+    "devices",
+    "first_head",
     "first_request",
+    "key_heads",
     "key_limit",
     "num_heads",
     "num_splits",
     "recent",
+    "rows",
     "selected",
     "sinks",
 ]
@@ -96,25 +102,70 @@ def _last_key(
     return last, tl.sum(before, 0)
 
 
+@triton.jit
+def load_offer(gathered, tile, row, rows, devices, selected, BLOCK: tl.constexpr):
+    """A tile of what all devices offer for a request: keys, positions, which of them there are.
+
+    ``gathered``: [devices, rows, m, 2] int32.
+    """
+    place = tile + tl.arange(0, BLOCK)  # device * m + index
+    inside = place < devices * selected
+    device = place // selected
+    pair = gathered + 2 * ((device * rows + row) * selected + place - device * selected)
+    return tl.load(pair, mask=inside, other=UNRANKED), tl.load(pair + 1, mask=inside, other=0), inside
+
+
+@triton.jit
+def _last_joined_key(
+    gathered,
+    joined,
+    row,
+    rows,
+    devices,
+    selected,
+    key_limit,
+    first,
+    KEY_PASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The ``m``-th smallest key of what all devices offered, and how many of the first ``m`` lie before ``first``."""
+    own = joined + row.to(tl.int64) * devices * selected
+    smallest, _ = kth_largest(own, 0, devices * selected, selected, key_limit, True, KEY_PASSES, BLOCK)
+    last = key_limit - 1 - smallest.to(tl.int32)
+    before = tl.zeros([BLOCK], tl.int32)
+    for tile in range(0, devices * selected, BLOCK):
+        _key, position, inside = load_offer(gathered, tile, row, rows, devices, selected, BLOCK)
+        key = tl.load(own + tile + tl.arange(0, BLOCK), mask=inside, other=UNRANKED)
+        before += ((key <= last) & (position < first)).to(tl.int32)
+    return last, tl.sum(before, 0)
+
+
 @triton.jit(do_not_specialize=NUMBERS)
 def emit_kernel(
     keys,
     shortlists,
     counts,
     unfinished,
+    gathered,
+    joined,
     kv_indptr,
     kv_indices,
     sparse_indptr,
     sparse_indices,
     first_request,
     num_splits,
+    rows,
+    devices,
     keys_stride_b,
     budget,
     selected,
     sinks,
     recent,
     num_heads,
+    key_limit,
     SELECTS: tl.constexpr,
+    EXCHANGED: tl.constexpr,
+    KEY_PASSES: tl.constexpr,
     MOST: tl.constexpr,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -122,7 +173,8 @@ def emit_kernel(
 ):
     """The set's cache slots in ascending position order, or a flag in ``unfinished``. Grid: (splits, requests).
 
-    Every split of a request finds the same last key, then writes its own stretch of positions.
+    Every split of a request finds the same last key, then writes its own stretch of positions. ``EXCHANGED``: it comes
+    from what all devices offered, and nothing is flagged here.
     """
     await_previous(CHAINED)
     split, row = tl.program_id(0), tl.program_id(1)
@@ -136,13 +188,18 @@ def emit_kernel(
         for tile in range(first, stop, BLOCK):
             position = tile + tl.arange(0, BLOCK)
             tl.store(out + position, tl.load(source + position, mask=position < stop, other=0), mask=position < stop)
-        if SELECTS and split == 0:
+        if SELECTS and not EXCHANGED and split == 0:
             tl.store(unfinished + row, 0)
         return
     end = length - recent
     last_key = tl.full((), -1, tl.int32)
     taken = tl.minimum(first, sinks) + tl.maximum(first - end, 0)
-    if SELECTS:
+    if EXCHANGED:
+        last_key, selected_before = _last_joined_key(
+            gathered, joined, row, rows, devices, selected, key_limit, first, KEY_PASSES, BLOCK
+        )
+        taken += selected_before
+    elif SELECTS:
         lists = row.to(tl.int64) * num_heads
         last_key, selected_before = _last_key(
             own, shortlists + lists * MOST, counts + lists, selected, num_heads, first, MOST, HEADS, BLOCK

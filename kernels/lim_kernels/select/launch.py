@@ -21,8 +21,10 @@ from lim_kernels.decode.launch import (
     check_indices,
 )
 from lim_kernels.select.budget import BudgetSplit, check_device_limits
+from lim_kernels.select.exchange import full_offer_kernel, join_kernel, offer_kernel
 from lim_kernels.select.full_ranking import full_emit_kernel, full_rank_kernel
 from lim_kernels.select.kernel import emit_kernel, sparse_indptr_kernel
+from lim_kernels.select.shard import Exchange
 from lim_kernels.select.shortlist import shortlist_kernel
 
 SPAN = 16  # positions that share a maximum
@@ -168,6 +170,7 @@ class SelectLayer:
         workspace: from ``SelectWorkspace.allocate``; no request may be longer than its width.
         attend_workspace: for as many requests as ``workspace``.
         config: launch constants; sets do not depend on them.
+        exchange: where other devices hold further heads: one set for all, by the shard's collective once a round.
     """
 
     q: Tensor
@@ -178,6 +181,7 @@ class SelectLayer:
     workspace: SelectWorkspace
     attend_workspace: AttendWorkspace
     config: LaunchConfig = field(default_factory=LaunchConfig)
+    exchange: Exchange | None = None
 
     def run(self) -> None:
         """Launch everything.
@@ -187,12 +191,23 @@ class SelectLayer:
         """
         _check(self)
         for part in self.rounds():
-            part.attend()
-            if self.split.selected:
-                part.shortlist()
-            part.emit()
-            if self.split.selected:
-                part.finish()
+            part.run()
+
+    @property
+    def key_heads(self) -> tuple[int, int]:
+        """How many heads share the keys, and the number of this device's first among them."""
+        shard = self.exchange.shard if self.exchange else None
+        return (shard.num_heads, shard.first_head) if shard else (self.q.shape[1], 0)
+
+    @property
+    def key_limit(self) -> int:
+        """Above every key of a selected token."""
+        return self.split.selected * self.key_heads[0]
+
+    @property
+    def key_passes(self) -> int:
+        """Digits of eight bits in a key."""
+        return max(1, -(-max(self.key_limit - 1, 1).bit_length() // 8))
 
     def rounds(self) -> list[Round]:
         """The batch in equal parts that fit into the workspace; nothing is checked."""
@@ -203,11 +218,31 @@ class SelectLayer:
 
 @dataclass(frozen=True)
 class Round:
-    """The launches for ``rows`` requests from number ``first`` on, in the order of the methods."""
+    """The launches for ``rows`` requests from number ``first`` on."""
 
     layer: SelectLayer
     first: int
     rows: int
+
+    def run(self) -> None:
+        """All launches, in order; nothing is checked."""
+        exchange = self.layer.exchange
+        self.attend()
+        if not self.layer.split.selected:
+            self.emit()
+            return
+        self.shortlist()
+        if exchange is None:
+            self.emit()
+            self.rank_all()
+            self.emit_rest()
+        else:
+            self.offer()
+            self.rank_all()
+            self.offer_rest()
+            exchange.gather(self.rows)
+            self.join()
+            self.emit()
 
     def attend(self) -> None:
         """Dense attention, and every query head's scores of all candidates on the way."""
@@ -245,6 +280,7 @@ class Round:
             RANK_BLOCK=config.rank_block,
             num_warps=config.shortlist_warps,
             **self._scores(),
+            **self._key_heads(),
             **self._keys(),
         )
 
@@ -254,15 +290,23 @@ class Round:
         num_heads, short = workspace.shortlists.shape[1:]
         tiles = triton.cdiv(workspace.keys.shape[1], config.emit_block)
         splits = min(tiles, max(1, config.emit_programs // self.rows))
+        exchange = self.layer.exchange if split.selected else None
         emit_kernel[(splits, self.rows)](
             shortlists=workspace.shortlists,
             counts=workspace.counts,
             unfinished=workspace.unfinished,
+            gathered=exchange.gathered if exchange else workspace.counts,
+            joined=exchange.joined if exchange else workspace.counts,
             num_splits=splits,
+            rows=self.rows,
+            devices=exchange.shard.devices if exchange else 1,
             budget=split.budget,
             selected=split.selected,
             num_heads=num_heads,
+            key_limit=self.layer.key_limit,
             SELECTS=split.selected > 0,
+            EXCHANGED=exchange is not None,
+            KEY_PASSES=self.layer.key_passes if exchange else 0,
             MOST=short,
             HEADS=triton.next_power_of_2(max(num_heads, 2)),
             BLOCK=config.emit_block,
@@ -271,39 +315,90 @@ class Round:
             **self._keys(),
         )
 
-    def finish(self) -> None:
+    def offer(self) -> None:
+        """This device's candidates with the smallest keys, or a flag where its shortlists end too early."""
+        workspace, config, exchange = self.layer.workspace, self.layer.config, self._exchange
+        num_heads, short = workspace.shortlists.shape[1:]
+        offer_kernel[(self.rows,)](
+            shortlists=workspace.shortlists,
+            counts=workspace.counts,
+            unfinished=workspace.unfinished,
+            offered=exchange.offered,
+            budget=self.layer.split.budget,
+            selected=self.layer.split.selected,
+            num_heads=num_heads,
+            MOST=short,
+            HEADS=triton.next_power_of_2(max(num_heads, 2)),
+            BLOCK=config.emit_block,
+            num_warps=config.emit_warps,
+            **self._key_heads(),
+            **self._keys(),
+        )
+
+    def rank_all(self) -> None:
         """The complete ranking of flagged requests; its programs end at once for all others."""
         workspace, config, selected = self.layer.workspace, self.layer.config, self.layer.split.selected
-        num_heads = workspace.scores.shape[1]
-        full_rank_kernel[(num_heads, self.rows)](
+        full_rank_kernel[(workspace.scores.shape[1], self.rows)](
             ranked=workspace.ranked,
             unfinished=workspace.unfinished,
             ranked_stride_b=workspace.ranked.stride(0),
             ranked_stride_h=workspace.ranked.stride(1),
             selected=selected,
-            num_heads=num_heads,
             SELECTED_PAD=triton.next_power_of_2(max(selected, 2)),
             BLOCK=config.block,
             num_warps=config.warps,
             **self._scores(),
+            **self._key_heads(),
             **self._keys(),
         )
-        full_emit_kernel[(self.rows,)](
-            unfinished=workspace.unfinished,
-            selected=selected,
-            key_limit=selected * num_heads,
-            KEY_PASSES=max(1, -(-max(selected * num_heads - 1, 1).bit_length() // 8)),
-            BLOCK=config.block,
-            num_warps=config.warps,
-            **self._slots(),
-            **self._keys(),
+
+    def emit_rest(self) -> None:
+        """The sets' slots of flagged requests."""
+        full_emit_kernel[(self.rows,)](**self._of_complete_keys(), **self._slots())
+
+    def offer_rest(self) -> None:
+        """The candidates of flagged requests."""
+        full_offer_kernel[(self.rows,)](**self._of_complete_keys(), offered=self._exchange.offered)
+
+    def join(self) -> None:
+        """Of what all devices offered, the smallest key of every position."""
+        exchange, config, split = self._exchange, self.layer.config, self.layer.split
+        join_kernel[(self.rows,)](
+            gathered=exchange.gathered,
+            joined=exchange.joined,
+            rows=self.rows,
+            devices=exchange.shard.devices,
+            budget=split.budget,
+            selected=split.selected,
+            BLOCK=config.emit_block,
+            num_warps=config.emit_warps,
+            **self._keys(follows=False),  # a collective is ahead
         )
+
+    @property
+    def _exchange(self) -> Exchange:
+        assert self.layer.exchange is not None
+        return self.layer.exchange
+
+    def _of_complete_keys(self) -> dict[str, Any]:
+        return {
+            "unfinished": self.layer.workspace.unfinished,
+            "selected": self.layer.split.selected,
+            "key_limit": self.layer.key_limit,
+            "KEY_PASSES": self.layer.key_passes,
+            "BLOCK": self.layer.config.block,
+            "num_warps": self.layer.config.warps,
+            **self._keys(),
+        }
+
+    def _key_heads(self) -> dict[str, int]:
+        return dict(zip(("key_heads", "first_head"), self.layer.key_heads, strict=True))
 
     def _scores(self) -> dict[str, Any]:
         scores = self.layer.workspace.scores
         return {"scores": scores, "scores_stride_b": scores.stride(0), "scores_stride_h": scores.stride(1)}
 
-    def _keys(self) -> dict[str, Any]:
+    def _keys(self, follows: bool = True) -> dict[str, Any]:
         """What every launch takes: the keys, the requests, where the candidates begin and end."""
         return {
             "keys": self.layer.workspace.keys,
@@ -312,7 +407,7 @@ class Round:
             "first_request": self.first,
             "sinks": self.layer.split.sinks,
             "recent": self.layer.split.recent,
-            **chained(self.layer.q.device),
+            **chained(self.layer.q.device, follows),
         }
 
     def _slots(self) -> dict[str, Any]:
@@ -332,7 +427,21 @@ def _check(layer: SelectLayer) -> None:
         raise ValueError(
             f"workspace for another head count or budget: expected {q.shape[1]} heads, m = {split.selected}"
         )
+    if layer.exchange is not None:
+        _check_exchange(layer, layer.exchange)
     if len(index.sparse_indices) < q.shape[0] * split.budget:
         raise ValueError(
             f"sparse_indices of {len(index.sparse_indices)}: expected at least B * K = {q.shape[0] * split.budget}"
         )
+
+
+def _check_exchange(layer: SelectLayer, exchange: Exchange) -> None:
+    rows, pairs = len(layer.workspace.keys), max(1, layer.split.selected)
+    check_device_limits(layer.split, exchange.shard.num_heads)
+    if len(exchange.offered) < rows or exchange.offered.shape[1] != pairs:
+        raise ValueError(
+            f"exchange for {list(exchange.offered.shape[:2])} requests and tokens: expected {rows} or more, and {pairs}"
+        )
+    first, heads = exchange.shard.first_head, layer.q.shape[1]
+    if not 0 <= first <= exchange.shard.num_heads - heads:
+        raise ValueError(f"heads from {first} on: expected {heads} of {exchange.shard.num_heads}")

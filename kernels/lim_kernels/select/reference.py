@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lim_kernels.select.budget import BudgetSplit
+from lim_kernels.select.shard import HeadShard
 
 NOT_A_CANDIDATE = 2**63 - 1  # the key of a sink, of a token in the window, of a position beyond the sequence
 _BELOW_ALL = -(2**63)  # orders behind every score, -inf included
@@ -55,8 +56,7 @@ def unified_keys(scores: Tensor, seq_lens: Tensor, split: BudgetSplit) -> Tensor
     """Give every candidate its place in the merged list of the heads; smaller is earlier.
 
     Candidates of a request with ``n`` tokens are the positions ``s .. n-w-1``. A head ranks them by descending
-    score, the lower position first among equals. Under tensor parallelism a rank that holds ``Hl`` of ``H`` heads,
-    from ``h0`` on, turns a key ``k`` into ``k // Hl * H + h0 + k % Hl``; the minimum over ranks is the global key.
+    score, the lower position first among equals.
 
     Args:
         scores: ``[B, H, N]`` float32, ±inf allowed, not NaN; entries at positions >= ``seq_lens`` are ignored.
@@ -73,7 +73,7 @@ def unified_keys(scores: Tensor, seq_lens: Tensor, split: BudgetSplit) -> Tensor
     return _keys_to_depth(scores, seq_lens, split, depth=scores.shape[2])
 
 
-def select_token_set(scores: Tensor, seq_lens: Tensor, split: BudgetSplit) -> TokenSet:
+def select_token_set(scores: Tensor, seq_lens: Tensor, split: BudgetSplit, shard: HeadShard | None = None) -> TokenSet:
     """Choose the tokens that the sparse layers attend to, for a ragged batch.
 
     A request with ``n <= K`` tokens keeps them all. A longer one keeps ``s`` sinks, the ``m`` candidates with the
@@ -83,6 +83,8 @@ def select_token_set(scores: Tensor, seq_lens: Tensor, split: BudgetSplit) -> To
         scores: ``[B, H, N]`` float32, ±inf allowed, not NaN; entries at positions >= ``seq_lens`` are ignored.
         seq_lens: ``[B]`` int64, ``n`` of every request, the current token included, 0 to ``N``.
         split: the parts of the budget.
+        shard: where ``scores`` are those of some of the heads, and other devices hold the rest: the set is the one of
+            all heads. Every device calls with equal ``seq_lens`` and ``split``.
 
     Returns:
         The ``TokenSet`` on the device of ``scores``; ``K`` is ``split.budget``.
@@ -95,21 +97,32 @@ def select_token_set(scores: Tensor, seq_lens: Tensor, split: BudgetSplit) -> To
     positions = torch.where(offsets < seq_lens[:, None], offsets, -1)  # [B, K]
     over = seq_lens > split.budget
     if over.any():
-        positions[over] = _sets_over_budget(scores[over], seq_lens[over], split)
+        positions[over] = _sets_over_budget(scores[over], seq_lens[over], split, shard)
     return TokenSet(positions, seq_lens.clamp(max=split.budget))
 
 
-def _sets_over_budget(scores: Tensor, seq_lens: Tensor, split: BudgetSplit) -> Tensor:
+def _sets_over_budget(scores: Tensor, seq_lens: Tensor, split: BudgetSplit, shard: HeadShard | None) -> Tensor:
     """``[B, K]`` ascending positions; every request has more tokens than the budget."""
     # A head's first m tokens are m distinct ones, so no token ranked m or later by every head is selected.
-    keys = _keys_to_depth(scores, seq_lens, split, depth=split.selected)
+    keys = _keys_to_depth(scores, seq_lens, split, depth=split.selected, shard=shard)
+    if shard is not None and split.selected:
+        keys = _keys_of_all_devices(keys, split.selected, shard)
     selected = keys.topk(split.selected, dim=1, largest=False).indices  # [B, m]
     sinks = torch.arange(split.sinks, device=scores.device).expand(len(seq_lens), -1)  # [B, s]
     recent = seq_lens[:, None] - torch.arange(1, split.recent + 1, device=scores.device)  # [B, w]
     return torch.cat([sinks, selected, recent], dim=1).sort(dim=1).values
 
 
-def _keys_to_depth(scores: Tensor, seq_lens: Tensor, split: BudgetSplit, depth: int) -> Tensor:
+def _keys_of_all_devices(keys: Tensor, selected: int, shard: HeadShard) -> Tensor:
+    """``[B, N]`` the smallest keys that any device gives; tokens not among the first ``m`` of a device have none."""
+    offered = torch.stack(keys.topk(selected, dim=1, largest=False), dim=2)  # [B, m, 2], keys and positions
+    offered_keys, positions = shard.gather(offered).transpose(0, 1).flatten(1, 2).unbind(2)  # [B, R * m] each
+    return torch.full_like(keys, NOT_A_CANDIDATE).scatter_reduce_(1, positions, offered_keys, "amin")
+
+
+def _keys_to_depth(
+    scores: Tensor, seq_lens: Tensor, split: BudgetSplit, depth: int, shard: HeadShard | None = None
+) -> Tensor:
     """``unified_keys`` from the first ``depth`` ranks of every head; tokens that all heads rank later have no key."""
     batch, num_heads, width = scores.shape
     keys = torch.full((batch, width), NOT_A_CANDIDATE, device=scores.device)
@@ -120,7 +133,8 @@ def _keys_to_depth(scores: Tensor, seq_lens: Tensor, split: BudgetSplit, depth: 
     ranked = order.topk(min(depth, order.shape[2]), dim=2)  # [B, H, depth]
     ranks = torch.arange(ranked.values.shape[2], device=scores.device)
     heads = torch.arange(num_heads, device=scores.device)[:, None]
-    head_keys = (ranks * num_heads + heads).expand_as(ranked.values)
+    key_heads, first_head = (shard.num_heads, shard.first_head) if shard else (num_heads, 0)
+    head_keys = (ranks * key_heads + first_head + heads).expand_as(ranked.values)
     head_keys = torch.where(ranked.values == _BELOW_ALL, NOT_A_CANDIDATE, head_keys)
     return keys.scatter_reduce_(1, ranked.indices.flatten(1) + split.sinks, head_keys.flatten(1), "amin")
 

@@ -100,10 +100,10 @@ def _collect(own, spans, listed, cut, best, MOST: tl.constexpr, SPAN: tl.constex
 
 
 @triton.jit
-def _rank(best, count, own_keys, shortlist, head, num_heads, MOST: tl.constexpr, RANK_BLOCK: tl.constexpr):
+def _rank(best, count, own_keys, shortlist, head, key_heads, MOST: tl.constexpr, RANK_BLOCK: tl.constexpr):
     """Count who comes before each of ``count`` listed scores; its position goes to that rank and lowers its key.
 
-    Among equals the one listed earlier comes first.
+    Among equals the one listed earlier comes first. ``head`` is counted among the ``key_heads`` of all devices.
     """
     for first in range(0, count, RANK_BLOCK):
         index = first + tl.arange(0, RANK_BLOCK)
@@ -124,7 +124,7 @@ def _rank(best, count, own_keys, shortlist, head, num_heads, MOST: tl.constexpr,
         rank = tl.sum(before, 1)
         position = tl.load(best + MOST + index, mask=index < count, other=0)
         tl.store(shortlist + rank, position, mask=index < count)
-        tl.atomic_min(own_keys + position, rank * num_heads + head, mask=index < count, sem="relaxed")
+        tl.atomic_min(own_keys + position, rank * key_heads + head, mask=index < count, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -148,6 +148,8 @@ def shortlist_kernel(
     sinks,
     recent,
     num_heads,
+    key_heads,
+    first_head,
     MOST: tl.constexpr,
     SPAN: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -195,7 +197,7 @@ def shortlist_kernel(
                 _collect(own, spans, listed, cut.to(tl.int32), best, MOST, SPAN, BLOCK)
         tl.debug_barrier()
         own_keys = keys + row.to(tl.int64) * keys_stride_b
-        _rank(best, count, own_keys, shortlists + list_index * MOST, head, num_heads, MOST, RANK_BLOCK)
+        _rank(best, count, own_keys, shortlists + list_index * MOST, first_head + head, key_heads, MOST, RANK_BLOCK)
     tl.store(counts + list_index, count)
 
 

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 from torch import nn
 
-from lim_sglang.attention.loaded import plan_of_loaded
+from lim_kernels.select.shard import HeadShard
+from lim_sglang.attention.loaded import plan_of_loaded, shard_of_loaded
 from lim_sglang.config import LimConfigError
+from lim_sglang.host import compat
 from lim_sglang.host.support import UnsupportedError
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 
@@ -143,7 +145,9 @@ def runner(
     found: Sequence[Any], stage: tuple[int, int] = (0, DEPTH), window: int | None = None, device: str = "cpu"
 ) -> Any:
     """What ``plan_of_loaded`` reads of a ``ModelRunner`` that loaded these layers."""
-    config = SimpleNamespace(context_len=CONTEXT, hf_config=SimpleNamespace(architectures=["SomeModel"]))
+    config = SimpleNamespace(
+        context_len=CONTEXT, num_attention_heads=12, hf_config=SimpleNamespace(architectures=["SomeModel"])
+    )
     return SimpleNamespace(
         model=nn.ModuleList(found),
         model_config=config,
@@ -232,3 +236,25 @@ def test_a_stage_counts_its_own_layers() -> None:
 def test_a_select_layer_must_attend() -> None:
     with pytest.raises(LimConfigError, match="layer 2 of this model does not attend"):
         plan_of_loaded(PLAN, runner([each for each in layers() if each.layer_id != 2]))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_knows_which_heads_it_holds(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    gather = object()
+    monkeypatch.setattr(compat, "attention_ranks", lambda: (3, rank, gather))
+    shard = shard_of_loaded(runner(layers()))
+    assert shard == HeadShard(num_heads=12, first_head=4 * rank, devices=3, all_gather=gather)  # type: ignore[arg-type]
+
+
+def test_one_rank_holds_them_all() -> None:
+    """SGLang's groups are not there: this process stands alone."""
+    assert shard_of_loaded(runner(layers())) is None
+
+
+def test_heads_that_the_ranks_of_a_group_do_not_share_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with classes of SGLang that split heads by the TP size where DP attention makes smaller groups."""
+    monkeypatch.setattr(compat, "attention_ranks", lambda: (2, 0, None))
+    with pytest.raises(UnsupportedError) as caught:
+        shard_of_loaded(runner(layers()))
+    assert "2 ranks attend to the same requests with 4 query heads each, and it has 12" in str(caught.value)
+    assert "\n" not in str(caught.value)

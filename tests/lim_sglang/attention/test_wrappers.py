@@ -12,6 +12,7 @@ import torch
 from lim_kernels.decode.reference import decode_attention
 from lim_kernels.select import head_scores, select_token_set, split_budget
 from lim_kernels.select.launch import write_sparse_indptr
+from lim_kernels.select.shard import HeadShard
 
 from .recording_wrapper import RecordingWrapper
 
@@ -147,6 +148,41 @@ def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None) -> Non
     output = wrappers.SplitKVWrapper(buffers).forward(q, second, **scales)
     index = buffers.sparse_indptr, torch.cat(sets)
     torch.testing.assert_close(output, factor * decode_attention(q, *second, *index, 0.3 * factor))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted shapes; a GPU serves in tests/e2e")
+def test_a_step_of_a_rank_selects_with_the_others_heads(wrappers: Any) -> None:
+    """The other rank's offer is put in its place by hand; the buffers are the step's, made once."""
+    heads, split, lengths = 2, split_budget(BUDGET, 0.25, 2), [100, 70]
+    indptr, slots = torch.tensor([0, 100, 170]).int(), torch.randperm(172).int()
+    dense = SimpleNamespace(_paged_kv_indptr_buf=indptr, _paged_kv_indices_buf=slots)
+    q, cache = torch.randn(2, 2 * heads, 16), tuple(torch.randn(172, 2, 16) for _ in "kv")
+    scores = [head_scores(q[r], cache[0][slots[indptr[r] : indptr[r + 1]].long()])[None] for r in range(len(lengths))]
+    others: list[torch.Tensor] = []
+
+    def all_gather(out: torch.Tensor, own: torch.Tensor) -> None:
+        out[0], out[1] = own, others[0]
+
+    def offer(out: torch.Tensor, own: torch.Tensor) -> None:
+        others.append(own.clone())
+        out[0], out[1] = own, own
+
+    def run(first: int, gather: Any) -> Any:
+        shape = wrappers.AttentionShape(heads, 1, 16, torch.float32, torch.float32)
+        shard = HeadShard(2 * heads, first, 2, gather)
+        buffers = wrappers.StepBuffers.allocate(MAX_BATCH, 128, split, shape, torch.device("cpu"), shard)
+        alone = wrappers.StepBuffers.allocate(MAX_BATCH, 128, split, shape, torch.device("cpu"))
+        assert buffers.nbytes - alone.nbytes == buffers.exchange.nbytes > MAX_BATCH * split.selected * 3 * 8
+        write_sparse_indptr(indptr, buffers.sparse_indptr, 2, BUDGET)
+        own = q[:, first : first + heads], tuple(part[:, first // heads : first // heads + 1] for part in cache)
+        wrappers.SelectWrapper(buffers, split, dense).forward(*own, sm_scale=0.3)
+        return buffers.sparse_indices[: 2 * BUDGET].view(2, BUDGET)
+
+    run(heads, offer)
+    found = run(0, all_gather)
+    for request, length in enumerate(lengths):
+        chosen = select_token_set(scores[request], torch.tensor([length]), split).positions[0]
+        assert found[request].tolist() == slots[indptr[request] + chosen].tolist()
 
 
 def test_memory_stays_within_what_is_promised(wrappers: Any) -> None:

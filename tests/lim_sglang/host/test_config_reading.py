@@ -17,14 +17,6 @@ from .test_windows import GEMMA, LLAMA
 SEALED = "not JSON: sealed by its owner"
 
 
-@pytest.fixture(autouse=True)
-def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sglang.srt.plugins import load_plugins
-
-    monkeypatch.delenv("SGLANG_LIM_CONFIG", raising=False)
-    load_plugins()
-
-
 @pytest.fixture
 def sealed(tmp_path: Path) -> Path:
     """A model's folder whose config.json cannot be read."""

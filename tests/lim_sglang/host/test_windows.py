@@ -26,14 +26,6 @@ GEMMA = {
 OLMO = {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo3"}
 
 
-@pytest.fixture(autouse=True)
-def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sglang.srt.plugins import load_plugins
-
-    monkeypatch.delenv("SGLANG_LIM_CONFIG", raising=False)
-    load_plugins()
-
-
 def prepared(folder: Path, model: dict[str, Any], *flags: str) -> Any:
     """SGLang's launch options by its own parser, with lim's early check on the way."""
     from sglang.srt.server_args import prepare_server_args

@@ -1,0 +1,94 @@
+"""How a launch is judged beyond its refusals: its configuration, its stages, its port and its backend."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import Any
+
+import pytest
+
+from lim_sglang.host import compat
+from lim_sglang.host.launch import check_launch, resolve
+from lim_sglang.host.support import UnsupportedError
+from lim_sglang.layer_plan import LayerRole
+
+from .conftest import Launch
+
+
+def test_a_backend_that_sglang_replaces_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    server_args = launch()
+
+    class Replaced:
+        attention_backend = "triton"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(server_args, name)
+
+    monkeypatch.setattr(compat, "effective_args", lambda _args: Replaced())
+    with pytest.raises(UnsupportedError, match=r"--attention-backend lim .* SGLang replaces it by triton"):
+        check_launch(server_args)
+
+
+def test_a_pipeline_stage_without_a_select_layer_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    server_args = launch()
+    monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"select_layers": [2, 4]}')
+    monkeypatch.setattr(compat, "pipeline_stages", lambda layers, _pp: [(0, layers // 2), (layers // 2, layers)])
+    with pytest.raises(ValueError, match=r"layers 6 to 11: sparse layer 6 has no select layer"):
+        check_launch(server_args)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"budget": 20000}, "budget=20000 selects 15000 tokens by rank: expected at most 8192; lower"),
+        ({"budget": 300000, "recency_ratio": 1}, "budget=300000: expected at most 262144 on a GPU; lower"),
+    ],
+    ids=["ranked", "slots"],
+)
+def test_a_budget_beyond_the_device_kernels_is_refused(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setenv("SGLANG_LIM_CONFIG", json.dumps(config))
+    server_args = launch()
+    check_launch(server_args)  # the reference serves it
+
+    class OnGpu:
+        device = "cuda"
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(compat_args, name)
+
+    compat_args = compat.effective_args(server_args)
+    monkeypatch.setattr(compat, "effective_args", lambda _args: OnGpu())
+    with pytest.raises(ValueError, match=message):
+        check_launch(server_args)
+
+
+def test_a_port_that_cannot_be_had_is_told_apart() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert compat.why_not_bound("127.0.0.1", taken.getsockname()[1]) == "it is in use"
+    assert compat.why_not_bound("127.0.0.1", 0) == ""
+    assert compat.why_not_bound("192.0.2.1", 0) == "Cannot assign requested address"
+
+
+def test_pipeline_stages_are_sglangs() -> None:
+    assert compat.pipeline_stages(12, 1) == [(0, 12)]
+    assert compat.pipeline_stages(12, 2) == [(0, 6), (6, 12)]
+
+
+def test_model_override_reaches_the_plan(launch: Launch) -> None:
+    override = json.dumps({"lim_config": {"budget": 64, "select_layers": [3, 5]}})
+    server_args = launch(json_model_override_args=override)
+    config, plan = resolve(server_args, compat.model_config(server_args))
+    assert config.budget == 64
+    assert plan.select_layers == (3, 5)
+    assert plan.count(LayerRole.DENSE) == 3
+
+
+def test_env_and_flags_reach_the_plan_in_their_order(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"budget": 100, "sink_tokens": 2, "recency_ratio": 0.5}')
+    server_args = launch(json_model_override_args='{"lim_config": {"budget": 200, "sink_tokens": 3}}')
+    server_args._lim_flags = {"budget": 300}
+    config, _ = resolve(server_args, compat.model_config(server_args))
+    assert (config.budget, config.sink_tokens, config.recency_ratio) == (300, 3, 0.5)

@@ -1,0 +1,226 @@
+"""Which launch options are refused, through those that SGLang itself makes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from lim_patches import support_triton
+from lim_patches.cpu_host import gpu_device
+from lim_sglang.host import compat
+from lim_sglang.host.launch import check_launch
+from lim_sglang.host.names import SERVER_ARGS_FIELDS
+from lim_sglang.host.support import REFUSALS, UnsupportedError, check_supported
+
+from .conftest import CommandLine, Launch
+from .tiny_llama import LLAMA
+
+
+def refusal(server_args: Any, **options: Any) -> str:
+    """The refusal's text for these options; ``options`` are read in place of what SGLang resolved."""
+    args = compat.effective_args(server_args)
+
+    class View:
+        def __getattr__(self, name: str) -> Any:
+            return options[name] if name in options else getattr(args, name)
+
+    with pytest.raises(UnsupportedError) as caught:
+        check_supported(View(), compat.model_config(server_args))
+    return str(caught.value)
+
+
+NEVER_DECODES = {
+    "embedding": (["--is-embedding"], "the model (LlamaForCausalLM) with --is-embedding", "nothing is decoded"),
+    "prefill": (["--disaggregation-mode", "prefill"], "--disaggregation-mode prefill", "decodes nothing"),
+    "encoder": (["--encoder-only"], "--encoder-only", "decodes nothing"),
+}
+
+
+@pytest.mark.parametrize(("words", "found", "reason"), NEVER_DECODES.values(), ids=NEVER_DECODES)
+def test_a_server_that_never_decodes_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], found: str, reason: str
+) -> None:
+    from sglang.srt.server_args import prepare_server_args
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    with pytest.raises(SystemExit) as caught:
+        prepare_server_args(["--model-path", str(tmp_path), "--decode-attention-backend", "lim", *words])
+    assert caught.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"lim-sglang: error: {found} does not work with lim: lim makes decode sparse, and ")
+    assert reason in line
+
+
+def test_an_engine_for_embeddings_is_refused(launch: Launch) -> None:
+    with pytest.raises(UnsupportedError, match=r"with --is-embedding does not work with lim"):
+        check_launch(launch(is_embedding=True))
+
+
+def test_a_server_that_only_decodes_is_served(command_line: CommandLine) -> None:
+    """By the early judgement; SGLang goes on to ask for a transfer engine."""
+    assert command_line({}, "--disaggregation-mode decode") == {}
+
+
+@pytest.mark.parametrize(
+    ("model_dtype", "options", "found"),
+    [
+        ("float16", {"kv_cache_dtype": "bfloat16"}, "--kv-cache-dtype bfloat16 with a float16 model"),
+        ("float16", {"kv_cache_dtype": "bf16"}, "--kv-cache-dtype bf16 with a float16 model"),
+        ("float32", {"kv_cache_dtype": "bf16"}, "--kv-cache-dtype bf16 with a float16 model"),
+        ("bfloat16", {"kv_cache_dtype": "bf16", "dtype": "half"}, "--kv-cache-dtype bf16 with a float16 model"),
+        ("bfloat16", {"dtype": "float32"}, "--dtype float32"),
+        ("bfloat16", {"dtype": "float", "kv_cache_dtype": "bfloat16"}, "--dtype float"),
+    ],
+    ids=["bfloat16", "bf16", "float32 checkpoint", "asked for", "float32", "float"],
+)
+def test_a_dtype_that_a_gpu_cannot_attend_in_is_refused(
+    launch: Launch, model_dtype: str, options: dict[str, str], found: str
+) -> None:
+    text = refusal(launch({"torch_dtype": model_dtype}), device="cuda", **options)
+    assert text.startswith(f"{found} does not work with lim: ")
+    assert "--dtype bfloat16" in text
+
+
+@pytest.mark.parametrize(
+    ("model_dtype", "options"),
+    [
+        ("float16", {"kv_cache_dtype": "auto"}),
+        ("float16", {"kv_cache_dtype": "fp8_e4m3"}),
+        ("bfloat16", {"kv_cache_dtype": "bfloat16"}),
+        ("float16", {"kv_cache_dtype": "bfloat16", "dtype": "bfloat16"}),
+        ("float16", {"kv_cache_dtype": "bfloat16", "device": "cpu"}),
+        ("bfloat16", {"dtype": "float32", "device": "cpu"}),
+    ],
+    ids=["auto", "fp8", "the model's own", "asked for", "on a CPU", "float32 on a CPU"],
+)
+def test_other_dtypes_are_served(launch: Launch, model_dtype: str, options: dict[str, str]) -> None:
+    server_args = launch({"torch_dtype": model_dtype})
+    args = compat.effective_args(server_args)
+    names = set(SERVER_ARGS_FIELDS)
+    view = {name: getattr(args, name) for name in names} | {"device": "cuda"} | options
+    check_supported(SimpleNamespace(**view), compat.model_config(server_args))
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "flag"),
+    [
+        ("speculative_algorithm", "EAGLE", "--speculative-algorithm EAGLE"),
+        ("enable_deterministic_inference", True, "--enable-deterministic-inference"),
+        ("enable_torch_compile", True, "--enable-torch-compile"),
+        ("enable_two_batch_overlap", True, "--enable-two-batch-overlap"),
+        ("dcp_size", 2, "--dcp-size 2"),
+        ("attn_cp_size", 2, "--attn-cp-size 2"),
+        ("dllm_algorithm", "LowConfidence", "--dllm-algorithm LowConfidence"),
+        ("enable_hisparse", True, "--enable-hisparse"),
+        ("enable_page_major_kv_layout", True, "--enable-page-major-kv-layout"),
+        ("kv_cache_dtype", "fp8_e4m3", "--kv-cache-dtype fp8_e4m3"),
+        ("device", "xpu", "--device xpu"),
+        ("page_size", 16, "--page-size 16"),
+        ("enable_lora", True, "--enable-lora"),
+        ("enable_hierarchical_cache", True, "--enable-hierarchical-cache"),
+        ("decode_attention_backend", "torch_native", "--decode-attention-backend torch_native"),
+    ],
+)
+def test_options_that_are_refused(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, option: str, value: Any, flag: str
+) -> None:
+    monkeypatch.setattr(compat, "pages_need_triton", lambda: True)
+    text = refusal(launch(), **{option: value})
+    assert text.startswith(f"{flag} does not work with lim: ")
+    assert "\n" not in text
+
+
+def test_an_amd_gpu_is_refused_though_sglang_calls_it_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = next(entry for entry in REFUSALS if entry.feature.startswith("devices"))
+    on_gpu, model = SimpleNamespace(device="cuda"), object()
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert entry.found(on_gpu, model) == ""
+    monkeypatch.setattr(torch.version, "hip", "6.3.1")
+    assert entry.found(on_gpu, model) == "an AMD GPU"
+    assert entry.found(SimpleNamespace(device="cpu"), model) == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "off"),
+    [("page_size", 64, 1), ("enable_lora", True, None), ("enable_hierarchical_cache", True, False)],
+)
+def test_what_a_cpu_alone_cannot_do(monkeypatch: pytest.MonkeyPatch, option: str, value: Any, off: Any) -> None:
+    monkeypatch.setattr(compat, "pages_need_triton", lambda: True)
+    entries = [entry for entry in REFUSALS if entry.feature.endswith(" on a CPU")]
+    assert len(entries) == 3
+    idle = {"page_size": 1, "enable_lora": None, "enable_hierarchical_cache": False}
+    for device, chosen, count in (("cpu", value, 1), ("cpu", off, 0), ("cuda", value, 0), (None, value, 0)):
+        args = SimpleNamespace(**(idle | {"device": device, option: chosen}))
+        assert len([entry for entry in entries if entry.found(args, object())]) == count, (device, chosen)
+
+
+@pytest.mark.skipif(gpu_device() is not None, reason="about SGLang in a process without a GPU")
+def test_pages_are_allowed_where_sglang_allocates_them_on_a_cpu(launch: Launch) -> None:
+    """Three prompts of 5, 16 and 17 tokens in pages of 16, by SGLang's own allocator."""
+    from sglang.srt.mem_cache.allocator.paged import PagedTokenToKVPoolAllocator
+
+    new = torch.tensor([5, 16, 17])
+    old, before = torch.zeros(3, dtype=torch.int64), torch.full((3,), -1)
+    allocator = PagedTokenToKVPoolAllocator(128, 16, torch.float32, "cpu", None, need_sort=False)
+    entry = next(entry for entry in REFUSALS if entry.feature.startswith("pages"))
+    found = entry.found(SimpleNamespace(device="cpu", page_size=16), object())
+    if found:
+        with pytest.raises(RuntimeError, match="active drivers"):
+            allocator.alloc_extend(old, old, new, new, before, 38)
+    else:
+        slots = allocator.alloc_extend(old, old, new, new, before, 38)
+        starts = [*range(16, 21), *range(32, 48), *range(48, 65)]
+        assert slots.tolist() == starts
+
+
+def test_pages_on_a_cpu_are_one_line_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sglang.srt.server_args import prepare_server_args
+
+    monkeypatch.setattr(compat, "pages_need_triton", lambda: True)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    options = ["--attention-backend", "lim", "--load-format", "dummy", "--skip-tokenizer-init", "--device", "cpu"]
+    with pytest.raises(SystemExit) as caught:
+        prepare_server_args(["--model-path", str(tmp_path), *options, "--page-size", "16"])
+    assert caught.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("lim-sglang: error: --page-size 16 does not work with lim: this SGLang allocates them by")
+    assert line.endswith("leave out --page-size")
+
+
+@pytest.mark.skipif(gpu_device() is not None, reason="there the CPU host is never active")
+def test_a_cpu_is_refused_where_sglang_would_launch_triton(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a process that may use a GPU, where the CPU host is off."""
+    server_args = launch()
+    assert compat.serves_on_cpu()
+    monkeypatch.setattr("sglang.srt.utils.common.support_triton", lambda _backend: True)
+    text = refusal(server_args)
+    assert text.startswith("--device cpu does not work with lim: a process that may use a GPU")
+    assert "CUDA_VISIBLE_DEVICES=" in text
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_the_cpu_host_answers_for_lim_only_while_it_is_on(monkeypatch: pytest.MonkeyPatch, active: bool) -> None:
+    monkeypatch.setattr(support_triton, "is_active", lambda: active)
+    answers = [support_triton.without_gpu(lambda _backend: True, backend) for backend in ("lim", "triton")]
+    assert answers == [not active, True]
+
+
+def test_every_refusal_gives_a_reason_and_a_way_out() -> None:
+    for entry in REFUSALS:
+        assert entry.reason, entry.feature
+        assert entry.way_out, entry.feature
+    assert len({entry.feature for entry in REFUSALS}) == len(REFUSALS)
+
+
+@pytest.mark.parametrize(("value", "found"), [(True, "--enable-pdmux"), (False, ""), (None, "")])
+def test_pd_multiplexing(value: bool | None, found: str) -> None:
+    entry = next(entry for entry in REFUSALS if entry.feature == "PD multiplexing")
+    args = SimpleNamespace() if value is None else SimpleNamespace(enable_pdmux=value)  # 0.5.23 has no such field
+    assert entry.found(args, object()) == found

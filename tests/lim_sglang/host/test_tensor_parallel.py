@@ -1,0 +1,143 @@
+"""Heads over ranks: what is refused at the command line, and which rank speaks and counts for the others."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lim_sglang.host import compat
+from lim_sglang.host.launch import check_launch
+
+from .conftest import CommandLine, Launch
+from .tiny_llama import LLAMA
+
+HEADS = {"hidden_size": 96, "num_attention_heads": 12, "num_key_value_heads": 4}
+
+SHARED = {
+    "one": "",
+    "as many KV heads as ranks": "--tp 4",
+    "KV heads on several ranks": "--tp 12",
+    "DP attention": "--tp 8 --dp 4 --enable-dp-attention",
+    "DP attention without groups": "--tp 8 --dp 8 --enable-dp-attention",
+    "replicas": "--tp 2 --dp 8",
+    "expert parallelism": "--tp 4 --ep 4 --moe-a2a-backend deepep",
+    "one rank, on a CPU": "--tp 1 --device cpu",
+    "on a CPU": "--tp 2 --device cpu",
+}
+UNEVEN = {
+    "query heads": (
+        "--tp 8",
+        "--tp-size 8 (12 query and 4 KV heads can be shared by 1, 2, 4, 12 ranks, not by 8)",
+    ),
+    "KV heads": ("--tp 6", "--tp-size 6 (12 query and 4 KV heads can be shared by 1, 2, 4, 12 ranks, not by 6)"),
+    "DP attention": (
+        "--tp 16 --dp 2 --enable-dp-attention",
+        "--tp-size 16 in 2 attention groups (12 query and 4 KV heads can be shared by 1, 2, 4, 12 ranks, not by 8)",
+    ),
+    "groups": ("--tp 8 --dp 3 --enable-dp-attention", "--tp-size 8 in 3 attention groups"),
+    "KV heads on a CPU": (
+        "--tp 12 --device cpu",
+        "--tp-size 12 (12 query and 4 KV heads can be shared by 1, 2, 4 ranks, not by 12)",
+    ),
+    "DP attention on a CPU": (
+        "--tp 8 --dp 2 --enable-dp-attention --device cpu",
+        "--tp-size 8 in 2 attention groups (12 query and 4 KV heads can be shared by 1, 2, 4 ranks, not by 8)",
+    ),
+}
+
+
+@pytest.mark.parametrize("flags", SHARED.values(), ids=SHARED)
+def test_heads_that_all_ranks_share_evenly(command_line: CommandLine, flags: str) -> None:
+    assert command_line(HEADS, "--device cuda " + flags) == {}
+
+
+@pytest.mark.parametrize(("flags", "found"), UNEVEN.values(), ids=UNEVEN)
+def test_heads_that_are_not_shared_evenly_are_one_line(
+    command_line: CommandLine, capsys: pytest.CaptureFixture[str], flags: str, found: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line(HEADS, "--device cuda " + flags)
+    assert caught.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"lim-sglang: error: {found} does not work with lim: SGLang gives every rank as many heads")
+    assert line.endswith("choose another --tp-size")
+
+
+@pytest.mark.parametrize("flag", ["--attn-cp-size 2", "--dcp-size 2"])
+def test_context_parallelism_is_refused(
+    command_line: CommandLine, capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
+    with pytest.raises(SystemExit):
+        command_line(HEADS, f"--device cuda --tp 4 {flag}")
+    assert f"{flag} does not work with lim: no rank holds all keys" in capsys.readouterr().err
+
+
+def test_sglang_pads_heads_on_a_cpu(launch: Launch) -> None:
+    """Why they are refused there: 12 query heads and 4 KV heads for 8 ranks become 24 and 8."""
+    from sglang.srt.configs.load_config import LoadConfig
+    from sglang.srt.configs.update_config import adjust_config_with_unaligned_cpu_tp
+
+    config = compat.model_config(launch(HEADS))
+    padded = adjust_config_with_unaligned_cpu_tp(config, LoadConfig(), 8)
+    assert (padded.num_attention_heads, padded.num_key_value_heads) == (24, 8)
+
+
+@pytest.mark.parametrize(
+    ("options", "groups"),
+    [
+        ({"tp_size": 4}, 1),
+        ({"tp_size": 4, "dp_size": 2, "enable_dp_attention": True}, 2),
+        ({"tp_size": 4, "dp_size": 4, "enable_dp_attention": True}, 4),
+        ({"tp_size": 2, "dp_size": 2}, 1),
+    ],
+    ids=["tensor parallel", "two groups", "four groups", "replicas"],
+)
+def test_groups_are_those_that_sglang_resolves(launch: Launch, options: dict[str, Any], groups: int) -> None:
+    """By both spellings: SGLang 0.5.23 resolves the old one to ``attn_dp_size``."""
+    server_args = launch(HEADS, **options)
+    assert compat.attention_groups(compat.effective_args(server_args)) == groups
+    check_launch(server_args)
+
+
+RANKS = """
+import os, sys, torch
+from sglang.srt.distributed.parallel_state import init_distributed_environment, initialize_model_parallel
+from sglang.srt import runtime_context
+from lim_sglang.host import compat
+
+before = compat.is_first_rank(), compat.counts_for_its_group()
+rank = next((rank for rank in range(1, 4) if not os.fork()), 0)
+method = "file://" + sys.argv[1]
+sizes = {"tensor_model_parallel_size": 4, "attention_data_parallel_size": 2}
+if hasattr(runtime_context, "publish"):  # SGLang 0.5.23
+    from sglang.srt.server_args import ServerArgs
+
+    args = ServerArgs(model_path=sys.argv[2], device="cpu", load_format="dummy", tp_size=4, attn_dp_size=2)
+    args.resolve_once()
+    runtime_context.publish(args, role="scheduler", ranks=runtime_context.SpawnRanks(world_rank=rank))
+    sizes = {}
+init_distributed_environment(4, rank, method, rank, "gloo")
+initialize_model_parallel(**sizes, backend="gloo")
+said = f"rank {rank}: {before} {compat.is_first_rank()} {compat.counts_for_its_group()}\\n"
+os.write(1, said.encode())
+torch.distributed.barrier()
+os._exit(0) if rank else [os.wait() for _ in range(3)]
+"""
+
+
+def test_one_rank_speaks_and_the_first_of_each_group_counts(tmp_path: Path) -> None:
+    """Four ranks in two attention groups, in SGLang's own process groups; without any, a process stands alone."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    command = [sys.executable, "-c", RANKS, str(tmp_path / "store"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("rank ")) == [
+        "rank 0: (True, True) True True",
+        "rank 1: (True, True) False False",
+        "rank 2: (True, True) False True",
+        "rank 3: (True, True) False False",
+    ], done.stderr[-3000:]
