@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+CONFIGS = Path(__file__).parents[1] / "models"
+MODEL_HELP = "folder with config.json, or a name in bench/models; on a CPU the embedded model if left out"
 DENSE = {"cuda": "flashinfer", "cpu": "torch_native"}
 
 
@@ -43,14 +46,26 @@ def serve_arm(run: Callable[[argparse.Namespace], dict[str, Any]], description: 
 
 
 def default_model(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
-    """``--model``, or the embedded model on a CPU."""
+    """``--model``, a folder or the name of a published config; without it the embedded model on a CPU."""
     if args.model is not None:
-        return str(args.model)
+        return args.model if Path(args.model).is_dir() else made_model(args.model, parser)
     if args.device == "cuda":
-        parser.error("--model is needed on a GPU: a folder with config.json")
+        parser.error("--model is needed on a GPU: a folder with config.json, or a name in bench/models")
     from lim_sglang.servers.embedded_model import ensure_model
 
     return str(ensure_model())
+
+
+def made_model(name: str, parser: argparse.ArgumentParser) -> str:
+    """A folder with the config of ``bench/models`` of this name, for dummy weights."""
+    config = CONFIGS / f"{name}.json"
+    if not config.is_file():
+        names = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
+        parser.error(f"--model {name}: expected a folder with config.json, or one of {names}")
+    folder = Path("runs", "models", name)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copy(config, folder / "config.json")
+    return str(folder)
 
 
 @contextmanager

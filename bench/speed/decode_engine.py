@@ -1,6 +1,7 @@
 """SGLang's Engine, dense attention against lim: milliseconds per decode step, in one run on one machine.
 
-    python -m bench.speed.decode_engine --model .gpu/qwen3-8b --shapes 8x32000 16x16000 1x32000 16x1500
+    python -m bench.speed.decode_engine --model Qwen3-8B --shapes 8x32000 16x16000 1x32000 16x1500
+    python -m bench.speed.decode_engine --model Qwen3-32B --tp 2 --profile 8x32000
     python -m bench.speed.decode_engine --device cpu --shapes 1x2000 4x2000 --budget 256 --steps 16
 
 Every arm is a fresh engine in a process of its own, dense and lim in turn. A shape's prompts are random tokens,
@@ -9,7 +10,7 @@ between a long and a short generation. Where no request outgrows the budget, lim
 no speed is reported. On a GPU, weights are dummies of the model's shape: timings hold, texts do not. On a CPU the
 embedded model serves, with its weights.
 
-Byte bound: weights once, K and V as often as layers read them, over the copy bandwidth of the same run.
+Byte bound: what one GPU must read (``byte_bound``), over the copy bandwidth of the same run.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench.speed.arms import default_model, start_arm
+from bench.speed.arms import MODEL_HELP, default_model, start_arm
+from bench.speed.byte_bound import step_bytes
 from bench.timing import about
-from lim_sglang.layer_plan import LayerPlan, LayerRole, select_layers_for_model
 
 COLUMNS = [
     "gpu",
     "model",
+    "tp",
     "batch",
     "context",
     "budget",
@@ -41,6 +43,7 @@ COLUMNS = [
     "byte_bound_share",
     "extra_mib",
     "same_tokens",
+    "collective_share",
 ]
 Arms = dict[str, list[dict[str, Any]]]
 
@@ -61,7 +64,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--model", help="folder with config.json; on a CPU the embedded model if left out")
+    parser.add_argument("--model", help=MODEL_HELP)
     parser.add_argument(
         "--shapes", nargs="+", default=["8x32000", "16x16000", "1x32000", "16x1500"], help="batch x tokens"
     )
@@ -97,6 +100,7 @@ def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int
     row = {
         "gpu": arms["lim"][0].get("gpu", "none"),
         "model": Path(args.model).name,
+        "tp": args.tp,
         "batch": batch,
         "context": context,
         "budget": args.budget,
@@ -111,23 +115,21 @@ def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int
     }
     if args.device == "cuda":
         copy = statistics.median(run["copy_tb_s"] for run in (*arms["dense"], *arms["lim"]))
-        bound_ms = step_bytes(Path(args.model), batch, context + args.steps // 2, args.budget) / copy / 1e9
-        row["byte_bound_share"] = round(bound_ms / lim_ms, 3)
+        config = json.loads((Path(args.model) / "config.json").read_text())
+        least = step_bytes(config, Path(args.model).name, batch, context + args.steps // 2, args.budget, args.tp)
+        row["byte_bound_share"] = round(least / copy / 1e9 / lim_ms, 3)
         row["extra_mib"] = arms["lim"][0]["memory_mib"] - arms["dense"][0]["memory_mib"]
+        row["collective_share"] = collective_share(*(arms[arm][0]["shapes"][shape] for arm in ("dense", "lim")))
     return row
 
 
-def step_bytes(model: Path, batch: int, context: int, budget: int) -> int:
-    """Bytes that one step of lim must read, bf16: the weights, and K and V by layer role."""
-    config = json.loads((model / "config.json").read_text())
-    hidden, layers, heads = config["hidden_size"], config["num_hidden_layers"], config["num_attention_heads"]
-    head_dim, kv_heads = config.get("head_dim") or hidden // heads, config["num_key_value_heads"]
-    attention = hidden * head_dim * (2 * heads + 2 * kv_heads)
-    weights = layers * (attention + 3 * hidden * config["intermediate_size"]) + config["vocab_size"] * hidden
-    selects, _ = select_layers_for_model(layers, config["architectures"][0], hidden, kv_heads, model.name)
-    full = layers - LayerPlan.from_select_layers(layers, selects).count(LayerRole.SPARSE)
-    tokens = full * context + (layers - full) * min(context, budget)
-    return 2 * weights + batch * tokens * 2 * kv_heads * head_dim * 2
+def collective_share(dense: dict[str, Any], lim: dict[str, Any]) -> float | None:
+    """What lim's captured step spends in all-gathers beyond dense's, as a share; None where no profile was taken."""
+    profiles = [found.get("profile") or {} for found in (dense, lim)]
+    if not all(profile.get("graph_us") for profile in profiles):
+        return None
+    before, gathering = (profile["us_per_step"].get("all-gather", 0.0) for profile in profiles)
+    return round((gathering - before) / float(profiles[1]["graph_us"]), 4)
 
 
 def save(path: Path, arms: Arms, note: str | None) -> None:

@@ -20,7 +20,10 @@ from bench.speed import host_timer
 from bench.speed.arms import engine, prompts, serve_arm
 
 WARM_STEPS = 8
-SELECTION = ("shortlist_kernel", "emit_kernel", "full_rank_kernel", "full_emit_kernel", "sparse_indptr_kernel")
+SELECTION = (
+    *("shortlist_kernel", "emit_kernel", "full_rank_kernel", "full_emit_kernel", "sparse_indptr_kernel"),
+    *("offer_kernel", "full_offer_kernel", "join_kernel"),
+)
 
 
 def run_arm(args: argparse.Namespace) -> dict[str, Any]:
@@ -89,7 +92,7 @@ def profile(running: Any, batch: int, context: int, trace: Path) -> dict[str, An
         running.start_profile(output_dir=folder, activities=["CPU", "GPU"], with_stack=False, record_shapes=False)
         generate(running, batch, context, WARM_STEPS)
         running.stop_profile()
-        found = next(Path(folder).rglob("*.trace.json.gz"))
+        found = min(Path(folder).rglob("*.trace.json.gz"))  # of rank 0
         trace.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(found, trace)
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
@@ -138,6 +141,8 @@ def kind(name: str, selects: bool) -> str:
         return "attention of select layers" if selects else "attention of sparse layers"
     if name in SELECTION:
         return "selection"
+    if "AllGather" in name:
+        return "all-gather"
     if name == "merge_kernel":
         return "merge of split-KV attention"
     if "flashinfer" in name and ("PagedKVCache" in name or "MergeStates" in name):

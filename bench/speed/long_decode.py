@@ -1,6 +1,6 @@
 """A reasoning model's work: short prompts, long outputs, so that the context outgrows the budget while it generates.
 
-    python -m bench.speed.long_decode --model .gpu/qwen3-8b
+    python -m bench.speed.long_decode --model Qwen3-8B
     python -m bench.speed.long_decode --device cpu --batch 2 --output 400 --budget 128
 
 All requests of a batch are generated together, by dense attention and then by lim, each in a fresh engine. Milliseconds
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.speed.arms import default_model, start_arm
+from bench.speed.arms import MODEL_HELP, default_model, start_arm
 from bench.timing import about
 
 COLUMNS = ["gpu", "model", "batch", "budget", "context", "dense_ms", "lim_ms", "speedup"]
@@ -59,7 +59,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--model", help="folder with config.json; on a CPU the embedded model if left out")
+    parser.add_argument("--model", help=MODEL_HELP)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--output", type=int, default=16_384, help="tokens generated per request")

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from bench.speed.decode_engine import compare, save
+from bench.speed.arms import CONFIGS, default_model
+from bench.speed.decode_engine import collective_share, compare, save
+from bench.speed.engine_arm import kind
 
 STEPS, BUDGET = 16, 256
 WITHIN = BUDGET - STEPS - 8  # the longest context whose requests never outgrow the budget
@@ -25,7 +27,7 @@ def arms_of(context: int, dense: list[list[int]], lim: list[list[int]]) -> dict[
 
 
 def row_of(context: int, dense: list[list[int]], lim: list[list[int]]) -> dict[str, Any]:
-    args = argparse.Namespace(device="cpu", model="m", shapes=[(2, context)], budget=BUDGET, steps=STEPS)
+    args = argparse.Namespace(device="cpu", model="m", tp=1, shapes=[(2, context)], budget=BUDGET, steps=STEPS)
     return compare(args, arms_of(context, dense, lim))[0]
 
 
@@ -54,3 +56,30 @@ def test_a_note_is_kept_once_and_tokens_are_not(tmp_path: Path, monkeypatch: pyt
     assert facts["about"]["note"] == "other kernels"
     assert facts["about"]["command"].endswith("--steps 16 --repeats 2")
     assert facts["arms"]["lim"] == [{"shapes": {"2x100": {"ms": [2.0, 1.0, 2.0]}}}]
+
+
+def test_what_ranks_tell_each_other_is_counted_beyond_denses() -> None:
+    """SGLang gathers logits in the dense step as well."""
+    dense = {"profile": {"graph_us": 9000.0, "us_per_step": {"all-gather": 30.0}}}
+    lim = {"profile": {"graph_us": 5000.0, "us_per_step": {"all-gather": 80.0}}}
+    assert collective_share(dense, lim) == 0.01
+    assert collective_share(dense, {"profile": {"graph_us": 5000.0, "us_per_step": {}}}) == -0.006
+    assert collective_share({}, lim) is None
+    assert kind("ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)", False) == "all-gather"
+    assert kind("ncclDevKernel_AllReduce_Sum_bf16_RING_LL", False) == "everything else"
+
+
+def test_a_model_by_name_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path(default_model(argparse.Namespace(model="Qwen3-32B", device="cuda"), argparse.ArgumentParser()))
+    assert folder.name == "Qwen3-32B"
+    assert (folder / "config.json").read_text() == (CONFIGS / "Qwen3-32B.json").read_text()
+    assert default_model(argparse.Namespace(model=str(folder), device="cuda"), argparse.ArgumentParser()) == str(folder)
+
+
+def test_an_unknown_model_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        default_model(argparse.Namespace(model="Qwen3-9B", device="cuda"), argparse.ArgumentParser())
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "--model Qwen3-9B: expected a folder with config.json, or one of GLM-4.5, " in line
+    assert "Qwen3-8B" in line
