@@ -77,6 +77,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--note", help="what a reader must know of this environment; the JSON file keeps it")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     args = parser.parse_args()
+    if args.tp > 1 and args.device == "cpu":
+        parser.error(f"--tp {args.tp}: expected 1 on a CPU; leave it out, or use --device cuda")
     args.model = default_model(args, parser)
     args.shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
     return args

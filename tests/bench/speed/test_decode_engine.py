@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench.speed.arms import CONFIGS, default_model
-from bench.speed.decode_engine import collective_share, compare, save
+from bench.speed.decode_engine import collective_share, compare, parse, save
 from bench.speed.engine_arm import kind
 
 STEPS, BUDGET = 16, 256
@@ -67,6 +67,13 @@ def test_what_ranks_tell_each_other_is_counted_beyond_denses() -> None:
     assert collective_share({}, lim) is None
     assert kind("ncclDevKernel_AllGather_RING_LL(ncclDevKernelArgsStorage<4096ul>)", False) == "all-gather"
     assert kind("ncclDevKernel_AllReduce_Sum_bf16_RING_LL", False) == "everything else"
+
+
+def test_several_gpus_are_none_of_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["decode_engine", "--device", "cpu", "--tp", "2"])
+    with pytest.raises(SystemExit):
+        parse()
+    assert "--tp 2: expected 1 on a CPU" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_model_by_name_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
