@@ -49,9 +49,10 @@ def shard_of_loaded(runner: Any) -> HeadShard | None:
     Raises:
         UnsupportedError: the ranks do not hold all heads, once each.
     """
-    devices, rank, all_gather = compat.attention_ranks()
-    if devices == 1:
+    ranks = compat.attention_ranks()
+    if ranks is None:
         return None
+    devices, rank, all_gather = ranks
     own = compat.attention_layers(runner.model)[0].tp_q_head_num
     total = runner.model_config.num_attention_heads
     if own * devices != total:

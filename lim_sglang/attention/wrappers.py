@@ -16,8 +16,9 @@ from torch import Tensor
 from lim_kernels.decode.config import AttendConfig, HeadShape
 from lim_kernels.decode.launch import AttendWorkspace, KVCache, Requests, attend
 from lim_kernels.select.budget import BudgetSplit
-from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace, SlotIndex
+from lim_kernels.select.launch import LaunchConfig, SelectLayer, SlotIndex
 from lim_kernels.select.shard import Exchange, HeadShard
+from lim_kernels.select.workspace import SelectWorkspace
 
 SPLIT_KV_HEADS = 128  # requests times KV heads; measured on an H100 by bench.speed.decode_attention
 SPARSE_LAUNCH = AttendConfig(block_n=32, warps=4, stages=5, programs=264, min_splits=1)

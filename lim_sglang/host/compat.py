@@ -257,8 +257,10 @@ def attention_groups(args: Any) -> int:
     return max(spelled_old, getattr(args, "attn_dp_size", 1), getattr(args, "dwdp_size", 1))
 
 
-def attention_ranks() -> tuple[int, int, Callable[[Any, Any], None]]:
+def attention_ranks() -> tuple[int, int, Callable[[Any, Any], None]] | None:
     """The processes that attend to the same requests: how many, this one's number, and their collective.
+
+    None where this process attends alone.
 
     The collective takes an output [ranks, …] and an input […] and runs in captured graphs; every rank calls it alike.
     """
@@ -266,8 +268,8 @@ def attention_ranks() -> tuple[int, int, Callable[[Any, Any], None]]:
     from sglang.srt.distributed import model_parallel_is_initialized
     from sglang.srt.distributed.parallel_state import get_attn_tp_group
 
-    if not model_parallel_is_initialized():
-        return 1, 0, lambda out, own: out.copy_(own)
+    if not model_parallel_is_initialized() or get_attn_tp_group().world_size == 1:
+        return None
     group = get_attn_tp_group()
 
     def all_gather(out: Any, own: Any) -> None:

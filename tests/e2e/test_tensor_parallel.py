@@ -15,12 +15,11 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from bench.speed.host_timer import add_metadata
-from lim_sglang.servers.process import ServerProcess
 from lim_sglang.servers.state import lim_state
 
 from . import record_sets
 from .conftest import LIM_CONFIG, SETTINGS, running, start_server
-from .native_client import REQUEST_TIMEOUT
+from .native_client import NativeClient
 from .prompts import make_prompt
 
 pytestmark = pytest.mark.e2e
@@ -63,19 +62,18 @@ def serve(model_path: Path, folder: Path, prompts: list[list[int]], tp_size: int
     options = ["--attention-backend", "lim", "--enable-metrics", "--tp-size", str(tp_size)]
     server = start_server(model_path, folder / "server.log", *options, env=env)
     with contextmanager(running)(server) as ready:
-        tokens = [generate(ready, prompt) for prompt in prompts]
-        tokens += generate(ready, prompts)
+        client = NativeClient(ready.url)
+        answers = [client.generate(prompt, NEW_TOKENS) for prompt in prompts]
+        answers += client.generate_together(prompts, NEW_TOKENS)
         metrics = httpx.get(f"{ready.url}/metrics", timeout=60).text
         counters = lim_state(ready.url, 60)["counters"]
     found = re.findall(r"^(sglang:lim_\w+_total\{.*?\}) (\S+)$", metrics, re.MULTILINE)
-    return Served(tokens, record_sets.read(sets), counters, {name: float(value) for name, value in found})
-
-
-def generate(server: ServerProcess, prompts: Any) -> Any:
-    sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": NEW_TOKENS}
-    body = {"input_ids": prompts, "sampling_params": sampling}
-    answer = httpx.post(f"{server.url}/generate", json=body, timeout=REQUEST_TIMEOUT).raise_for_status().json()
-    return answer["output_ids"] if isinstance(answer, dict) else [one["output_ids"] for one in answer]
+    return Served(
+        [answer.tokens for answer in answers],
+        record_sets.read(sets),
+        counters,
+        {name: float(value) for name, value in found},
+    )
 
 
 @pytest.fixture(scope="module")

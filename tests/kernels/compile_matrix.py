@@ -37,11 +37,11 @@ from lim_kernels.select import split_budget  # noqa: E402
 from lim_kernels.select.launch import (  # noqa: E402
     LaunchConfig,
     SelectLayer,
-    SelectWorkspace,
     SlotIndex,
     write_sparse_indptr,
 )
 from lim_kernels.select.shard import Exchange, HeadShard  # noqa: E402
+from lim_kernels.select.workspace import SelectWorkspace  # noqa: E402
 from lim_sglang.attention.wrappers import SPARSE_LAUNCH  # noqa: E402
 
 LIMITS = {80: 163 << 10, 86: 99 << 10, 89: 99 << 10, 90: 227 << 10, 100: 227 << 10, 120: 99 << 10}

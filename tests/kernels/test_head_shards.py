@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from lim_kernels.select import select_token_set, split_budget
-from lim_kernels.select.launch import SelectWorkspace
 from lim_kernels.select.shard import Exchange, HeadShard
+from lim_kernels.select.workspace import SelectWorkspace
 
 from .test_select_kernels import DEVICE, ON_GPU, Case, random_case, scores_of
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from lim_kernels.decode.launch import AttendConfig, AttendWorkspace, KVCache
 from lim_kernels.decode.reference import decode_attention
 from lim_kernels.select import head_scores, select_token_set, split_budget
-from lim_kernels.select.launch import LaunchConfig, SelectLayer, SelectWorkspace, SlotIndex, write_sparse_indptr
+from lim_kernels.select.launch import LaunchConfig, SelectLayer, SlotIndex, write_sparse_indptr
 from lim_kernels.select.shard import Exchange, HeadShard
+from lim_kernels.select.workspace import SelectWorkspace
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"

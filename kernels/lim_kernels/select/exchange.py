@@ -11,7 +11,7 @@ import triton.language as tl
 from lim_kernels.chain import await_previous
 from lim_kernels.ragged import load_extent
 from lim_kernels.select.kernel import NUMBERS, UNRANKED, load_offer
-from lim_kernels.select.radix import kth_largest
+from lim_kernels.select.radix import kth_smallest_key
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -92,8 +92,7 @@ def full_offer_kernel(
     own = keys + row.to(tl.int64) * keys_stride_b
     out = offered + row.to(tl.int64) * 2 * selected
     end = length - recent
-    smallest, _ = kth_largest(own, sinks, end, selected, key_limit, True, KEY_PASSES, BLOCK)
-    last_key = key_limit - 1 - smallest.to(tl.int32)
+    last_key = kth_smallest_key(own, sinks, end, selected, key_limit, KEY_PASSES, BLOCK)
     taken = tl.zeros((), tl.int32)
     for tile in range(sinks, end, BLOCK):
         position = tile + tl.arange(0, BLOCK)

@@ -9,7 +9,7 @@ import triton.language as tl
 from lim_kernels.chain import await_previous
 from lim_kernels.ragged import load_extent
 from lim_kernels.select.kernel import NUMBERS, write_slots
-from lim_kernels.select.radix import kth_largest, load_digits
+from lim_kernels.select.radix import kth_largest, kth_smallest_key, load_digits
 
 
 @triton.jit(do_not_specialize=NUMBERS)
@@ -100,8 +100,7 @@ def full_emit_kernel(
     begin, length = load_extent(kv_indptr, first_request + row)
     own = keys + row.to(tl.int64) * keys_stride_b
     end = length - recent
-    smallest, _ = kth_largest(own, sinks, end, selected, key_limit, True, KEY_PASSES, BLOCK)
-    last_key = key_limit - 1 - smallest.to(tl.int32)
+    last_key = kth_smallest_key(own, sinks, end, selected, key_limit, KEY_PASSES, BLOCK)
     out = sparse_indices + tl.load(sparse_indptr + first_request + row)
     none = tl.zeros((), tl.int32)
     write_slots(own, kv_indices + begin, out, 0, length, none, length, sinks, end, last_key, True, BLOCK)

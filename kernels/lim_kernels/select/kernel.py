@@ -13,7 +13,7 @@ import triton.language as tl
 
 from lim_kernels.chain import await_previous
 from lim_kernels.ragged import load_extent
-from lim_kernels.select.radix import kth_largest
+from lim_kernels.select.radix import kth_smallest_key
 
 UNRANKED = tl.constexpr(2**31 - 1)  # the key of a token that no head ranks among its first m
 LOWEST = tl.constexpr(-(2**31))  # what is no candidate; below every score
@@ -130,8 +130,7 @@ def _last_joined_key(
 ):
     """The ``m``-th smallest key of what all devices offered, and how many of the first ``m`` lie before ``first``."""
     own = joined + row.to(tl.int64) * devices * selected
-    smallest, _ = kth_largest(own, 0, devices * selected, selected, key_limit, True, KEY_PASSES, BLOCK)
-    last = key_limit - 1 - smallest.to(tl.int32)
+    last = kth_smallest_key(own, 0, devices * selected, selected, key_limit, KEY_PASSES, BLOCK)
     before = tl.zeros([BLOCK], tl.int32)
     for tile in range(0, devices * selected, BLOCK):
         _key, position, inside = load_offer(gathered, tile, row, rows, devices, selected, BLOCK)

@@ -40,3 +40,10 @@ def kth_largest(source, begin, end, k, limit, KEYS: tl.constexpr, PASSES: tl.con
         need -= tl.sum(tl.where(bins > digit, counts, 0), 0)
         prefix = prefix | (digit.to(tl.uint32) << shift)
     return prefix, need
+
+
+@triton.jit
+def kth_smallest_key(source, begin, end, k, limit, PASSES: tl.constexpr, BLOCK: tl.constexpr):
+    """The ``k``-th smallest key in ``source[begin:end]``, of those below ``limit``."""
+    digits, _ = kth_largest(source, begin, end, k, limit, True, PASSES, BLOCK)
+    return limit - 1 - digits.to(tl.int32)
