@@ -31,8 +31,6 @@ def build(runner: Any) -> Any:
         logger.info("lim: %s, layers: %s, selecting in %s", config, counts, list(plan.select_layers))
         if shard is not None:
             logger.info("lim: %d ranks share %d query heads and one token set", shard.devices, shard.num_heads)
-            if str(runner.device).startswith("cuda"):
-                logger.warning("lim: heads shared by several GPUs have not been tested yet; ranks of a CPU have")
         # Ranks that attend to the same requests count the same.
         prometheus = bool(getattr(runner.server_args, "enable_metrics", False)) and compat.counts_for_its_group()
         recorded = metrics.DecodeMetrics(config, plan, prometheus=prometheus)

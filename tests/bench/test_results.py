@@ -56,6 +56,21 @@ def test_the_newest_sglang() -> None:
     assert "in place of" in facts["note"]
 
 
+def test_two_gpus() -> None:
+    found = {(row["model"], int(row["batch"]), int(row["context"])): row for row in rows_of("tp2.csv")}
+    shown = re.findall(r"^\| (Qwen3-\S+)? ?\| (\d+) × ([\d,]+)[^|]*(\|.*)$", README, re.MULTILINE)
+    assert len(shown) == len(found)
+    model = ""
+    for name, batch, context, rest in shown:
+        model = name or model
+        row = found[model, int(batch), int(context.replace(",", ""))]
+        assert (row["gpu"], row["tp"]) == ("NVIDIA H100 80GB HBM3", "2")
+        for cell, column in zip(cells(rest), ("dense_ms", "lim_ms", "speedup"), strict=True):
+            assert same(cell, float(row[column])), (model, batch, context, cell)
+    [share] = re.findall(r"exchange between the GPUs takes ([\d.]+) % of a step at 8 × 32,000", README)
+    assert same(share, 100 * float(found["Qwen3-8B", 8, 32000]["collective_share"]))
+
+
 def test_long_generation_and_memory() -> None:
     summary = json.loads((RESULTS / "long_decode.json").read_text())["summary"]
     [line] = re.findall(r"^\| 16 requests that generate 16,384 tokens each (\|.*)$", README, re.MULTILINE)
