@@ -1,1 +1,1 @@
-"""Attention of one query token per request over a paged cache, page size 1; a SELECT layer's scores on the way."""
+"""Attention of the last tokens of requests over a paged cache, page size 1; a SELECT layer's scores on the way."""
