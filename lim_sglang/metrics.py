@@ -27,7 +27,13 @@ class DecodeMetrics:
         self.dense_rows_in_extend = 0
         self.attended = dict.fromkeys(LayerRole, 0)
         self.context = dict.fromkeys(LayerRole, 0)
+        self.rounds: RoundMetrics | None = None
         self._prometheus = _Prometheus() if prometheus else None
+
+    def add_rounds(self) -> RoundMetrics:
+        """Count the rounds of the lossless mode as well; the decode steps are then those of the drafts."""
+        self.rounds = RoundMetrics(prometheus=self._prometheus is not None)
+        return self.rounds
 
     def observe_decode(self, seq_lens: Sequence[int]) -> None:
         """Count one decode step of requests that hold ``seq_lens`` tokens, the current one included.
@@ -64,7 +70,53 @@ class DecodeMetrics:
                 "attended_tokens": {role.name.lower(): n for role, n in self.attended.items()},
                 "context_tokens": {role.name.lower(): n for role, n in self.context.items()},
             },
-        }
+        } | ({} if self.rounds is None else {"lossless": self.rounds.report()})
+
+
+class RoundMetrics:
+    """Totals of the lossless mode since start.
+
+    Attributes:
+        verify_steps: Dense passes over the drafts of a batch.
+        plain_steps: Dense steps without drafts.
+        request_rounds: Requests that drafted, summed over the verify steps.
+        drafted_tokens: Their drafts.
+        accepted_tokens: Those of them that became output.
+    """
+
+    _NAMES = ("verify_steps", "plain_steps", "request_rounds", "drafted_tokens", "accepted_tokens")
+
+    def __init__(self, prometheus: bool = False) -> None:
+        self.verify_steps = self.plain_steps = self.request_rounds = self.drafted_tokens = self.accepted_tokens = 0
+        self._counters: dict[str, Any] = {}
+        if prometheus:
+            from prometheus_client import Counter
+
+            for name in self._NAMES:
+                text = f"Lossless mode: {name.replace('_', ' ')}."
+                self._counters[name] = Counter(f"sglang:lim_{name}", text)
+
+    def observe_round(self, requests: int, drafts: int) -> None:
+        """Count a verify step of ``requests`` that drafted ``drafts`` tokens each."""
+        self._add(verify_steps=1, request_rounds=requests, drafted_tokens=requests * drafts)
+
+    def observe_plain_step(self) -> None:
+        self._add(plain_steps=1)
+
+    def observe_accepted(self, tokens: int) -> None:
+        self._add(accepted_tokens=tokens)
+
+    def _add(self, **amounts: int) -> None:
+        for name, amount in amounts.items():
+            setattr(self, name, getattr(self, name) + amount)
+            if name in self._counters:
+                self._counters[name].inc(amount)
+
+    def report(self) -> dict[str, Any]:
+        """Totals, and the mean of accepted drafts per request and round, None before the first."""
+        totals = {name: getattr(self, name) for name in self._NAMES}
+        mean = round(self.accepted_tokens / self.request_rounds, 3) if self.request_rounds else None
+        return totals | {"accepted_per_round": mean}
 
 
 class _Prometheus:

@@ -77,6 +77,7 @@ def _register_all() -> None:
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
     from lim_patches import registry
+    from lim_sglang.speculative import algorithm
 
     missing = compat.missing_fields(server_args.ServerArgs)
     if missing:
@@ -84,6 +85,7 @@ def _register_all() -> None:
     if "lim" not in server_args.ATTENTION_BACKEND_CHOICES:
         server_args.add_attention_backend_choices(["lim"])
     register_attention_backend("lim")(create_backend)
+    algorithm.register()
     registry.register()
 
 
@@ -96,11 +98,12 @@ def create_backend(runner: Any) -> Any:
         RuntimeError: a patch that was declared did not take.
     """
     from lim_patches.registry import not_applied
-    from lim_sglang.attention import build
+    from lim_sglang.attention import build, build_dense
+    from lim_sglang.host import lossless
 
     missing = not_applied()
     if missing:
         raise RuntimeError(f"{PREFIX}: error: not patched: {', '.join(missing)}; run `lim-sglang doctor`")
     if not compat.is_first_rank():
         logging.getLogger(__package__).setLevel(logging.ERROR)
-    return build(runner)
+    return build_dense(runner) if lossless.is_asked_for(runner.server_args) else build(runner)

@@ -39,6 +39,13 @@ def build(runner: Any) -> Any:
     return backend
 
 
+def build_dense(runner: Any) -> Any:
+    """The backend that verifies drafts, with dense attention; ``build`` makes the one that drafts."""
+    from lim_sglang.attention.verify_torch_native import VerifyTorchNativeBackend
+
+    return VerifyTorchNativeBackend(runner)
+
+
 def _backend_class(device: str) -> Any:
     """The class for a device; only its own host is imported."""
     if device.startswith("cuda"):

@@ -298,6 +298,35 @@ def _is_at_rank_zero(*ranks: str) -> bool:
     return not model_parallel_is_initialized() or not any(getattr(get_parallel(), rank) for rank in ranks)
 
 
+def no_draft_worker() -> Any:
+    """What stands for the draft worker of an algorithm without one; SGLang 0.5.16 asks for its KV pool all the same."""
+    from types import SimpleNamespace
+
+    from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
+
+    if hasattr(BaseSpecWorker, "primary_draft_kv_pool"):
+        return None
+    return SimpleNamespace(draft_runner=SimpleNamespace(token_to_kv_pool=None), draft_runners=[])
+
+
+def add_logprobs(batch: Any, logits_output: Any, tokens: Any, width: int) -> None:
+    """Put the log-probabilities of a verification's tokens into ``logits_output``.
+
+    Args:
+        batch: SGLang's ``ScheduleBatch``.
+        logits_output: with logits [B * width, V] in ``next_token_logits``.
+        tokens: [B * width], ``width`` rows per request.
+    """
+    import torch
+    from sglang.srt.layers import logprob_processor
+
+    if hasattr(logprob_processor, "compute_spec_logprobs"):
+        logprob_processor.compute_spec_logprobs(batch, logits_output, tokens, chain_stride=width)
+    else:
+        rows = torch.arange(len(tokens), device=tokens.device).view(-1, width)
+        logprob_processor.compute_spec_v2_logprobs(batch, logits_output, tokens, rows, width - 1)
+
+
 def has_pdmux(args: Any) -> bool:
     """Whether PD multiplexing is asked for; SGLang 0.5.23 no longer has it."""
     return bool(getattr(args, "enable_pdmux", False))

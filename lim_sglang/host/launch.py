@@ -23,7 +23,7 @@ from lim_sglang.config import (
     resolve_config,
 )
 from lim_sglang.errors import exit_with
-from lim_sglang.host import compat
+from lim_sglang.host import compat, lossless
 from lim_sglang.host.support import BACKEND, DENSE, UnsupportedError, check_supported
 from lim_sglang.layer_plan import RULE, LayerPlan, rule_warning, select_layers_for_model
 
@@ -51,6 +51,8 @@ def check_command_line(args: Namespace) -> dict[str, Any]:
         setattr(args, FLAGS_ATTRIBUTE, flags)
         if BACKEND in compat.attention_backends(args):
             _check_early(args, flags)
+        elif lossless.is_asked_for(args):
+            check_supported(args, None, lossless.REFUSALS)
         elif flags:
             raise LimConfigError(f"{FLAGS[next(iter(flags))]} needs the lim backend; add --attention-backend lim")
     except (LimConfigError, UnsupportedError) as error:
@@ -67,9 +69,10 @@ def check_launch(server_args: Any) -> None:
     """
     args = compat.effective_args(server_args)
     asked, chosen = compat.attention_backends(server_args), compat.attention_backends(args)
-    if BACKEND not in (*asked, *chosen):
+    if BACKEND not in (*asked, *chosen) and not lossless.is_asked_for(args):
         return
     with one_line_for_the_command_line(server_args):
+        check_supported(args, None, lossless.refusals(args))
         _check_model(server_args, args, compat.model_config(server_args))
         if BACKEND not in chosen:
             raise UnsupportedError(
@@ -150,6 +153,7 @@ def _check_early(args: Namespace, flags: dict[str, Any]) -> None:
 def _check_model(server_args: Any, args: Any, model: Any) -> None:
     """``args`` are the options in effect; ``server_args`` carries the ``--lim-*`` flags."""
     check_supported(args, model)
+    check_supported(args, model, lossless.refusals(args))
     config, plan = resolve(server_args, model)
     idle = compat.layers_without_attention(model)
     if idle:

@@ -9,6 +9,8 @@ from typing import Any
 from lim_sglang.host import compat
 
 BACKEND = "lim"
+LOSSLESS = "LIM"
+"""The speculative algorithm of the lossless mode."""
 DENSE = "use SGLang's own attention backend (leave out --attention-backend lim)"
 KV_DTYPES = {"cpu": ("auto", "bfloat16", "bf16"), "cuda": ("auto", "bfloat16", "bf16", "fp8_e4m3")}
 
@@ -35,7 +37,7 @@ class Refusal:
     way_out: str
 
 
-def _flag(name: str, off: tuple[Any, ...] = (None, False)) -> Callable[[Any, Any], str]:
+def flag(name: str, off: tuple[Any, ...] = (None, False)) -> Callable[[Any, Any], str]:
     """Finds launch option ``name`` set to anything but the values in ``off``."""
 
     def found(args: Any, _model: Any) -> str:
@@ -46,9 +48,9 @@ def _flag(name: str, off: tuple[Any, ...] = (None, False)) -> Callable[[Any, Any
     return found
 
 
-def _on_cpu(found: Callable[[Any, Any], str]) -> Callable[[Any, Any], str]:
-    """Looks for something on a CPU only."""
-    return lambda args, model: found(args, model) if args.device == "cpu" else ""
+def on_device(device: str, found: Callable[[Any, Any], str]) -> Callable[[Any, Any], str]:
+    """Looks for something on one kind of device only."""
+    return lambda args, model: found(args, model) if args.device == device else ""
 
 
 def _model(is_refused: Callable[[Any], bool]) -> Callable[[Any, Any], str]:
@@ -59,6 +61,15 @@ def _model(is_refused: Callable[[Any], bool]) -> Callable[[Any, Any], str]:
 def _prefill_only(args: Any, _model: Any) -> str:
     prefill, decode = compat.attention_backends(args)
     return f"--decode-attention-backend {decode}" if prefill == BACKEND != decode else ""
+
+
+def _pages(args: Any, model: Any) -> str:
+    return flag("page_size", (None, 1))(args, model) if compat.pages_need_triton() else ""
+
+
+def _other_speculation(args: Any, model: Any) -> str:
+    found = flag("speculative_algorithm")(args, model)
+    return "" if found.upper().endswith(f" {LOSSLESS}") else found
 
 
 def _without_decode(args: Any, _model: Any) -> str:
@@ -188,10 +199,10 @@ REFUSALS: tuple[Refusal, ...] = (
         "use an NVIDIA GPU or --device cpu, or SGLang's own attention backend",
     ),
     Refusal(
-        "speculative decoding",
-        _flag("speculative_algorithm"),
+        f"speculative decoding other than {LOSSLESS}",
+        _other_speculation,
         "several query tokens are verified at once, and a token set is defined for one",
-        "leave out --speculative-algorithm",
+        f"leave out --speculative-algorithm, or use {LOSSLESS}, where lim drafts and dense attention verifies",
     ),
     Refusal(
         "MLA and state-space models",
@@ -261,19 +272,19 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "deterministic inference",
-        _flag("enable_deterministic_inference"),
+        flag("enable_deterministic_inference"),
         "that a request's output does not depend on its batch has not been shown for the sparse layers yet",
         "leave out --enable-deterministic-inference",
     ),
     Refusal(
         "torch.compile",
-        _flag("enable_torch_compile"),
+        flag("enable_torch_compile"),
         "the step's host planning would be traced away",
         "leave out --enable-torch-compile",
     ),
     Refusal(
         "two-batch overlap",
-        _flag("enable_two_batch_overlap"),
+        flag("enable_two_batch_overlap"),
         "two micro-batches would share one token set",
         "leave out --enable-two-batch-overlap",
     ),
@@ -283,10 +294,10 @@ REFUSALS: tuple[Refusal, ...] = (
         "it builds the backend several times, and only one would be counted",
         "leave out --enable-pdmux",
     ),
-    Refusal("decode context parallelism", _flag("dcp_size", (None, 1)), "no rank holds all keys", "use --dcp-size 1"),
+    Refusal("decode context parallelism", flag("dcp_size", (None, 1)), "no rank holds all keys", "use --dcp-size 1"),
     Refusal(
         "attention context parallelism",
-        _flag("attn_cp_size", (None, 1)),
+        flag("attn_cp_size", (None, 1)),
         "no rank holds all keys",
         "use --attn-cp-size 1",
     ),
@@ -298,16 +309,16 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "diffusion LLMs",
-        _flag("dllm_algorithm"),
+        flag("dllm_algorithm"),
         "several query tokens are decoded at once",
         "leave out --dllm-algorithm",
     ),
     Refusal(
-        "HiSparse", _flag("enable_hisparse"), "it selects tokens itself", "leave out one of --enable-hisparse and lim"
+        "HiSparse", flag("enable_hisparse"), "it selects tokens itself", "leave out one of --enable-hisparse and lim"
     ),
     Refusal(
         "page-major KV layout",
-        _flag("enable_page_major_kv_layout"),
+        flag("enable_page_major_kv_layout"),
         "tokens are not single rows of the cache",
         "leave out --enable-page-major-kv-layout",
     ),
@@ -319,37 +330,38 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "pages of more than one token on a CPU",
-        lambda args, model: _on_cpu(_flag("page_size", (None, 1)))(args, model) if compat.pages_need_triton() else "",
+        on_device("cpu", _pages),
         "this SGLang allocates them by Triton kernels, which need a GPU",
         "leave out --page-size",
     ),
     Refusal(
         "LoRA on a CPU",
-        _on_cpu(_flag("enable_lora")),
+        on_device("cpu", flag("enable_lora")),
         "SGLang pins memory for it, which needs a GPU",
         "leave out --enable-lora",
     ),
     Refusal(
         "hierarchical cache on a CPU",
-        _on_cpu(_flag("enable_hierarchical_cache")),
+        on_device("cpu", flag("enable_hierarchical_cache")),
         "SGLang copies between two memories and asks CUDA for one of them",
         "leave out --enable-hierarchical-cache",
     ),
 )
 
 
-def check_supported(args: Any, model: Any) -> None:
+def check_supported(args: Any, model: Any, refusals: tuple[Refusal, ...] = REFUSALS) -> None:
     """Refuse the first thing that ``lim`` cannot serve.
 
     Args:
         args: launch options in effect (``compat.effective_args``), or the parsed command line, where ``device``
             may still be None.
         model: SGLang's ``ModelConfig``.
+        refusals: What is looked for.
 
     Raises:
         UnsupportedError: one line with what was found, the reason and a way out.
     """
-    for refusal in REFUSALS:
+    for refusal in refusals:
         found = refusal.found(args, model)
         if found:
             raise UnsupportedError(f"{found} does not work with lim: {refusal.reason}; {refusal.way_out}")

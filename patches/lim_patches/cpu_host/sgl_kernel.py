@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -36,6 +37,22 @@ def assign_req_to_token_pool_cpu(
         taken += end - start
 
 
+def copy_all_layer_kv_cache_cpu(
+    data_ptrs: torch.Tensor, strides: torch.Tensor, target: torch.Tensor, source: torch.Tensor
+) -> None:
+    """Copy cache rows within every buffer; SGLang does so once at start where speculation is on.
+
+    Args:
+        data_ptrs: [buffers] addresses.
+        strides: [buffers] bytes of a row.
+        target, source: [rows] row numbers.
+    """
+    for buffer, stride in zip(data_ptrs.tolist(), strides.tolist(), strict=True):
+        rows = [ctypes.string_at(buffer + row * stride, stride) for row in source.tolist()]
+        for row, content in zip(target.tolist(), rows, strict=True):
+            ctypes.memmove(buffer + row * stride, content, stride)
+
+
 def _refusing(name: str) -> Callable[..., NoReturn]:
     def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
         raise NotImplementedError(f"{NAME}.{name} has no CPU stand-in in lim-sglang; run this feature on a GPU")
@@ -44,7 +61,7 @@ def _refusing(name: str) -> Callable[..., NoReturn]:
 
 
 def _getattr(name: str) -> Any:
-    """SGLang imports the ``*_cpu`` kernels of speculative decoding at start and calls none of them here."""
+    """SGLang imports more ``*_cpu`` kernels of speculative decoding at start and calls none of them here."""
     if name.endswith("_cpu"):
         return _refusing(name)
     raise AttributeError(f"lim-sglang's stand-in for {NAME} has no {name}")
@@ -62,4 +79,5 @@ class Finder(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         module.__doc__ = __doc__
         module.__getattr__ = _getattr  # type: ignore[method-assign]
-        module.assign_req_to_token_pool_cpu = assign_req_to_token_pool_cpu  # type: ignore[attr-defined]
+        for kernel in (assign_req_to_token_pool_cpu, copy_all_layer_kv_cache_cpu):
+            setattr(module, kernel.__name__, kernel)

@@ -1,0 +1,84 @@
+"""Drafts: ordinary decode steps with lim's attention, each fed with the draft before it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from torch import Tensor
+
+from lim_sglang.speculative.sampling import SamplingRule, distribution, draw
+
+
+@dataclass(frozen=True)
+class Drafts:
+    """A chain of drafts per request.
+
+    Attributes:
+        tokens: [B, k] int64.
+        proposals: [B, k, V] float32, the probabilities that each was drawn from; None where all are greedy.
+    """
+
+    tokens: Tensor
+    proposals: Tensor | None
+
+
+class LimDrafter:
+    """Drafts by the model itself with lim's sparse attention; their K and V are overwritten by the verification."""
+
+    def __init__(self, runner: Any, attention: Any, num_drafts: int) -> None:
+        self.runner = runner
+        self.attention = attention
+        self.num_drafts = num_drafts
+
+    def draft(self, batch: Any, bonus: Tensor, slots: Tensor, rule: SamplingRule) -> Drafts:
+        """Draft for a batch.
+
+        Args:
+            batch: SGLang's ``ScheduleBatch``, ``seq_lens`` without the bonus tokens; it stays as it is.
+            bonus: [B] int64 the last output tokens.
+            slots: [B, >= k] cache slots of the bonus tokens and the drafts.
+            rule: How the requests sample.
+        """
+        step = copy.copy(batch)
+        step.forward_mode, step.spec_info = ForwardMode.DECODE, None
+        tokens, proposals = [bonus], []
+        with attending_with(self.runner, self.attention):
+            for number in range(self.num_drafts):
+                logits = self._step(step, batch, tokens[-1], slots[:, number], number)
+                if rule.is_greedy:
+                    tokens.append(logits.argmax(-1))
+                else:
+                    probs = distribution(logits[:, None], rule)[:, 0]
+                    proposals.append(probs)
+                    tokens.append(draw(probs))
+        return Drafts(torch.stack(tokens[1:], 1), torch.stack(proposals, 1) if proposals else None)
+
+    def _step(self, step: Any, batch: Any, tokens: Tensor, slots: Tensor, number: int) -> Tensor:
+        """[B, V] logits after one more token."""
+        step.input_ids = tokens
+        step.out_cache_loc = slots.contiguous()
+        step.seq_lens = batch.seq_lens + number + 1
+        if batch.seq_lens_cpu is not None:
+            step.seq_lens_cpu = batch.seq_lens_cpu + number + 1
+            step.seq_lens_sum = int(step.seq_lens_cpu.sum())
+        forward_batch = ForwardBatch.init_new(step, self.runner, return_hidden_states_before_norm=False)
+        logits: Tensor = self.runner.forward(forward_batch).logits_output.next_token_logits
+        bias = batch.sampling_info.logit_bias
+        return logits if bias is None else logits + bias
+
+
+@contextmanager
+def attending_with(runner: Any, attention: Any) -> Iterator[None]:
+    """Let SGLang's ``ModelRunner`` attend with another backend over the same cache."""
+    kept = runner.attn_backend
+    runner.attn_backend = attention
+    try:
+        yield
+    finally:
+        runner.attn_backend = kept

@@ -1,0 +1,110 @@
+"""Exact sampling of a chain of drafts: what comes out has dense attention's distribution, whatever drafted.
+
+Speculative sampling (arXiv 2211.17192, algorithm 1; 2302.01318): a draft ``x`` that was drawn from ``q`` is accepted
+with probability ``min(1, p(x) / q(x))``; the first rejected one is replaced by a draw from ``max(p - q, 0)``,
+normalised; where none is rejected, one more token is drawn from ``p``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SamplingRule:
+    """From logits to the distribution that a request samples from, as SGLang's sampler has it (``layers/sampler.py``).
+
+    Attributes:
+        temperatures: [B, 1] float32, above 0.
+        top_ks: [B] int32; 1 is greedy.
+        top_ps, min_ps: [B] float32.
+        is_greedy: Whether all requests are greedy.
+        is_filtered: Whether any request has a top-k, top-p or min-p that drops tokens.
+    """
+
+    temperatures: Tensor
+    top_ks: Tensor
+    top_ps: Tensor
+    min_ps: Tensor
+    is_greedy: bool
+    is_filtered: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a round.
+
+    Attributes:
+        tokens: [B, T] int64; the first ``accepted + 1`` of a row are output, the others mean nothing.
+        accepted: [B] int64, drafts that were accepted.
+    """
+
+    tokens: Tensor
+    accepted: Tensor
+
+    @property
+    def last(self) -> Tensor:
+        """[B] the token after the accepted drafts."""
+        return self.tokens.gather(1, self.accepted[:, None])[:, 0]
+
+
+def distribution(logits: Tensor, rule: SamplingRule) -> Tensor:
+    """[B, T, V] logits to probabilities in float32; all ``T`` tokens of a request follow its own rule."""
+    probs = torch.softmax(logits.float() / rule.temperatures[:, :, None], dim=-1)
+    if not rule.is_filtered:
+        return probs
+    ordered, tokens = probs.sort(dim=-1, descending=True)
+    ranks = torch.arange(probs.shape[-1], device=probs.device)
+    dropped = ranks >= rule.top_ks[:, None, None]
+    dropped |= ordered.cumsum(-1) - ordered > rule.top_ps[:, None, None]
+    ordered.masked_fill_(dropped, 0.0)
+    ordered.masked_fill_(ordered < ordered[..., :1] * rule.min_ps[:, None, None], 0.0)
+    ordered /= ordered.sum(-1, keepdim=True)
+    return torch.zeros_like(probs).scatter_(-1, tokens, ordered)
+
+
+def draw(probs: Tensor) -> Tensor:
+    """[B, V] weights to [B] tokens, by torch's generator of the device."""
+    return torch.multinomial(probs, 1)[:, 0]
+
+
+def verify_greedy(logits: Tensor, drafts: Tensor, limits: Tensor) -> Verdict:
+    """Accept the drafts that are the most likely tokens, up to the first that is not.
+
+    Args:
+        logits: [B, k + 1, V] of dense attention, row ``t`` after ``t`` drafts.
+        drafts: [B, k] int64.
+        limits: [B] int64, the most drafts that a request may accept.
+    """
+    best = logits.argmax(-1)
+    return Verdict(best, _run_length(drafts == best[:, :-1], limits))
+
+
+def verify_sampled(target: Tensor, drafts: Tensor, proposals: Tensor, limits: Tensor) -> Verdict:
+    """Accept or reject drafts so that the output's distribution is the target's.
+
+    Args:
+        target: [B, k + 1, V] dense attention's probabilities, row ``t`` after ``t`` drafts.
+        drafts: [B, k] int64, every one drawn from its row of ``proposals``.
+        proposals: [B, k, V] the drafts' probabilities.
+        limits: [B] int64, the most drafts that a request may accept; what follows them is drawn from the target.
+    """
+    batch, steps = drafts.shape
+    at_draft = drafts[:, :, None]
+    likely, proposed = target[:, :-1].gather(2, at_draft)[..., 0], proposals.gather(2, at_draft)[..., 0]
+    accepted = _run_length(torch.rand_like(likely) * proposed < likely, limits)
+    requests = torch.arange(batch, device=drafts.device)
+    weights = target[requests, accepted]  # [B, V]
+    rest = (weights - proposals[requests, accepted.clamp(max=steps - 1)]).clamp(min=0)
+    rejected = (accepted < limits) & (rest.sum(-1) > 0)  # the rest vanishes only where rounding alone rejected
+    last = draw(torch.where(rejected[:, None], rest, weights))
+    tokens = torch.cat([drafts, drafts[:, -1:]], 1).scatter_(1, accepted[:, None], last[:, None])
+    return Verdict(tokens, accepted)
+
+
+def _run_length(right: Tensor, limits: Tensor) -> Tensor:
+    """[B] length of the run of right drafts at the start of each row, at most its limit."""
+    return torch.minimum(right.long().cumprod(1).sum(1), limits)
