@@ -69,8 +69,9 @@ class DecodeMetrics:
                 "dense_rows_in_extend": self.dense_rows_in_extend,
                 "attended_tokens": {role.name.lower(): n for role, n in self.attended.items()},
                 "context_tokens": {role.name.lower(): n for role, n in self.context.items()},
-            },
-        } | ({} if self.rounds is None else {"lossless": self.rounds.report()})
+            }
+            | ({} if self.rounds is None else {"lossless": self.rounds.report()}),
+        }
 
 
 class RoundMetrics:
@@ -112,11 +113,8 @@ class RoundMetrics:
             if name in self._counters:
                 self._counters[name].inc(amount)
 
-    def report(self) -> dict[str, Any]:
-        """Totals, and the mean of accepted drafts per request and round, None before the first."""
-        totals = {name: getattr(self, name) for name in self._NAMES}
-        mean = round(self.accepted_tokens / self.request_rounds, 3) if self.request_rounds else None
-        return totals | {"accepted_per_round": mean}
+    def report(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in self._NAMES}
 
 
 class _Prometheus:

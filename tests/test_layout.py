@@ -36,7 +36,7 @@ FLOORS = (
     ("lim_sglang.metrics", "lim_sglang.host", "lim_sglang.analysis"),
     ("lim_patches",),
     ("lim_sglang.attention", "lim_sglang.servers"),
-    ("lim_sglang.commands",),
+    ("lim_sglang.commands", "lim_sglang.speculative"),
     ("lim_sglang.plugin", "lim_sglang.cli"),
     ("bench.timing",),
     ("bench.speed", "bench.fidelity", "bench.reasoning", "bench.programs"),
@@ -122,6 +122,11 @@ def test_only_compat_plugin_doctor_and_backends_import_sglang() -> None:
         "lim_sglang.commands.doctor",
         "lim_sglang.attention.flashinfer",
         "lim_sglang.attention.torch_native",
+        "lim_sglang.attention.verify_torch_native",
+        "lim_sglang.speculative.algorithm",
+        "lim_sglang.speculative.drafter",
+        "lim_sglang.speculative.round_input",
+        "lim_sglang.speculative.worker",
     }
 
 

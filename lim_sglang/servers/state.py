@@ -71,3 +71,11 @@ def counted_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[s
     old, new = before["counters"], after["counters"]
     names = {"attended": "attended_tokens", "context": "context_tokens"}
     return {short: {role: new[key][role] - old[key][role] for role in ROLES} for short, key in names.items()}
+
+
+def accepted_per_round(counters: Mapping[str, Any]) -> float | None:
+    """Mean of accepted drafts per request and round; None without the lossless mode, or before its first round."""
+    totals = counters.get("lossless")
+    if not totals or not totals["request_rounds"]:
+        return None
+    return float(totals["accepted_tokens"] / totals["request_rounds"])

@@ -58,9 +58,8 @@ def distribution(logits: Tensor, rule: SamplingRule) -> Tensor:
         return probs
     ordered, tokens = probs.sort(dim=-1, descending=True)
     ranks = torch.arange(probs.shape[-1], device=probs.device)
-    dropped = ranks >= rule.top_ks[:, None, None]
-    dropped |= ordered.cumsum(-1) - ordered > rule.top_ps[:, None, None]
-    ordered.masked_fill_(dropped, 0.0)
+    beyond_p = ordered.cumsum(-1) - ordered > rule.top_ps[:, None, None]
+    ordered.masked_fill_(beyond_p | (ranks >= rule.top_ks[:, None, None]), 0.0)
     ordered.masked_fill_(ordered < ordered[..., :1] * rule.min_ps[:, None, None], 0.0)
     ordered /= ordered.sum(-1, keepdim=True)
     return torch.zeros_like(probs).scatter_(-1, tokens, ordered)

@@ -1,0 +1,27 @@
+"""An SGLang plugin for tests: the lossless mode's drafts are replaced by random tokens, and so is what they wrote."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+DRAFT = "lim_sglang.speculative.drafter.LimDrafter.draft"
+
+
+def register() -> None:
+    """Hook the drafter; SGLang calls this in every process, and only those that serve have it loaded."""
+    from lim_sglang.speculative import drafter
+
+    original = drafter.LimDrafter.draft
+
+    def draft(self: Any, batch: Any, bonus: Any, slots: Any, rule: Any) -> Any:
+        drafts = original(self, batch, bonus, slots, rule)
+        tokens = torch.randint_like(drafts.tokens, 1000, 40_000)
+        proposals = None
+        if drafts.proposals is not None:
+            proposals = torch.zeros_like(drafts.proposals)
+            proposals[..., 1000:40_000] = 1 / 39_000
+        return drafter.Drafts(tokens, proposals)
+
+    drafter.LimDrafter.draft = draft  # type: ignore[method-assign]

@@ -1,0 +1,255 @@
+"""`--speculative-algorithm LIM`: lim drafts, and what comes out is dense attention's, token by token, in float32."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from bench.fidelity.texts import TEXTS, encode
+from bench.speed.host_timer import add_metadata
+from lim_sglang.servers.process import ServerProcess
+from lim_sglang.servers.state import accepted_per_round, lim_state
+
+from . import random_drafts
+from .conftest import LIM_CONFIG, SETTINGS, running, start_lim, start_server
+from .hf_oracle import SparseOracle
+from .native_client import REQUEST_TIMEOUT, Generation, NativeClient
+
+pytestmark = pytest.mark.e2e
+
+NEW_TOKENS = 32
+DRAFTS = 4
+LENGTHS = (300, 520, 900, 140, 1300, 700, 260, 1100)  # within the budget, growing out of it, beyond
+LOSSLESS = ("--speculative-algorithm", "LIM", "--speculative-num-draft-tokens", str(DRAFTS + 1))
+LIMIT = 1400
+LOGPROB_TOLERANCE = 2e-3
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    """Five kinds of text, of ragged lengths."""
+    texts = [encode(tokenizer, text()) for text in TEXTS.values()]
+    return [texts[number % len(texts)][number * 1500 :][:length] for number, length in enumerate(LENGTHS)]
+
+
+@pytest.fixture(scope="module")
+def lossless(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    log = tmp_path_factory.mktemp("lossless") / "server.log"
+    yield from running(start_lim(model_path, log, *LOSSLESS, "--enable-metrics", "--enable-custom-logit-processor"))
+
+
+@pytest.fixture(scope="module")
+def misled(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Random drafts, prompts prefilled in chunks, requests put back every few steps, a short context."""
+    folder = tmp_path_factory.mktemp("misled")
+    path = [str(add_metadata(folder, "lim-test-random-drafts", random_drafts.__name__)), str(Path(__file__).parents[2])]
+    env = {
+        "SGLANG_LIM_CONFIG": json.dumps(LIM_CONFIG),
+        "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")]),
+        "SGLANG_TEST_RETRACT": "1",
+        "SGLANG_TEST_RETRACT_INTERVAL": "9",
+    }
+    options = ["--attention-backend", "lim", *LOSSLESS, "--chunked-prefill-size", "256", "--context-length", str(LIMIT)]
+    yield from running(start_server(model_path, folder / "server.log", *options, env=env))
+
+
+@pytest.fixture(scope="module")
+def dense_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """SGLang's own dense backend, one step after the other as the lossless mode on a CPU.
+
+    With overlap scheduling SGLang penalises a token one step late, and the prompt's last one first.
+    """
+    log = tmp_path_factory.mktemp("dense") / "server.log"
+    options = ["--attention-backend", "torch_native", "--disable-overlap-schedule"]
+    yield from running(start_server(model_path, log, *options))
+
+
+@pytest.fixture(scope="module")
+def dense(dense_server: ServerProcess, prompts: list[list[int]]) -> list[Generation]:
+    return NativeClient(dense_server.url).generate_together(prompts, NEW_TOKENS)
+
+
+def post(server: ServerProcess, prompt: list[int], sampling: dict[str, Any], **more: Any) -> dict[str, Any]:
+    greedy = {"temperature": 0, "ignore_eos": True, "max_new_tokens": NEW_TOKENS}
+    body = {"input_ids": prompt, "sampling_params": greedy | sampling} | more
+    response = httpx.post(f"{server.url}/generate", json=body, timeout=REQUEST_TIMEOUT)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def counters(server: ServerProcess) -> dict[str, Any]:
+    found: dict[str, Any] = lim_state(server.url, REQUEST_TIMEOUT)["counters"]
+    return found["lossless"] | {"accepted_per_round": accepted_per_round(found)}
+
+
+def close(ours: list[float], theirs: list[float]) -> bool:
+    return all(abs(a - b) <= LOGPROB_TOLERANCE for a, b in zip(ours, theirs, strict=True))
+
+
+def test_greedy_tokens_are_denses_in_a_ragged_batch_and_alone(
+    lossless: ServerProcess, prompts: list[list[int]], dense: list[Generation]
+) -> None:
+    client = NativeClient(lossless.url)
+    for found, expected in zip(client.generate_together(prompts, NEW_TOKENS), dense, strict=True):
+        assert found.tokens == expected.tokens
+        assert close(found.logprobs, expected.logprobs)
+    client.flush_cache()
+    assert client.generate(prompts[2], NEW_TOKENS).tokens == dense[2].tokens
+    totals = counters(lossless)
+    assert totals["verify_steps"] > 0
+    assert 1 < totals["accepted_per_round"] < DRAFTS, "some drafts are wrong, and most are right"
+
+
+def test_what_a_round_leaves_in_the_cache_is_denses(
+    lossless: ServerProcess, prompts: list[list[int]], dense: list[Generation], oracle: SparseOracle
+) -> None:
+    """A second turn behind a generated first one: its tokens come from the cache, drafts and all."""
+    client, follow_up = NativeClient(lossless.url), prompts[3][:40]
+    for number in (0, 1, 4):
+        first = client.generate(prompts[number], NEW_TOKENS)
+        turn = [*prompts[number], *first.tokens, *follow_up]
+        second = client.generate(turn, 12)
+        assert second.cached_tokens >= len(prompts[number]) + NEW_TOKENS - 1
+        reference = oracle.with_settings(SETTINGS.always_dense()).score([(turn, second.tokens)])
+        assert close(second.logprobs, reference[0])
+
+
+def test_an_aborted_round_leaves_nothing_behind(
+    lossless: ServerProcess, prompts: list[list[int]], dense: list[Generation]
+) -> None:
+    client = NativeClient(lossless.url)
+    assert client.disconnect_after(prompts[5], 400, events=3) >= 3
+    assert client.wait_running(0, timeout=60)
+    again = client.generate(prompts[5], NEW_TOKENS)
+    assert again.tokens == dense[5].tokens
+    assert close(again.logprobs, dense[5].logprobs)
+
+
+# What a request may ask for, and whether it may draft; all greedy here, so that dense attention's tokens are certain.
+ASKED: dict[str, tuple[dict[str, Any], bool]] = {
+    "frequency penalty": ({"frequency_penalty": 0.6}, False),
+    "presence penalty": ({"presence_penalty": 0.9}, False),
+    "repetition penalty": ({"repetition_penalty": 1.2}, False),
+    "logit bias": ({"logit_bias": {"28": 4.0, "216": -3.0}}, True),
+    "regex": ({"regex": r"[a-z ]{5,20}\.", "ignore_eos": False}, False),
+    "minimum length": ({"min_new_tokens": NEW_TOKENS, "ignore_eos": False}, False),
+    "stop string": ({"stop": [" the", "0"], "ignore_eos": False}, True),
+    "stop token": ({"stop_token_ids": [28, 30], "ignore_eos": False}, True),
+    "short": ({"max_new_tokens": 2}, True),
+    "several": ({"n": 2}, True),
+}
+
+
+@pytest.mark.parametrize(("sampling", "drafts"), ASKED.values(), ids=ASKED)
+def test_a_request_gets_what_dense_attention_gives(
+    lossless: ServerProcess,
+    dense_server: ServerProcess,
+    prompts: list[list[int]],
+    sampling: dict[str, Any],
+    drafts: bool,
+) -> None:
+    before = counters(lossless)
+    answers = [post(server, prompts[1], sampling, return_logprob=True) for server in (lossless, dense_server)]
+    ours, theirs = (answer if isinstance(answer, list) else [answer] for answer in answers)
+    for found, expected in zip(ours, theirs, strict=True):
+        assert found["output_ids"] == expected["output_ids"]
+        assert found["meta_info"]["finish_reason"] == expected["meta_info"]["finish_reason"]
+        both = ([p[0] for p in a["meta_info"]["output_token_logprobs"]] for a in (found, expected))
+        assert close(*both)
+    after = counters(lossless)
+    assert (after["request_rounds"] > before["request_rounds"]) == drafts
+    assert (after["plain_steps"] > before["plain_steps"]) == (not drafts)
+
+
+def test_requests_that_may_not_draft_share_a_batch_with_those_that_may(
+    lossless: ServerProcess, dense_server: ServerProcess, prompts: list[list[int]]
+) -> None:
+    kinds = [sampling for sampling, _ in ASKED.values() if "n" not in sampling]
+
+    def ask(server: ServerProcess) -> list[list[int]]:
+        with ThreadPoolExecutor(len(kinds)) as pool:
+            futures = [pool.submit(post, server, prompts[n % 3], kind) for n, kind in enumerate(kinds)]
+            return [future.result()["output_ids"] for future in futures]
+
+    assert ask(lossless) == ask(dense_server)
+
+
+def test_log_probabilities_of_other_tokens(
+    lossless: ServerProcess, dense_server: ServerProcess, prompts: list[list[int]]
+) -> None:
+    ask = {"return_logprob": True, "top_logprobs_num": 3, "token_ids_logprob": [5, 28]}
+    ours, theirs = (
+        post(server, prompts[4], {"max_new_tokens": 12}, **ask)["meta_info"] for server in (lossless, dense_server)
+    )
+    for key in ("output_top_logprobs", "output_token_ids_logprobs"):
+        assert len(ours[key]) == 12
+        for found, expected in zip(ours[key], theirs[key], strict=True):
+            assert [token for _, token, *_ in found] == [token for _, token, *_ in expected]
+            assert close([value for value, *_ in found], [value for value, *_ in expected])
+
+
+def test_sampled_tokens_follow_dense_attention(lossless: ServerProcess, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The second token, given the first: the first round's. Its probabilities are dense attention's, by prefill."""
+    prompt = encode(tokenizer, "The three most common colours of cars are black, white and grey. My car is")
+    draws = 400
+    sampling = {"temperature": 0.7, "max_new_tokens": 2, "n": draws // 8}
+    found: Counter[tuple[int, int]] = Counter()
+    for _ in range(8):
+        found.update(tuple(answer["output_ids"]) for answer in post(lossless, prompt, sampling))
+    first = Counter(first for first, _ in found.elements()).most_common(1)[0][0]
+    given = {second: count for (one, second), count in found.items() if one == first}
+    total = sum(given.values())
+    assert total > 60
+    answer = post(
+        lossless, [*prompt, first], {"max_new_tokens": 1, "temperature": 0.7}, return_logprob=True, top_logprobs_num=400
+    )
+    shares = {token: 2.718281828459045**logprob for logprob, token, *_ in answer["meta_info"]["output_top_logprobs"][0]}
+    likely = [token for token, share in shares.items() if share * total >= 5]
+    rest = 1 - sum(shares[token] for token in likely)
+    statistic = sum((given.get(t, 0) - shares[t] * total) ** 2 / (shares[t] * total) for t in likely)
+    others = total - sum(given.get(token, 0) for token in likely)
+    statistic += (others - rest * total) ** 2 / (rest * total)
+    assert statistic < len(likely) + 5 * (2 * len(likely)) ** 0.5, (statistic, len(likely))
+
+
+def test_a_wrong_draft_never_costs_a_token(
+    misled: ServerProcess, prompts: list[list[int]], dense: list[Generation]
+) -> None:
+    """Random drafts, chunked prefill and retraction at once."""
+    answers = NativeClient(misled.url).generate_together(prompts, NEW_TOKENS)
+    for found, expected in zip(answers, dense, strict=True):
+        assert found.tokens == expected.tokens
+    totals = counters(misled)
+    assert totals["drafted_tokens"] > 100
+    assert totals["accepted_per_round"] < 0.1
+
+
+def test_the_end_of_the_context(misled: ServerProcess, dense_server: ServerProcess, prompts: list[list[int]]) -> None:
+    """Drafts reach beyond it; the last token before it is dense attention's."""
+    prompt = [*prompts[4], *prompts[7]][: LIMIT - 11]
+    sampling = {"max_new_tokens": 400}
+    answer = post(misled, prompt, sampling)
+    found = answer["output_ids"]
+    assert answer["meta_info"]["finish_reason"]["type"] == "length"
+    assert LIMIT - 3 <= len(prompt) + len(found) <= LIMIT
+    assert found == post(dense_server, prompt, {"max_new_tokens": len(found)})["output_ids"]
+
+
+def test_the_counters_are_shown(lossless: ServerProcess, prompts: list[list[int]]) -> None:
+    meta = post(lossless, prompts[0], {})["meta_info"]
+    assert meta["spec_accept_length"] > 1
+    totals = counters(lossless)
+    metrics = httpx.get(f"{lossless.url}/metrics", timeout=REQUEST_TIMEOUT).text
+    for name in ("verify_steps", "plain_steps", "drafted_tokens", "accepted_tokens", "request_rounds"):
+        [shown] = [line for line in metrics.splitlines() if line.startswith(f"sglang:lim_{name}_total")]
+        assert float(shown.split()[-1]) == totals[name]

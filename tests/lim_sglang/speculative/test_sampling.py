@@ -1,0 +1,143 @@
+"""The sampler alone: exact by enumeration on small vocabularies, filtered as SGLang filters, greedy by equality."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from lim_sglang.speculative import sampling
+from lim_sglang.speculative.sampling import SamplingRule, distribution, verify_greedy, verify_sampled
+
+VOCABULARY, DRAFTS, GRID = 3, 2, 8
+# All probabilities are multiples of 1/16, proposals 1/4 or 1/2: acceptances are multiples of 1/8, which the grid hits.
+PROPOSALS = ([4, 8, 4], [8, 4, 4], [4, 4, 8])
+TARGETS = ([2, 6, 8], [16, 0, 0], [0, 8, 8], [5, 5, 6], [4, 8, 4])
+
+
+def tables(seed: int, rows: tuple[list[int], ...]) -> dict[tuple[int, ...], Tensor]:
+    """A distribution after every prefix of drafts, of up to ``DRAFTS`` tokens."""
+    draw = torch.Generator().manual_seed(seed)
+    prefixes = [p for n in range(DRAFTS + 1) for p in itertools.product(range(VOCABULARY), repeat=n)]
+    chosen = torch.randint(len(rows), (len(prefixes),), generator=draw).tolist()
+    return {p: torch.tensor(rows[row], dtype=torch.float64) / 16 for p, row in zip(prefixes, chosen, strict=True)}
+
+
+def likelihood(table: dict[tuple[int, ...], Tensor], path: tuple[int, ...]) -> float:
+    """Of a path, token by token."""
+    return float(torch.stack([table[path[:n]][token] for n, token in enumerate(path)]).prod()) if path else 1.0
+
+
+@pytest.mark.parametrize("limit", range(DRAFTS + 1))
+@pytest.mark.parametrize("seed", range(12))
+def test_the_output_is_the_targets_by_enumeration(monkeypatch: pytest.MonkeyPatch, seed: int, limit: int) -> None:
+    """All drafts and all uniform numbers of a grid at once; whatever a round leaves open is drawn from the target."""
+    target, proposal = tables(seed, TARGETS), tables(seed + 100, PROPOSALS)
+    paths = list(itertools.product(range(VOCABULARY), repeat=DRAFTS))
+    uniforms = list(itertools.product(range(GRID), repeat=DRAFTS))
+    cases = list(itertools.product(paths, uniforms))
+    u = torch.tensor([grid for _, grid in cases], dtype=torch.float64).add(0.5) / GRID
+    weights: list[Tensor] = []
+
+    def draw(probs: Tensor) -> Tensor:
+        weights.append(probs / probs.sum(-1, keepdim=True))
+        return torch.zeros(len(probs), dtype=torch.int64)
+
+    monkeypatch.setattr(sampling, "draw", draw)
+    monkeypatch.setattr(torch, "rand_like", lambda like: u.to(like.dtype))
+    verdict = verify_sampled(
+        torch.stack([torch.stack([target[path[:n]] for n in range(DRAFTS + 1)]) for path, _ in cases]),
+        torch.tensor([path for path, _ in cases]),
+        torch.stack([torch.stack([proposal[path[:n]] for n in range(DRAFTS)]) for path, _ in cases]),
+        torch.full((len(cases),), limit),
+    )
+    found: dict[tuple[int, ...], float] = defaultdict(float)
+    for (path, _), accepted, last in zip(cases, verdict.accepted.tolist(), weights[0].tolist(), strict=True):
+        assert accepted <= limit
+        for token, share in enumerate(last):
+            kept = (*path[:accepted], token)
+            of_case = likelihood(proposal, path) / GRID**DRAFTS * share
+            for rest in itertools.product(range(VOCABULARY), repeat=DRAFTS + 1 - len(kept)):
+                whole = (*kept, *rest)
+                found[whole] += of_case * likelihood(target, whole) / max(likelihood(target, kept), 1e-300)
+    for path in itertools.product(range(VOCABULARY), repeat=DRAFTS + 1):
+        assert found[path] == pytest.approx(likelihood(target, path), abs=1e-12), path
+
+
+def test_drafts_of_the_target_itself_are_all_accepted() -> None:
+    torch.manual_seed(0)
+    probs = torch.softmax(torch.randn(64, 5, 11), -1)
+    drafts = torch.stack([sampling.draw(probs[:, n]) for n in range(4)], 1)
+    verdict = verify_sampled(probs, drafts, probs[:, :-1], torch.full((64,), 4))
+    assert verdict.accepted.tolist() == [4] * 64
+    assert torch.equal(verdict.tokens[:, :4], drafts)
+    assert torch.equal(verdict.last, verdict.tokens[:, 4])
+
+
+def test_a_draft_that_the_target_forbids_never_comes_out() -> None:
+    target = torch.tensor([0.0, 0.25, 0.75]).expand(4096, 2, 3)
+    proposals = torch.tensor([0.9, 0.1, 0.0]).expand(4096, 1, 3)
+    torch.manual_seed(1)
+    drafts = sampling.draw(proposals[:, 0])[:, None]
+    verdict = verify_sampled(target, drafts, proposals, torch.ones(4096, dtype=torch.int64))
+    first = verdict.tokens[:, 0]
+    assert set(first.tolist()) == {1, 2}
+    assert (first == 2).float().mean() == pytest.approx(0.75, abs=5 * (0.1875 / 4096) ** 0.5)
+
+
+def greedy_by_loop(logits: Tensor, drafts: list[int], limit: int) -> list[int]:
+    """Token by token, as a decoder without drafts would go on."""
+    output = []
+    for position, row in enumerate(logits):
+        output.append(int(row.argmax()))
+        if position >= limit or position >= len(drafts) or drafts[position] != output[-1]:
+            return output
+    raise AssertionError("a row is left for the token after the drafts")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_greedy_output_is_a_decoders(seed: int) -> None:
+    torch.manual_seed(seed)
+    logits = torch.randn(200, 5, 3)
+    drafts = torch.where(torch.rand(200, 4) < 0.7, logits[:, :4].argmax(-1), torch.randint(3, (200, 4)))
+    limits = torch.randint(5, (200,))
+    verdict = verify_greedy(logits, drafts, limits)
+    for row, (accepted, tokens) in enumerate(zip(verdict.accepted.tolist(), verdict.tokens.tolist(), strict=True)):
+        assert tokens[: accepted + 1] == greedy_by_loop(logits[row], drafts[row].tolist(), int(limits[row]))
+        assert verdict.last[row] == tokens[accepted]
+
+
+def rules() -> Iterator[tuple[float, int, float, float]]:
+    yield from itertools.product((0.6, 1.3), (1, 5, 1 << 30), (0.3, 0.9, 1.0), (0.0, 0.2))
+
+
+def test_distribution_is_what_sglang_samples_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against SGLang's own function, whose multinomial is made to hand out what it would draw from."""
+    from sglang.srt.layers import sampler
+
+    torch.manual_seed(2)
+    options = list(rules())
+    temperatures, top_ks, top_ps, min_ps = (torch.tensor(column) for column in zip(*options, strict=True))
+    logits = torch.randn(len(options), 2, 50) * 3
+    rule = SamplingRule(temperatures[:, None], top_ks, top_ps, min_ps, is_greedy=False, is_filtered=True)
+    found = distribution(logits, rule)
+    drawn: list[Tensor] = []
+
+    def multinomial(weights: Tensor, num_samples: int) -> Tensor:
+        drawn.append(weights / weights.sum(-1, keepdim=True))
+        return torch.zeros(len(weights), num_samples, dtype=torch.int64)
+
+    monkeypatch.setattr(torch, "multinomial", multinomial)
+    for token in range(2):
+        probs = torch.softmax(logits[:, token] / temperatures[:, None], -1)
+        order = probs.sort(dim=-1, descending=True).indices
+        zeros = torch.zeros(len(options))
+        sampler.top_k_top_p_min_p_sampling_from_probs_torch(probs, top_ks, top_ps, min_ps, True, None, zeros)
+        expected = torch.zeros_like(probs).scatter(-1, order, drawn[-1])
+        torch.testing.assert_close(found[:, token], expected, rtol=1e-5, atol=1e-7)
+    plain = SamplingRule(temperatures[:, None], top_ks, top_ps, min_ps, is_greedy=False, is_filtered=False)
+    torch.testing.assert_close(distribution(logits, plain), torch.softmax(logits / temperatures[:, None, None], -1))
