@@ -147,7 +147,50 @@ FLASHINFER_NAMES: tuple[HostName, ...] = (
     HostName(_FLASHINFER, "DecodeMetadata.decode_wrappers", (), "the step's slots"),
 )
 
-HOST_NAMES = PLUGIN_NAMES + TORCH_NATIVE_NAMES + LOADED_MODEL_NAMES + FLASHINFER_NAMES
+_SPECULATIVE = f"{_SRT}.speculative"
+_BATCH = f"{_SRT}.managers.schedule_batch"
+
+LOSSLESS_NAMES: tuple[HostName, ...] = (
+    HostName(
+        f"{_SPECULATIVE}.spec_info",
+        "SpeculativeAlgorithm.register",
+        ("name", "supports_overlap", "spec_class"),
+        "--speculative-algorithm LIM",
+    ),
+    HostName(f"{_SPECULATIVE}.spec_info", "SpecInputType.NGRAM_VERIFY", (), "the verification's input"),
+    HostName(f"{_SPECULATIVE}.spec_info", "SpecInput.is_verify_input", (), "the verification's input"),
+    HostName(f"{_SPECULATIVE}.spec_registry", "CustomSpecAlgo.handle_server_args", ("server_args",), "its options"),
+    HostName(f"{_SPECULATIVE}.base_spec_worker", "BaseSpecWorker.on_verify_complete_cpu", (), "counting drafts"),
+    HostName(f"{_SRT}.managers.overlap_utils", "FutureMap.__init__", ("device", "req_to_token_pool"), "overlap"),
+    HostName(f"{_SRT}.managers.utils", "GenerationBatchResult.accept_lens", (), "accepted drafts"),
+    HostName(f"{_SRT}.managers.utils", "GenerationBatchResult.next_draft_input", (), "rounds"),
+    HostName(
+        f"{_SRT}.managers.tp_worker",
+        "TpModelWorker.forward_batch_generation",
+        ("batch", "is_verify"),
+        "the dense verification",
+    ),
+    HostName(f"{_SRT}.model_executor.forward_batch_info", "ForwardMode.TARGET_VERIFY", (), "the dense verification"),
+    HostName(
+        f"{_SRT}.model_executor.forward_batch_info",
+        "ForwardBatch.init_new",
+        ("batch", "model_runner", "return_hidden_states_before_norm"),
+        "drafts",
+    ),
+    HostName(_RUNNER, "ModelRunner.forward", ("forward_batch",), "drafts"),
+    HostName(_RUNNER, "ModelRunner._preprocess_logits", ("logits_output", "sampling_info"), "penalties and grammars"),
+    HostName(f"{_SRT}.layers.sampler", "Sampler._preprocess_logits", ("logits", "sampling_info"), "custom processors"),
+    HostName(_BATCH, "Req.custom_logit_processor", (), "requests that may draft"),
+    HostName(_BATCH, "Req.grammar", (), "requests that may draft"),
+    HostName(
+        _BACKEND,
+        "TorchNativeAttnBackend.forward_extend",
+        ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
+        "the dense verification on a CPU",
+    ),
+)
+
+HOST_NAMES = PLUGIN_NAMES + TORCH_NATIVE_NAMES + LOADED_MODEL_NAMES + FLASHINFER_NAMES + LOSSLESS_NAMES
 
 SERVER_ARGS_FIELDS = (
     "attention_backend",
@@ -165,7 +208,9 @@ SERVER_ARGS_FIELDS = (
     "enable_hierarchical_cache",
     "enable_hisparse",
     "enable_lora",
+    "enable_mixed_chunk",
     "enable_page_major_kv_layout",
+    "enable_return_hidden_states",
     "enable_torch_compile",
     "enable_two_batch_overlap",
     "encoder_only",
@@ -180,7 +225,19 @@ SERVER_ARGS_FIELDS = (
     "pp_size",
     "prefill_attention_backend",
     "revision",
+    "speculative_accept_threshold_acc",
+    "speculative_accept_threshold_single",
+    "speculative_adaptive",
     "speculative_algorithm",
+    "speculative_attention_mode",
+    "speculative_draft_attention_backend",
+    "speculative_draft_model_path",
+    "speculative_draft_window_size",
+    "speculative_eagle_topk",
+    "speculative_num_draft_tokens",
+    "speculative_num_steps",
+    "speculative_token_map",
+    "speculative_use_rejection_sampling",
     "tp_size",
     "trust_remote_code",
 )

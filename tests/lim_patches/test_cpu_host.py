@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lim_patches import cpu_host
-from lim_patches.cpu_host.sgl_kernel import assign_req_to_token_pool_cpu
+from lim_patches.cpu_host.sgl_kernel import assign_req_to_token_pool_cpu, copy_all_layer_kv_cache_cpu
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -89,3 +89,14 @@ def test_new_slots_land_in_their_rows() -> None:
             expected[row, position] = remaining.pop(0)
     assert torch.equal(table, expected)
     assert not remaining
+
+
+def test_cache_rows_are_copied_in_every_buffer() -> None:
+    """Two buffers of different rows; sources and targets overlap."""
+    buffers = [torch.arange(40.0).view(8, 5), torch.arange(24, dtype=torch.bfloat16).view(8, 3)]
+    target, source = torch.tensor([1, 2, 7]), torch.tensor([0, 1, 2])
+    expected = [buffer.clone().index_copy_(0, target, buffer[source]) for buffer in buffers]
+    addresses = torch.tensor([buffer.data_ptr() for buffer in buffers], dtype=torch.uint64)
+    strides = torch.tensor([buffer.stride(0) * buffer.element_size() for buffer in buffers])
+    copy_all_layer_kv_cache_cpu(addresses, strides, target, source)
+    assert all(torch.equal(*pair) for pair in zip(buffers, expected, strict=True))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.config import LimConfig
+from lim_sglang.host import lossless
 from lim_sglang.host.support import REFUSALS
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.metrics import DecodeMetrics
@@ -42,14 +43,19 @@ def test_every_message_of_the_page_is_one_of_ours() -> None:
 def test_the_readme_lists_every_refusal() -> None:
     table = (ROOT / "README.md").read_text().split("| refused | why |")[1].split("\n\n", 1)[0]
     listed = re.findall(r"^\| (?!-)(.+?) \|", table.split("\n", 2)[2], re.M)
+    drafting = (ROOT / "README.md").read_text().split("The lossless mode refuses ")[1].split(".\n", 1)[0]
+    assert drafting.replace("\n", " ").split(", ") == [refusal.feature for refusal in lossless.REFUSALS]
     stages = "a pipeline stage without a select layer"  # found by the layer plan
     assert sorted(listed) == sorted([*(refusal.feature for refusal in REFUSALS), stages])
 
 
 def test_every_counter_is_explained() -> None:
-    report = DecodeMetrics(LimConfig(), LayerPlan.from_select_layers(6, (2,))).report()
+    metrics = DecodeMetrics(LimConfig(), LayerPlan.from_select_layers(6, (2,)))
+    metrics.add_rounds()
+    report = metrics.report()
     assert first_cells("metrics.md", "| key |") == list(report)
     assert sorted(first_cells("metrics.md", "| counter |")) == sorted(report["counters"])
+    assert first_cells("metrics.md", "| total |") == list(report["counters"]["lossless"])
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda path: path.name)

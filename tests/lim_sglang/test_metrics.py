@@ -9,6 +9,7 @@ import sys
 from lim_sglang.config import LimConfig
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.metrics import DecodeMetrics
+from lim_sglang.servers.state import accepted_per_round
 
 CONFIG = LimConfig(budget=10, sink_tokens=1, select_layers=(2, 4))
 PLAN = LayerPlan.from_select_layers(6, (2, 4))  # 2 dense, 2 select, 2 sparse
@@ -29,6 +30,27 @@ def test_two_steps() -> None:
     }
     assert report["plan"] == {"dense": 2, "select": 2, "sparse": 2, "select_layers": [2, 4]}
     assert report["config"] == CONFIG.to_dict()
+
+
+def test_rounds() -> None:
+    metrics = DecodeMetrics(CONFIG, PLAN)
+    assert "lossless" not in metrics.report()["counters"]
+    rounds = metrics.add_rounds()
+    rounds.observe_round(3, 4)
+    rounds.observe_accepted(7)
+    rounds.observe_round(2, 4)
+    rounds.observe_accepted(8)
+    rounds.observe_plain_step()
+    counters = json.loads(json.dumps(metrics.report()))["counters"]
+    assert counters["lossless"] == {
+        "verify_steps": 2,
+        "plain_steps": 1,
+        "request_rounds": 5,
+        "drafted_tokens": 20,
+        "accepted_tokens": 15,
+    }
+    assert accepted_per_round(counters) == 3.0
+    assert accepted_per_round({}) is None
 
 
 def test_prometheus_shows_the_same_totals() -> None:

@@ -1,0 +1,106 @@
+"""What the lossless mode refuses, and what it makes of options that were left open."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lim_sglang.host import compat, lossless
+from lim_sglang.host.launch import check_launch
+from lim_sglang.host.support import UnsupportedError
+
+from .conftest import CommandLine, Launch
+from .tiny_llama import LLAMA
+
+ON = "--speculative-algorithm LIM --device cpu"
+REFUSED = {
+    "width 1": ("--speculative-num-draft-tokens 1", "--speculative-num-draft-tokens 1", "use 2 to 16, or leave it out"),
+    "width 17": ("--speculative-num-draft-tokens 17", "--speculative-num-draft-tokens 17", "use 2 to 16"),
+    "steps": ("--speculative-num-steps 3", "--speculative-num-steps 3", "leave out --speculative-num-steps"),
+    "tree": ("--speculative-eagle-topk 4", "--speculative-eagle-topk 4", "leave it out"),
+    "draft model": ("--speculative-draft-model-path x", "--speculative-draft-model-path x", "leave it out"),
+    "lossy": (
+        "--speculative-accept-threshold-single 0.5",
+        "--speculative-accept-threshold-single 0.5",
+        "accepts exactly",
+    ),
+    "pipeline": ("--pp-size 2", "--pp-size 2", "no stage holds all layers"),
+    "DP attention": ("--tp-size 2 --dp-size 2 --enable-dp-attention", "DP attention", "leave it out"),
+    "LoRA": ("--enable-lora", "--enable-lora", "leave out --enable-lora"),
+    "mixed": ("--enable-mixed-chunk", "--enable-mixed-chunk", "as many tokens for every request"),
+    "hidden states": ("--enable-return-hidden-states", "--enable-return-hidden-states", "leave out"),
+    "another algorithm": ("--speculative-algorithm NGRAM", "--speculative-algorithm NGRAM", "or use LIM"),
+    "decode only": (
+        "--prefill-attention-backend torch_native",
+        "the attention backend torch_native",
+        "for prefill and decode",
+    ),
+}
+
+
+@pytest.mark.parametrize(("flags", "found", "said"), REFUSED.values(), ids=REFUSED)
+def test_one_line_on_the_command_line(
+    command_line: CommandLine, capsys: pytest.CaptureFixture[str], flags: str, found: str, said: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        command_line({}, f"{ON} {flags}")
+    assert caught.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith(f"lim-sglang: error: {found} does not work with lim: ")
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    "flags", ["", "--speculative-num-draft-tokens 2", "--speculative-num-draft-tokens 16", "--tp-size 2"]
+)
+def test_accepted(command_line: CommandLine, flags: str) -> None:
+    command_line({}, f"{ON} {flags}")
+    command_line({}, f"{ON.replace('LIM', 'lim')} {flags}")
+
+
+def test_without_lim_as_attention_backend_it_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sglang.srt.server_args import prepare_server_args
+
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    with pytest.raises(SystemExit) as caught:
+        prepare_server_args(["--model-path", str(tmp_path), *ON.split()])
+    assert caught.value.code == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "lim drafts, and dense attention of the same backend verifies; add --attention-backend lim" in line
+
+
+def test_an_engine_is_told_likewise(launch: Launch) -> None:
+    with pytest.raises(UnsupportedError, match="add --attention-backend lim"):
+        check_launch(launch(attention_backend="torch_native", speculative_algorithm="LIM"))
+
+
+def test_a_gpu_is_refused_so_far() -> None:
+    [entry] = [entry for entry in lossless.REFUSALS if "GPU" in entry.feature]
+    assert entry.found(SimpleNamespace(device="cuda"), None) == "--speculative-algorithm LIM"
+    assert entry.found(SimpleNamespace(device="cpu"), None) == ""
+
+
+def resolved(server_args: Any) -> tuple[Any, ...]:
+    args = compat.effective_args(server_args)
+    names = ("num_draft_tokens", "num_steps", "eagle_topk")
+    return *(getattr(args, f"speculative_{name}") for name in names), args.disable_overlap_schedule
+
+
+def test_what_is_left_open_is_resolved(launch: Launch) -> None:
+    server_args = launch(speculative_algorithm="LIM")
+    check_launch(server_args)
+    assert resolved(server_args) == (lossless.DEFAULT_WIDTH, lossless.DEFAULT_WIDTH - 1, 1, True)
+    server_args = launch(speculative_algorithm="lim", speculative_num_draft_tokens=5)
+    check_launch(server_args)
+    assert resolved(server_args) == (5, 4, 1, True)
+
+
+def test_every_refusal_gives_a_reason_and_a_way_out() -> None:
+    for entry in lossless.REFUSALS:
+        assert entry.reason, entry.feature
+        assert entry.way_out, entry.feature
+    assert len({entry.feature for entry in lossless.REFUSALS}) == len(lossless.REFUSALS)
