@@ -98,12 +98,11 @@ def create_backend(runner: Any) -> Any:
         RuntimeError: a patch that was declared did not take.
     """
     from lim_patches.registry import not_applied
-    from lim_sglang.attention import build, build_dense
-    from lim_sglang.host import lossless
+    from lim_sglang.attention import build
 
     missing = not_applied()
     if missing:
         raise RuntimeError(f"{PREFIX}: error: not patched: {', '.join(missing)}; run `lim-sglang doctor`")
     if not compat.is_first_rank():
         logging.getLogger(__package__).setLevel(logging.ERROR)
-    return build_dense(runner) if lossless.is_asked_for(runner.server_args) else build(runner)
+    return build(runner)

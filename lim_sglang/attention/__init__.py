@@ -7,7 +7,7 @@ from typing import Any
 
 from lim_sglang import metrics
 from lim_sglang.attention.loaded import plan_of_loaded, shard_of_loaded
-from lim_sglang.host import compat
+from lim_sglang.host import compat, lossless
 from lim_sglang.host.cache_check import check_dtypes
 from lim_sglang.host.launch import one_line_for_the_command_line, resolve
 from lim_sglang.layer_plan import LayerRole
@@ -16,7 +16,20 @@ logger = logging.getLogger(__name__)
 
 
 def build(runner: Any) -> Any:
-    """The backend for SGLang's ``ModelRunner`` ``runner``, whose model is loaded.
+    """The backend that SGLang's ``ModelRunner`` ``runner`` attends with; the lossless mode's drafts have their own.
+
+    Raises:
+        See ``build_sparse``.
+    """
+    if lossless.is_asked_for(runner.server_args):
+        from lim_sglang.attention.verify_torch_native import VerifyTorchNativeBackend
+
+        return VerifyTorchNativeBackend(runner)
+    return build_sparse(runner)
+
+
+def build_sparse(runner: Any) -> Any:
+    """The backend of sparse decode for SGLang's ``ModelRunner`` ``runner``, whose model is loaded.
 
     Raises:
         LimConfigError, UnsupportedError: for a program that uses ``Engine``: the model as loaded cannot be served.
@@ -37,13 +50,6 @@ def build(runner: Any) -> Any:
         backend = _backend_class(str(runner.device))(runner, config, plan, recorded, shard)
     metrics.publish(recorded)
     return backend
-
-
-def build_dense(runner: Any) -> Any:
-    """The backend that verifies drafts, with dense attention; ``build`` makes the one that drafts."""
-    from lim_sglang.attention.verify_torch_native import VerifyTorchNativeBackend
-
-    return VerifyTorchNativeBackend(runner)
 
 
 def _backend_class(device: str) -> Any:

@@ -51,9 +51,9 @@ class LimSpecWorker(BaseSpecWorker):
 
     def init_attention_backends(self) -> None:
         """lim's backend for drafts; the runner's own verifies."""
-        from lim_sglang.attention import build
+        from lim_sglang.attention import build_sparse
 
-        attention = build(self.runner)
+        attention = build_sparse(self.runner)
         self.drafter = LimDrafter(self.runner, attention, self.width - 1)
         self.metrics = attention.metrics.add_rounds()
 
