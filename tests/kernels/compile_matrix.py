@@ -31,7 +31,7 @@ sys.modules.setdefault("flashinfer", ModuleType("flashinfer")).__dict__.setdefau
 from lim_kernels import chain  # noqa: E402
 from lim_kernels.card import Card  # noqa: E402
 from lim_kernels.decode import launch  # noqa: E402
-from lim_kernels.decode.config import AttendConfig, HeadShape, fitted  # noqa: E402
+from lim_kernels.decode.config import AttendConfig, HeadShape, fitted, verify_config  # noqa: E402
 from lim_kernels.decode.launch import AttendWorkspace, KVCache, Requests, attend  # noqa: E402
 from lim_kernels.select import split_budget  # noqa: E402
 from lim_kernels.select.launch import (  # noqa: E402
@@ -51,7 +51,10 @@ BF16, FP16, FP8 = torch.bfloat16, torch.float16, torch.float8_e4m3fn
 
 
 class Layer(NamedTuple):
-    """A layer's attention as a launcher sees it; ``kind`` says whose launch constants and whether it selects."""
+    """A layer's attention as a launcher sees it; ``kind`` says whose launch constants and whether it selects.
+
+    ``q_len``: query tokens per request.
+    """
 
     kind: str
     head_dim: int
@@ -59,10 +62,12 @@ class Layer(NamedTuple):
     q_dtype: torch.dtype
     kv_dtype: torch.dtype
     capped: bool
+    q_len: int = 1
 
     def __str__(self) -> str:
         dtypes = " kv ".join(str(dtype).removeprefix("torch.") for dtype in (self.q_dtype, self.kv_dtype))
-        return f"{self.kind} D={self.head_dim} group={self.group} {dtypes}{' capped' if self.capped else ''}"
+        kind = self.kind if self.q_len == 1 else f"{self.kind} T={self.q_len}"
+        return f"{kind} D={self.head_dim} group={self.group} {dtypes}{' capped' if self.capped else ''}"
 
 
 # Any two values of two columns meet in some row, where sizes count as what they are padded to; then what is usual.
@@ -79,6 +84,20 @@ COVERING = (
     Layer("select", 128, 4, BF16, BF16, False),
     Layer("sparse", 128, 4, BF16, BF16, False),
     Layer("all recent", 112, 8, BF16, BF16, True),
+)
+VERIFYING = (
+    Layer("verify", 64, 8, FP16, FP8, False, 2),
+    Layer("verify", 256, 8, FP16, FP16, True, 3),
+    Layer("verify", 128, 4, BF16, FP8, False, 4),
+    Layer("verify", 128, 4, BF16, BF16, False, 5),
+    Layer("verify", 80, 32, BF16, BF16, True, 6),
+    Layer("verify", 128, 4, BF16, BF16, False, 7),
+    Layer("verify", 128, 7, BF16, BF16, False, 8),
+    Layer("verify", 64, 3, BF16, BF16, False, 9),
+    Layer("verify", 192, 1, BF16, FP8, True, 10),
+    Layer("verify", 256, 64, FP16, FP8, False, 11),
+    Layer("verify", 64, 8, BF16, BF16, False, 12),
+    Layer("verify", 128, 8, BF16, FP8, False, 13),
 )
 EVERY = tuple(
     Layer(kind, head_dim, group, q_dtype, kv_dtype or q_dtype, capped)
@@ -212,11 +231,14 @@ def run_attention(layer: Layer) -> None:
     made = selection(
         2 * layer.group, layer.group, layer.head_dim, layer.q_dtype, layer.kv_dtype, 2048, recency_ratio, layer.capped
     )
-    if layer.kind != "sparse":
+    if layer.kind not in ("sparse", "verify"):
         made.rounds()[0].attend()
         return
-    workspace = AttendWorkspace.allocate(1, *made.q.shape[1:2], 2, layer.head_dim, "cpu", SPARSE_LAUNCH)
-    attend(made.q, made.cache, Requests(*made.index[2:], 0, 1), made.out, workspace, SPARSE_LAUNCH)
+    heads = HeadShape(layer.head_dim, layer.group, layer.q_dtype, layer.kv_dtype, layer.q_len)
+    config = SPARSE_LAUNCH if layer.kind == "sparse" else verify_config(heads)
+    workspace = AttendWorkspace.allocate(1, *made.q.shape[1:2], 2, layer.head_dim, "cpu", config, layer.q_len)
+    q = made.q.expand(layer.q_len, -1, -1).contiguous()
+    attend(q, made.cache, Requests(*made.index[2:], 0, 1, layer.q_len), torch.empty_like(q), workspace, config)
 
 
 def selection(
@@ -260,7 +282,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    variants = EVERY if options.all else COVERING
+    variants = (EVERY if options.all else COVERING) + VERIFYING
     with tempfile.TemporaryDirectory() as knobs.cache.dir:  # not the user's: some of these kernels lack machine code
         records = [record for number in options.targets for record in Target(number).compile(variants)]
     if options.json:

@@ -24,7 +24,7 @@ SMALL = AttendConfig() if ON_GPU else AttendConfig(block_n=16, programs=40, min_
 
 @dataclass
 class Case:
-    """One layer of one decode step."""
+    """One layer of one decode step, or of a verification of ``q_len`` tokens per request, the last of its length."""
 
     lengths: list[int]
     heads: int = 6
@@ -35,6 +35,7 @@ class Case:
     soft_cap: float = 0.0
     value_scale: float = 1.0
     config: AttendConfig = field(default_factory=lambda: SMALL)
+    q_len: int = 1
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(sum(self.lengths))
@@ -42,16 +43,17 @@ class Case:
         pool = torch.randn(slots, self.kv_heads, 2 * self.head_dim, generator=generator)
         k_dtype = self.k_dtype or self.dtype
         self.keys, self.values = pool.to(DEVICE, k_dtype).split(self.head_dim, dim=2)
-        q = torch.randn(len(self.lengths), self.heads, self.head_dim, generator=generator)
+        q = torch.randn(len(self.lengths) * self.q_len, self.heads, self.head_dim, generator=generator)
         self.q = (2 * q).to(DEVICE, self.dtype)
         slots_in_order = torch.randperm(slots, generator=generator)[: sum(self.lengths)]
         indptr = torch.tensor([0, *self.lengths]).cumsum(0)
-        self.requests = Requests(indptr.int().to(DEVICE), slots_in_order.int().to(DEVICE), 0, len(self.lengths))
+        index = indptr.int().to(DEVICE), slots_in_order.int().to(DEVICE)
+        self.requests = Requests(*index, 0, len(self.lengths), self.q_len)
         self.cache = KVCache(self.keys, self.values, self.head_dim**-0.5, self.value_scale, self.soft_cap)
 
     def workspace(self) -> AttendWorkspace:
         shape = len(self.lengths), self.heads, self.kv_heads, self.head_dim
-        made = AttendWorkspace.allocate(*shape, DEVICE, self.config)
+        made = AttendWorkspace.allocate(*shape, DEVICE, self.config, self.q_len)
         made.partial.fill_(float("nan"))
         made.lse.fill_(float("nan"))
         return made

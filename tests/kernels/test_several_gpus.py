@@ -47,8 +47,8 @@ def case_of(seed: int, devices: int) -> Case:
     )
 
 
-def captured(run: Callable[[], None]) -> None:
-    """Twice by a graph, after it has run once."""
+def captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """Twice by a graph, after it has run once; the graph."""
     run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -57,6 +57,7 @@ def captured(run: Callable[[], None]) -> None:
     graph.replay()
     graph.replay()
     torch.cuda.synchronize()
+    return graph
 
 
 def work(rank: int, devices: int, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Constants of decode attention's launches, and which of them fit on a card."""
+"""Constants of attention's launches, and which of them fit on a card."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import triton
 
 from lim_kernels.card import Card
 
+MOST_ROWS, MOST_OUTPUTS = 64, 64 * 128  # of a program with several query tokens: registers of four warps hold them
+RESERVE = 512  # bytes of shared memory beside tiles, queries and scores
 SMALLEST_TILE = 16  # tokens: what tl.dot takes, and a SELECT layer's span
 
 
@@ -39,12 +41,13 @@ class AttendConfig:
 
 
 class HeadShape(NamedTuple):
-    """What decides how much a tile takes: sizes of the heads, dtypes of queries and cache."""
+    """What decides how much a tile takes: sizes of the heads, dtypes of queries and cache, query tokens per request."""
 
     head_dim: int
     group: int
     q_dtype: torch.dtype
     kv_dtype: torch.dtype
+    q_len: int = 1
 
     @property
     def head_dim_pad(self) -> int:
@@ -52,21 +55,40 @@ class HeadShape(NamedTuple):
         return triton.next_power_of_2(self.head_dim)
 
     @property
-    def group_pad(self) -> int:
-        """Query heads of a KV head as the kernel pads them."""
-        return max(16, triton.next_power_of_2(self.group))
+    def q_blocks(self) -> int:
+        """Programs that share a request's query tokens, each of which reads every key: one if its rows are few."""
+        most = min(MOST_ROWS, MOST_OUTPUTS // self.head_dim_pad) // self.group
+        return triton.cdiv(self.q_len, max(1, most))
+
+    @property
+    def q_tile(self) -> int:
+        """Query tokens of a program."""
+        return triton.cdiv(self.q_len, self.q_blocks)
+
+    @property
+    def rows_pad(self) -> int:
+        """Query heads of a KV head, for every token of a program, as the kernel pads them."""
+        return max(16, triton.next_power_of_2(self.group * self.q_tile))
 
     def shared_bytes(self, config: AttendConfig) -> int:
         """Shared memory of one block, in bytes: at least what the compiler takes, and little more.
 
-        Tiles of keys and values that are in flight, the queries (twice where a warp group multiplies), and scores on
-        their way from one layout to another.
+        Tiles of keys and values that are in flight, the queries, and scores on their way from one layout to another.
+        Where a warp group multiplies, queries and a tile in their dtype are there once more.
         """
         tiles = 1 if config.stages == 1 else 2 * ((config.stages + 3) // 4)  # slots come first, a step ahead
-        tile = config.block_n * self.head_dim_pad * self.kv_dtype.itemsize
-        queries = self.group_pad * self.head_dim_pad * self.q_dtype.itemsize
-        operands = 2 if self.group_pad >= 64 and config.warps >= 4 else 1
-        return tiles * tile + operands * queries + self.group_pad * config.block_n * 4 + 512
+        in_flight = tiles * config.block_n * self.head_dim_pad * self.kv_dtype.itemsize
+        queries = self.rows_pad * self.head_dim_pad * self.q_dtype.itemsize
+        scores = self.rows_pad * config.block_n * 4
+        if self.rows_pad >= 64 and config.warps >= 4:
+            tile = config.block_n * self.head_dim_pad * self.q_dtype.itemsize
+            return in_flight + 2 * queries + max(tile, scores) + RESERVE
+        return in_flight + queries + scores + RESERVE
+
+
+def verify_config(heads: HeadShape) -> AttendConfig:
+    """Constants for several query tokens per request: warps enough for a program's rows."""
+    return AttendConfig(warps=2 if heads.rows_pad == 16 else 4)
 
 
 @lru_cache

@@ -1,4 +1,4 @@
-"""Checks, buffers and launches of decode attention. Buffers are made once; a launch allocates nothing."""
+"""Checks, buffers and launches of attention and its merge. Buffers are made once; a launch allocates nothing."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class AttendWorkspace:
     """What splits leave for the merge; launches share it, one after another.
 
     Attributes:
-        partial: [splits of all requests, H, D] float32.
-        lse: [splits of all requests, H] float32.
+        partial: [splits of all requests' query tokens, H, D] float32.
+        lse: [splits of all requests' query tokens, H] float32.
     """
 
     partial: Tensor
@@ -39,9 +39,10 @@ class AttendWorkspace:
         head_dim: int,
         device: torch.device | str,
         config: AttendConfig,
+        q_len: int = 1,
     ) -> AttendWorkspace:
-        """Make buffers for launches of 1 to ``max_requests`` requests."""
-        splits = max(n * config.splits(n, num_kv_heads) for n in range(1, max_requests + 1))
+        """Make buffers for launches of 1 to ``max_requests`` requests with up to ``q_len`` query tokens each."""
+        splits = q_len * max(n * config.splits(n, num_kv_heads) for n in range(1, max_requests + 1))
         return cls(
             torch.empty(splits, num_qo_heads, head_dim, dtype=torch.float32, device=device),
             torch.empty(splits, num_qo_heads, dtype=torch.float32, device=device),
@@ -94,12 +95,19 @@ class ScoreSink(NamedTuple):
 
 
 class Requests(NamedTuple):
-    """``size`` requests of a batch from number ``first`` on, and their slots: see ``attend``."""
+    """``size`` requests of a batch from number ``first`` on, their slots, and how many query tokens each has.
+
+    Attributes:
+        kv_indptr: [>= B + 1] int32, ends of the requests' slots in ``kv_indices``.
+        kv_indices: int32, slots in position order.
+        q_len: query tokens of every request: its last ones, whose slots are listed too.
+    """
 
     kv_indptr: Tensor
     kv_indices: Tensor
     first: int
     size: int
+    q_len: int = 1
 
 
 def attend(
@@ -111,23 +119,27 @@ def attend(
     config: AttendConfig,
     sink: ScoreSink | None = None,
 ) -> None:
-    """Attend with one query token per request to the slots listed for it; see ``reference.decode_attention``.
+    """Attend with the last ``T`` tokens of every request to its slots, each token to itself and those before it.
+
+    See ``reference.decode_attention`` for ``T`` = ``requests.q_len`` = 1, ``reference.verify_attention`` for more.
 
     Args:
-        q: [B, H, D] bfloat16, float16 or float32; the last dimension contiguous.
+        q: [B * T, H, D] bfloat16, float16 or float32; the last dimension contiguous.
         cache: keys and values in the dtype of ``q`` or float8_e4m3fn.
-        requests: kv_indptr: [>= B + 1] int32, ends of the requests' slots in kv_indices, int32, position order.
-        out: [B, H, D], written for these requests only; the last dimension contiguous.
-        workspace: for at least ``size`` requests.
-        sink: where the scores go if this is a SELECT layer; its rows belong to these requests.
+        requests: each has no slots, and then zeros come out, or ``T`` at least.
+        out: [B * T, H, D], written for these requests only; the last dimension contiguous.
+        workspace: for at least ``size`` requests of ``T`` query tokens.
+        sink: where the scores go if this is a SELECT layer; its rows belong to these requests; ``T`` is 1.
 
     Raises:
         ValueError: a shape, dtype, stride or device is not as above, or the heads are too large for the card.
     """
     check_attend(q, cache, requests, out, workspace, config)
+    if sink is not None and requests.q_len > 1:
+        raise ValueError(f"scores of {requests.q_len} query tokens per request: expected 1 where a layer selects")
     num_heads, head_dim = q.shape[1:]
     num_kv_heads = cache.keys.shape[1]
-    heads = HeadShape(head_dim, num_heads // num_kv_heads, q.dtype, cache.keys.dtype)
+    heads = HeadShape(head_dim, num_heads // num_kv_heads, q.dtype, cache.keys.dtype, requests.q_len)
     card = card_of(q.device)
     config = fitted(config, heads, card)
     keys, values = (_readable(tensor, card) for tensor in (cache.keys, cache.values))
@@ -141,11 +153,12 @@ def attend(
         "first_request": requests.first,
         "num_splits": splits,
         "num_heads": num_heads,
+        "Q_LEN": requests.q_len,
         "HEAD_DIM": head_dim,
         "HEAD_DIM_PAD": heads.head_dim_pad,
         "BLOCK_N": config.block_n,
     }
-    attend_kernel[(num_kv_heads, splits, requests.size)](
+    attend_kernel[(num_kv_heads * heads.q_blocks, splits, requests.size)](
         q,
         keys,
         values,
@@ -159,7 +172,8 @@ def attend(
         k_stride_h=keys.stride(1),
         v_stride_t=values.stride(0),
         v_stride_h=values.stride(1),
-        GROUP_PAD=heads.group_pad,
+        Q_TILE=heads.q_tile,
+        ROWS=heads.rows_pad,
         STAGES=config.stages,
         CAPPED=capped,
         UPCAST=q.dtype == torch.float32,
@@ -168,7 +182,7 @@ def attend(
         **common,
         **chained(q.device, follows=False),
     )
-    merge_kernel[(num_heads, requests.size)](
+    merge_kernel[(num_heads, requests.size * requests.q_len)](
         out=out,
         value_scale=cache.value_scale,
         out_stride_b=out.stride(0),
@@ -217,7 +231,7 @@ def check_attend(
     keys, values = cache.keys, cache.values
     if q.ndim != 3 or keys.ndim != 3 or q.shape[2] != keys.shape[2] or q.shape[1] % keys.shape[1]:
         raise ValueError(
-            f"q {list(q.shape)} and k_cache {list(keys.shape)}: expected [B, H, D] and [slots, Hk, D] with H a "
+            f"q {list(q.shape)} and k_cache {list(keys.shape)}: expected [B * T, H, D] and [slots, Hk, D] with H a "
             "multiple of Hk"
         )
     if values.shape != keys.shape or values.dtype != keys.dtype:
@@ -229,7 +243,14 @@ def check_attend(
     if any(tensor.stride(2) != 1 for tensor in (q, keys, values, out)):
         raise ValueError("q, k_cache, v_cache and out: expected a contiguous last dimension")
     check_indices(q.device, requests[:2], keys, values, out, workspace.lse)
-    needed = [requests.size * config.splits(requests.size, keys.shape[1]), *q.shape[1:]]
+    queries = (requests.first + requests.size) * requests.q_len
+    if requests.q_len < 1 or len(q) < queries:
+        raise ValueError(
+            f"q of {len(q)} rows for requests {requests.first} to {requests.first + requests.size - 1} with "
+            f"{requests.q_len} query tokens each: expected {queries} rows at least, and a token at least"
+        )
+    splits = requests.size * config.splits(requests.size, keys.shape[1])
+    needed = [splits * requests.q_len, *q.shape[1:]]
     found = list(workspace.partial.shape)
     if found[0] < needed[0] or found[1:] != needed[1:]:
         raise ValueError(f"workspace for [splits, H, D] = {found}: expected {needed}, with splits at least that")

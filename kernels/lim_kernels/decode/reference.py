@@ -74,12 +74,12 @@ def _attend(q: Tensor, keys: Tensor, values: Tensor, sm_scale: float, logits_sof
 
     A KV head's queries are rows of one product: its keys are neither repeated for the group nor for the tokens.
     """
-    steps, num_tokens, num_kv_heads = len(q), *keys.shape[:2]
+    q_len, num_tokens, num_kv_heads = len(q), *keys.shape[:2]
     rows = q.float().unflatten(1, (num_kv_heads, -1)).transpose(0, 1).flatten(1, 2)  # [Hk, T * group, D]
     logits = torch.matmul(rows, keys.float().permute(1, 2, 0)) * sm_scale  # [Hk, T * group, n]
     if logits_soft_cap > 0:
         logits = logits_soft_cap * torch.tanh(logits / logits_soft_cap)
-    later = torch.ones(steps, steps, dtype=torch.bool, device=q.device).triu(1)[:, None]  # [T, 1, T]
-    logits.unflatten(1, (steps, -1))[..., num_tokens - steps :].masked_fill_(later, float("-inf"))
+    later = torch.ones(q_len, q_len, dtype=torch.bool, device=q.device).triu(1)[:, None]  # [T, 1, T]
+    logits.unflatten(1, (q_len, -1))[..., num_tokens - q_len :].masked_fill_(later, float("-inf"))
     output = torch.matmul(logits.softmax(-1), values.float().transpose(0, 1))  # [Hk, T * group, Dv]
-    return output.unflatten(1, (steps, -1)).transpose(0, 1).flatten(1, 2)
+    return output.unflatten(1, (q_len, -1)).transpose(0, 1).flatten(1, 2)

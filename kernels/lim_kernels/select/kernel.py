@@ -51,8 +51,8 @@ def sparse_indptr_kernel(kv_indptr, sparse_indptr, batch, budget, BLOCK: tl.cons
 def store_scores(score, position, span, scores, maxima, keys, kept, sinks, end, resets_keys, SPAN: tl.constexpr):
     """Leave a tile of scores behind, as int32 that order as the scores do, and the highest of every ``SPAN`` positions.
 
-    ``score``: [GROUP_PAD, BLOCK_N] float32; ``scores``, ``maxima``: [GROUP_PAD, 1] pointers to the heads' rows;
-    ``kept``: [GROUP_PAD], whose to store. What is no candidate gets the lowest value there is, which no score has.
+    ``score``: [ROWS, BLOCK_N] float32; ``scores``, ``maxima``: [ROWS, 1] pointers to the heads' rows;
+    ``kept``: [ROWS], whose to store. What is no candidate gets the lowest value there is, which no score has.
     """
     candidate = (position >= sinks) & (position < end)
     bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)  # -0.0 ties with 0.0
