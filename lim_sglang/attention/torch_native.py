@@ -50,6 +50,12 @@ class LimTorchNativeBackend(TorchNativeAttnBackend):
         self.metrics = metrics
         self.sparse_set: SparseSet | None = None
 
+    def get_cuda_graph_seq_len_fill_value(self) -> int:
+        """The length of rows that are no requests: DP attention fills up a decode batch with them."""
+        return 1
+
+    get_cpu_graph_seq_len_fill_value = get_cuda_graph_seq_len_fill_value  # SGLang 0.5.23 asks by this name
+
     def init_forward_metadata(self, forward_batch: Any) -> None:
         super().init_forward_metadata(forward_batch)
         self.sparse_set = None

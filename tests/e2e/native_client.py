@@ -25,8 +25,10 @@ class NativeClient:
     def __init__(self, url: str) -> None:
         self.url = url
 
-    def generate(self, prompt: Sequence[int], max_new_tokens: int) -> Generation:
-        response = httpx.post(f"{self.url}/generate", json=_body(prompt, max_new_tokens), timeout=REQUEST_TIMEOUT)
+    def generate(self, prompt: Sequence[int], max_new_tokens: int, dp_rank: int | None = None) -> Generation:
+        """`dp_rank`: which of `--dp-size` is to serve it; None leaves that to the server."""
+        body = _body(prompt, max_new_tokens) | ({} if dp_rank is None else {"routed_dp_rank": dp_rank})
+        response = httpx.post(f"{self.url}/generate", json=body, timeout=REQUEST_TIMEOUT)
         assert response.status_code == 200, response.text
         meta = response.json()["meta_info"]
         pairs = [(token, logprob) for logprob, token, *_ in meta["output_token_logprobs"]]
@@ -35,10 +37,13 @@ class NativeClient:
         assert len(tokens) == max_new_tokens
         return Generation(tokens, logprobs, meta["cached_tokens"])
 
-    def generate_together(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Generation]:
-        """All prompts at once, each a request of its own."""
+    def generate_together(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, dp_ranks: Sequence[int] | None = None
+    ) -> list[Generation]:
+        """All prompts at once, each a request of its own; `dp_ranks`: who is to serve each."""
         with ThreadPoolExecutor(len(prompts)) as pool:
-            return list(pool.map(lambda prompt: self.generate(prompt, max_new_tokens), prompts))
+            sizes = [max_new_tokens] * len(prompts)
+            return list(pool.map(self.generate, prompts, sizes, dp_ranks or [None] * len(prompts)))
 
     def disconnect_after(self, prompt: Sequence[int], max_new_tokens: int, events: int) -> int:
         """Stream a request and close the connection after `events` events; the number of events read."""

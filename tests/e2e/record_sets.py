@@ -1,7 +1,7 @@
 """An SGLang plugin for tests: writes down every token set that this process selects on a CPU.
 
-One file per process in the folder of ``FOLDER``: a line per SELECT layer and step with the rank, the requests' lengths
-and the sets' positions.
+One file per process in the folder of ``FOLDER``, by its number among all: a line per SELECT layer and step with the
+requests' lengths and the sets' positions.
 """
 
 from __future__ import annotations
@@ -25,25 +25,24 @@ def register() -> None:
 
 def record(original: Callable[..., Any], scores: Any, seq_lens: Any, split: Any, shard: Any = None) -> Any:
     """One selection."""
+    from torch import distributed
+
     chosen = original(scores, seq_lens, split, shard)
     line = {
-        "rank": shard.first_head // scores.shape[1] if shard else 0,
         "lengths": seq_lens.tolist(),
         "sets": [
             positions[:length] for positions, length in zip(chosen.positions.tolist(), chosen.lengths, strict=True)
         ],
     }
-    with (Path(os.environ[FOLDER]) / f"{os.getpid()}.jsonl").open("a") as file:
+    rank = distributed.get_rank() if distributed.is_initialized() else 0
+    with (Path(os.environ[FOLDER]) / f"{rank}.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     return chosen
 
 
 def read(folder: Path) -> dict[int, list[dict[str, Any]]]:
-    """The lines by rank, in order."""
-    by_rank: dict[int, list[dict[str, Any]]] = {}
-    for path in folder.glob("*.jsonl"):
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        by_rank[lines[0].pop("rank")] = lines
-        for line in lines[1:]:
-            line.pop("rank")
-    return by_rank
+    """The lines by process, in order."""
+    return {
+        int(path.stem): [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted(folder.glob("*.jsonl"))
+    }

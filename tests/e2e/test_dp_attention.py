@@ -1,0 +1,142 @@
+"""DP attention in two groups of two ranks, on a tiny model whose class splits heads by group (Llama's does not).
+
+A group without requests runs idle steps beside the other's, since all four ranks share the MLP.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from lim_sglang.servers.state import added_up, counted_since
+
+from . import record_sets
+from .ranks import attended_in_prometheus, by_request, counters_by_group, ranked_server
+
+pytestmark = pytest.mark.e2e
+
+MODEL = Qwen3Config(
+    vocab_size=512,
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=6,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=16,
+    initializer_range=0.4,  # wide enough for peaked attention
+    max_position_embeddings=4096,
+)
+BUDGET, SELECT_LAYERS = 128, (1, 4)
+CONFIG = {"budget": BUDGET, "recency_ratio": 0.25, "sink_tokens": 4, "select_layers": list(SELECT_LAYERS)}
+SELECTS = len(SELECT_LAYERS)
+NEW_TOKENS = 16
+WITHIN, OUTGROWS, BEYOND, LONG = 60, 120, 300, 700  # lengths of prompts
+# Per phase and group, the prompts that are sent at once.
+PHASES: tuple[tuple[Sequence[int], Sequence[int]], ...] = (
+    ((BEYOND, WITHIN), ()),
+    ((), (LONG,)),
+    ((WITHIN,), (OUTGROWS, LONG)),
+    ((BEYOND, OUTGROWS, WITHIN), (WITHIN,)),
+)
+
+
+@dataclass
+class Served:
+    """What a server answered in each phase, selected, and counted: before the phases and after each, by group."""
+
+    tokens: list[list[list[int]]]
+    counters: list[list[dict[str, Any]]]
+    sets: dict[int, list[dict[str, Any]]]
+    prometheus: dict[str, float]
+
+
+def prompt(length: int) -> list[int]:
+    draw = random.Random(length)
+    return [draw.randrange(MODEL.vocab_size) for _ in range(length)]
+
+
+def serve(model: Path, folder: Path, ranks: int, *options: str) -> Served:
+    tokens = []
+    with ranked_server(model, folder, ranks, CONFIG, "--skip-tokenizer-init", *options) as client:
+        counters = [counters_by_group(client)]
+        for phase in PHASES:
+            groups = [group for group, lengths in enumerate(phase) for _ in lengths] if options else None
+            prompts = [prompt(length) for lengths in phase for length in lengths]
+            tokens.append([answer.tokens for answer in client.generate_together(prompts, NEW_TOKENS, groups)])
+            counters.append(counters_by_group(client))
+        return Served(tokens, counters, record_sets.read(folder / "sets"), attended_in_prometheus(client))
+
+
+def decoded(served: Served) -> list[dict[str, Any]]:
+    """What the groups together counted in each phase, but for steps: those of two groups are not those of one."""
+    totals = [added_up(states) for states in served.counters]
+    return [
+        counted_since({"counters": old}, {"counters": new}) | {"rows": new["decode_rows"] - old["decode_rows"]}
+        for old, new in pairwise(totals)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("qwen3")
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(MODEL).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_rank(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return serve(model, tmp_path_factory.mktemp("one"), 1)
+
+
+@pytest.fixture(scope="module")
+def two_groups(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    return serve(model, tmp_path_factory.mktemp("groups"), 4, "--dp-size", "2", "--enable-dp-attention")
+
+
+def test_ranks_of_a_group_hold_one_set_at_every_step(two_groups: Served) -> None:
+    assert sorted(two_groups.sets) == [0, 1, 2, 3]
+    assert two_groups.sets[1] == two_groups.sets[0]
+    assert two_groups.sets[3] == two_groups.sets[2]
+    for first in (0, 2):
+        assert len(two_groups.sets[first]) >= 2 * SELECTS * (NEW_TOKENS - 1)
+
+
+def test_the_sets_are_those_of_one_rank(one_rank: Served, two_groups: Served) -> None:
+    expected = by_request(one_rank.sets[0], SELECTS, BUDGET)
+    found = [by_request(two_groups.sets[first], SELECTS, BUDGET) for first in (0, 2)]
+    assert found[0].keys() | found[1].keys() == expected.keys()
+    assert len(expected) > 2 * SELECTS * (NEW_TOKENS - 1)
+    for group in found:
+        assert [key for key, sets in group.items() if any(chosen != expected[key][0] for chosen in sets)] == []
+
+
+def test_the_tokens_are_those_of_one_rank(one_rank: Served, two_groups: Served) -> None:
+    assert two_groups.tokens == one_rank.tokens
+
+
+def test_both_groups_count_what_one_rank_counts(one_rank: Served, two_groups: Served) -> None:
+    """Not the rows that fill up a batch, and not the idle steps."""
+    assert decoded(two_groups) == decoded(one_rank)
+    for phase, counted in zip(PHASES, decoded(two_groups), strict=True):
+        assert counted["rows"] >= sum(map(len, phase)) * (NEW_TOKENS - 1)
+
+
+def test_a_group_without_requests_counts_nothing(two_groups: Served) -> None:
+    for phase, (before, after) in zip(PHASES, pairwise(two_groups.counters), strict=True):
+        unchanged = [state for state in after if state in before]  # SGLang lists the groups in any order
+        assert len(unchanged) == sum(not lengths for lengths in phase)
+
+
+def test_ranks_of_a_group_count_once(two_groups: Served) -> None:
+    """``/server_info`` tells of each group once, Prometheus of both."""
+    assert len(two_groups.counters[-1]) == 2
+    assert two_groups.prometheus == added_up(two_groups.counters[-1])["attended_tokens"]
