@@ -31,14 +31,17 @@ MODEL = Qwen3Config(
     num_attention_heads=8,
     num_key_value_heads=4,
     head_dim=16,
-    initializer_range=0.4,  # wide enough for peaked attention
     max_position_embeddings=4096,
 )
+STD = 0.4  # of the weights, wide enough for peaked attention
 BUDGET, SELECT_LAYERS = 128, (1, 4)
 CONFIG = {"budget": BUDGET, "recency_ratio": 0.25, "sink_tokens": 4, "select_layers": list(SELECT_LAYERS)}
 SELECTS = len(SELECT_LAYERS)
 NEW_TOKENS = 16
-WITHIN, OUTGROWS, BEYOND, LONG = 60, 120, 300, 700  # lengths of prompts
+WITHIN, OUTGROWS, BEYOND, LONG = 60, 120, 200, 260  # lengths of prompts
+# Batches of other sizes round differently. With these seeds neither a set nor a token is a near-tie: noise of 4e-4 on all
+# scores, whose deviation is 4, changes no set, and the first token leads the second by 0.09 at least.
+SEEDS = {WITHIN: 60_030, OUTGROWS: 120_033, BEYOND: 200_017, LONG: 260_015}
 # Per phase and group, the prompts that are sent at once.
 PHASES: tuple[tuple[Sequence[int], Sequence[int]], ...] = (
     ((BEYOND, WITHIN), ()),
@@ -59,7 +62,7 @@ class Served:
 
 
 def prompt(length: int) -> list[int]:
-    draw = random.Random(length)
+    draw = random.Random(SEEDS[length])
     return [draw.randrange(MODEL.vocab_size) for _ in range(length)]
 
 
@@ -87,8 +90,13 @@ def decoded(served: Served) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("qwen3")
-    torch.manual_seed(0)
-    Qwen3ForCausalLM(MODEL).save_pretrained(folder)
+    made = Qwen3ForCausalLM(MODEL)
+    generator = torch.Generator().manual_seed(0)  # not as Transformers draws: its versions differ
+    with torch.no_grad():
+        for _, weight in sorted(made.named_parameters()):
+            if weight.dim() > 1:
+                weight.normal_(std=STD, generator=generator)
+    made.save_pretrained(folder)
     return folder
 
 

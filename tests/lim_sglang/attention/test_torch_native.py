@@ -170,5 +170,15 @@ def test_steps_and_mixed_rows_are_counted() -> None:
     assert counters["dense_rows_in_extend"] == 1
 
 
+def test_rows_that_fill_up_a_batch_are_no_requests() -> None:
+    """DP attention asks for their length, SGLang 0.5.23 by another name on a CPU."""
+    backend = Step([30]).backend
+    length = backend.get_cuda_graph_seq_len_fill_value()
+    assert backend.get_cpu_graph_seq_len_fill_value() == length
+    step = Step([30, length, 8, length])
+    step.backend.init_forward_metadata(step.batch)
+    assert step.metrics.report()["counters"]["decode_rows"] == 2
+
+
 def test_triton_is_never_claimed() -> None:
     assert Step([3]).backend.support_triton() is False
