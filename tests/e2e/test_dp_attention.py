@@ -39,8 +39,8 @@ CONFIG = {"budget": BUDGET, "recency_ratio": 0.25, "sink_tokens": 4, "select_lay
 SELECTS = len(SELECT_LAYERS)
 NEW_TOKENS = 16
 WITHIN, OUTGROWS, BEYOND, LONG = 60, 120, 200, 260  # lengths of prompts
-# Batches of other sizes round differently. With these seeds neither a set nor a token is a near-tie: noise of 4e-4 on all
-# scores, whose deviation is 4, changes no set, and the first token leads the second by 0.09 at least.
+# Batches of other sizes round differently. With these seeds neither a set nor a token is a near-tie: noise of 4e-4 on
+# all scores, whose deviation is 4, changes no set, and the first token leads the second by 0.09 at least.
 SEEDS = {WITHIN: 60_030, OUTGROWS: 120_033, BEYOND: 200_017, LONG: 260_015}
 # Per phase and group, the prompts that are sent at once.
 PHASES: tuple[tuple[Sequence[int], Sequence[int]], ...] = (
