@@ -35,7 +35,6 @@ from lim_sglang.servers.access import AccessError, without_keys
 from lim_sglang.servers.embedded_model import EmbeddedModelError
 from lim_sglang.servers.local import BUDGETS
 from lim_sglang.servers.process import ServerError
-from lim_sglang.servers.state import counted_since
 
 PROGRAMS = {
     name: import_module(f"bench.programs.{name}")
@@ -92,8 +91,7 @@ def run_arm(arm: Arm, args: argparse.Namespace, note: Console, record: Record) -
     record.servers.append({"attention": arm.attention, "url": arm.endpoint.base_url, **arm.endpoint.model_info})
     if before:
         after = state_or_none(arm)
-        share = results.attended_share(counted_since(before, after)) if after else None
-        record.servers[-1] |= {"lim": after, "attended_share": share}
+        record.servers[-1] |= {"lim": after, **vars(results.counted_between(before, after))}
 
 
 def run_job(arm: Arm, args: argparse.Namespace, job: Job, record: Record) -> results.Row:
@@ -110,8 +108,7 @@ def run_job(arm: Arm, args: argparse.Namespace, job: Job, record: Record) -> res
         result = arm.why_lost(str(error))
     seconds = time.monotonic() - began
     after = state_or_none(arm) if before else None
-    share = results.attended_share(counted_since(before, after)) if before and after else None
-    row = results.make_row(place, endpoint.requests, seconds, share, result)
+    row = results.make_row(place, endpoint.requests, seconds, results.counted_between(before, after), result)
     if isinstance(result, Outcome):
         record.outcomes[place] = result
         dense = record.outcomes.get((name, "dense", repeat))
@@ -175,6 +172,8 @@ def report(args: argparse.Namespace, record: Record) -> None:
     for server in record.servers:
         if server.get("attended_share") is not None:
             out.print(f"lim attended to {server['attended_share']:.1%} of what dense attention reads, all programs")
+        if server.get("accepted_drafts") is not None:
+            out.print(f"lossless: {server['accepted_drafts']:.2f} drafts accepted per round, all programs")
     out.print(f"written: {args.out / results.CSV}, {args.out / results.JSON}", soft_wrap=True)
 
 
@@ -198,6 +197,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     where.add_argument("--launch", action="store_true", help="serve with dense attention, then with lim")
     flag = parser.add_argument
     flag("--dense-server", type=server_url, metavar="URL", help="a running dense server, to compare --server with")
+    flag("--lossless", action="store_true", help="of --launch: a third server, whose output is dense attention's")
     flag("--model", help="of --launch: folder or name of a Hugging Face model (the embedded one)")
     flag("--budget", type=whole(1, 2**31 - 1), help=f"lim budget of --launch ({BUDGETS})")
     flag(
@@ -216,8 +216,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for program in PROGRAMS.values():
         program.add_arguments(parser)
     args = parser.parse_args(argv)
-    if not args.launch and (args.model or args.budget or args.server_arg):
-        parser.error("--model, --budget and --server-arg are for --launch; fix: leave them out, a server has its own")
+    if not args.launch and (args.model or args.budget or args.server_arg or args.lossless):
+        parser.error(
+            "--model, --budget, --lossless and --server-arg are for --launch; fix: leave them out, a server has its own"
+        )
     if args.launch and args.dense_server:
         parser.error("--dense-server is for --server; fix: leave it out, --launch starts a dense one")
     return args

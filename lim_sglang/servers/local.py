@@ -17,6 +17,9 @@ from lim_sglang.servers.embedded_model import ensure_model
 from lim_sglang.servers.process import ServerProcess
 
 DENSE = "dense"  # attention: SGLang's own backend for the device
+LIM = "lim"
+LOSSLESS = "lossless"  # lim drafts, dense attention verifies
+_BACKENDS = {LOSSLESS: [LIM, "--speculative-algorithm", "LIM"]}
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,17 @@ def server_arguments(device: Device, attention: str, size: Size | None, given: S
     """Options of one server.
 
     Args:
-        attention: ``lim``, ``dense``, or the name of another backend of SGLang.
+        attention: ``lim``, ``lossless``, ``dense``, or the name of another backend of SGLang.
         size: its limits; None leaves them to SGLang.
         given: values of --server-arg; they win, and those of lim's own flags go to lim only.
     """
-    backend = device.dense_backend if attention == DENSE else attention
-    options = ["--attention-backend", backend, "--enable-cache-report", *device.args]
+    backend = [device.dense_backend] if attention == DENSE else _BACKENDS.get(attention, [attention])
+    options = ["--attention-backend", *backend, "--enable-cache-report", *device.args]
     if size is not None:
         options += ["--max-total-tokens", str(size.tokens), "--max-running-requests", str(size.requests)]
         options += device.small_args
-    kept = (option for option in given if attention == "lim" or not option.startswith("--lim-"))
+    has_lim = attention in (LIM, LOSSLESS)
+    kept = (option for option in given if has_lim or not option.startswith("--lim-"))
     return [*options, *(word for option in kept for word in shlex.split(option))]
 
 

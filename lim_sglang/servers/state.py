@@ -73,6 +73,12 @@ def counted_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[s
     return {short: {role: new[key][role] - old[key][role] for role in ROLES} for short, key in names.items()}
 
 
+def rounds_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The counters of the lossless mode between two states; empty without it."""
+    old, new = (state["counters"].get("lossless") for state in (before, after))
+    return {"lossless": {name: new[name] - old[name] for name in new}} if old and new else {}
+
+
 def accepted_per_round(counters: Mapping[str, Any]) -> float | None:
     """Mean of accepted drafts per request and round; None without the lossless mode, or before its first round."""
     totals = counters.get("lossless")

@@ -9,6 +9,8 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,8 +21,9 @@ from lim_sglang.servers.process import free_port
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-MAKE, GPU, CPU, CURL, PROGRAMS = BLOCKS
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+MAKE, LOSSLESS, ASK, GPU, CPU, CURL, PROGRAMS = BLOCKS
 BIN = Path(sys.executable).parent
 ENV = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
 
@@ -60,22 +63,46 @@ def test_the_cpu_commands_serve_and_answer(tmp_path: Path) -> None:
     assert report.returncode == 0, report.stdout
     assert report.stdout.splitlines()[-1] == "lim can serve here"
 
+    with serving(serve, tmp_path) as port:
+        answer = json.loads(run(CURL.replace("30000", port)))
+        assert answer["choices"][0]["message"]["content"]
+        for command in commands(PROGRAMS):
+            run_program(command.replace("30000", port), tmp_path)
+
+
+def test_the_lossless_commands_serve_and_answer(tmp_path: Path) -> None:
+    """Within the budget every draft is right, so a round is as long as it can be."""
+    activate, serve = commands(LOSSLESS)
+    assert activate == "source .venv/bin/activate"
+    with serving(serve, tmp_path) as port:
+        answer = json.loads(run(ASK.replace("30000", port)))
+    shown = README.split("-d '{", 1)[1].split("```\n{", 1)[1].split("```", 1)[0]
+    for key in ("spec_num_correct_drafts", "spec_num_proposed_drafts", "spec_verify_ct"):
+        assert f'"{key}":{answer["meta_info"][key]}' in shown
+    assert json.dumps(answer["text"]) in shown
+
+
+@contextmanager
+def serving(serve: str, folder: Path) -> Iterator[str]:
+    """The server of a command, on another port, which is the result."""
     port = str(free_port())
     assert "30000" in serve
-    log = tmp_path / "server.log"
+    log = folder / "server.log"
     with log.open("w") as output:
         command = ["bash", "-c", f"exec {serve.replace('30000', port)}"]
         server = subprocess.Popen(command, env=ENV, stdout=output, stderr=output, start_new_session=True)
     try:
         wait_until_healthy(server, port, log)
-        curl = CURL.replace("30000", port)
-        done = subprocess.run(["bash", "-c", curl], env=ENV, capture_output=True, text=True, timeout=600)
-        assert json.loads(done.stdout)["choices"][0]["message"]["content"], done.stderr
-        for command in commands(PROGRAMS):
-            run_program(command.replace("30000", port), tmp_path)
+        yield port
     finally:
         server.terminate()
         server.wait(timeout=120)
+
+
+def run(command: str) -> str:
+    done = subprocess.run(["bash", "-c", command], env=ENV, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def run_program(command: str, folder: Path) -> None:

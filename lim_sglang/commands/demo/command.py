@@ -24,13 +24,13 @@ from rich.console import Console
 
 from lim_sglang.commands.common import model_folder, positive
 from lim_sglang.commands.demo.chat import WORKED_CASES, Chat, DemoError, question
-from lim_sglang.commands.demo.report import Turn, count_agreement, role_rows, role_table, turn_table
+from lim_sglang.commands.demo.report import Turn, count_agreement, drafts_line, role_rows, role_table, turn_table
 from lim_sglang.errors import PREFIX, one_line
 from lim_sglang.servers.access import headers, key_of
 from lim_sglang.servers.embedded_model import ensure_model
-from lim_sglang.servers.local import DENSE, Size, find_device, server_arguments
+from lim_sglang.servers.local import DENSE, LIM, LOSSLESS, Size, find_device, server_arguments
 from lim_sglang.servers.process import ServerProcess
-from lim_sglang.servers.state import counted_since, lim_state
+from lim_sglang.servers.state import counted_since, lim_state, rounds_since
 
 _REQUEST_TIMEOUT = 1800.0
 _SIZE = Size(tokens=10240, requests=4)
@@ -39,6 +39,7 @@ _SIZE = Size(tokens=10240, requests=4)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `lim-sglang demo`."""
     parser.add_argument("--budget", type=positive, default=512, help="tokens a sparse layer attends to (512)")
+    parser.add_argument("--lossless", action="store_true", help="lim drafts, and dense attention verifies every token")
     parser.add_argument("--turns", type=positive, default=4, help="questions asked (4)")
     parser.add_argument("--max-tokens", type=positive, default=160, help="longest answer, in tokens (160)")
     parser.add_argument("--model-path", help="another model, as a local folder (the embedded one)")
@@ -79,7 +80,8 @@ def _run(args: argparse.Namespace, logs: Path) -> None:
     model = _model_folder(args)
     chat = Chat.load(model)
     chat.check_fits(args.turns, args.max_tokens, _context(model))
-    lim_args, dense_args = (server_arguments(device, name, _SIZE, args.server_arg) for name in ("lim", DENSE))
+    names = (LOSSLESS if args.lossless else LIM, DENSE)
+    lim_args, dense_args = (server_arguments(device, name, _SIZE, args.server_arg) for name in names)
 
     lim = ServerProcess(model, lim_args, env={**device.env, **_lim_env(args.budget)}, log_path=logs / "lim.log")
     with _serving(lim, "Starting SGLang with lim attention", talk):
@@ -96,7 +98,10 @@ def _run(args: argparse.Namespace, logs: Path) -> None:
     if not all(turn.exact for turn in turns):
         out.print("~ the server's token ids could not be told from its text; the text was tokenized again")
     layers = ", ".join(str(layer) for layer in after["plan"]["select_layers"])
-    out.print(f"\nTokens read by decode attention: budget {after['config']['budget']}, select layers {layers}")
+    if args.lossless:
+        out.print(f"\n{drafts_line(rounds_since(before, after)['lossless'])}")
+    reader = "the drafts' attention" if args.lossless else "decode attention"
+    out.print(f"\nTokens read by {reader}: budget {after['config']['budget']}, select layers {layers}")
     out.print(role_table(role_rows(after["plan"], counted_since(before, after))))
 
 

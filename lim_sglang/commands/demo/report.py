@@ -65,6 +65,13 @@ def role_rows(plan: Mapping[str, Any], counted: Mapping[str, Mapping[str, int]])
     ]
 
 
+def drafts_line(rounds: Mapping[str, int]) -> str:
+    """What became of the lossless mode's drafts."""
+    accepted, drafted, number = rounds["accepted_tokens"], rounds["drafted_tokens"], rounds["request_rounds"]
+    mean = f"{accepted / number:.2f} per round" if number else "no round"
+    return f"Drafts by lim, verified by dense attention: {accepted:,} of {drafted:,} accepted, {mean}"
+
+
 def turn_table(turns: Sequence[Turn], agreed: Sequence[int]) -> Table:
     table = Table("turn")
     for heading in ("prompt", "cached", "generated", "tokens/s", "agrees with dense"):

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from lim_sglang.servers import local as local_server
-from lim_sglang.servers.local import DENSE, EMBEDDED_BUDGET, Size, find_device, launched, server_arguments
+from lim_sglang.servers.local import DENSE, EMBEDDED_BUDGET, LOSSLESS, Size, find_device, launched, server_arguments
 from lim_sglang.servers.process import ServerError
 
 SIZE = Size(tokens=5000, requests=3)
@@ -52,6 +52,13 @@ def test_options_go_to_both_servers_but_lims_own_flags() -> None:
     assert server_arguments(device, "lim", SIZE, given)[-5:] == ["--page-size", "16", "--lim-sink-tokens", "8", "--x"]
     assert server_arguments(device, DENSE, SIZE, given)[-3:] == ["--page-size", "16", "--x"]
     assert "--lim-sink-tokens" not in server_arguments(device, DENSE, SIZE, given)
+    assert server_arguments(device, LOSSLESS, SIZE, given)[-5:] == server_arguments(device, "lim", SIZE, given)[-5:]
+
+
+def test_the_lossless_mode_is_lim_with_its_algorithm() -> None:
+    words = server_arguments(find_device(), LOSSLESS, SIZE)
+    assert words[:4] == ["--attention-backend", "lim", "--speculative-algorithm", "LIM"]
+    assert words[4:] == server_arguments(find_device(), "lim", SIZE)[2:]
 
 
 class Recorded:

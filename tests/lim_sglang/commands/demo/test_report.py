@@ -9,7 +9,15 @@ import pytest
 from rich.console import Console
 
 from lim_sglang.commands.demo.chat import DemoError
-from lim_sglang.commands.demo.report import Turn, count_agreement, role_rows, role_table, turn_rows, turn_table
+from lim_sglang.commands.demo.report import (
+    Turn,
+    count_agreement,
+    drafts_line,
+    role_rows,
+    role_table,
+    turn_rows,
+    turn_table,
+)
 from lim_sglang.servers.state import counted_since
 
 from ...recorded_state import LIM_AFTER, LIM_BEFORE
@@ -54,6 +62,12 @@ def test_role_rows_are_the_difference_of_two_states() -> None:
         ("SPARSE", "26", "133,120", "1,040,000", "12.8%"),
         ("all", "30", "293,120", "1,200,000", "24.4%"),
     ]
+
+
+def test_drafts_line() -> None:
+    totals = {"accepted_tokens": 1234, "drafted_tokens": 2000, "request_rounds": 400}
+    assert drafts_line(totals).endswith(": 1,234 of 2,000 accepted, 3.08 per round")
+    assert drafts_line(dict.fromkeys(totals, 0)).endswith("no round")
 
 
 def test_role_rows_without_decode() -> None:
