@@ -126,6 +126,7 @@ def test_only_compat_plugin_doctor_and_backends_import_sglang() -> None:
         "lim_sglang.speculative.algorithm",
         "lim_sglang.speculative.drafter",
         "lim_sglang.speculative.round_input",
+        "lim_sglang.speculative.steps",
         "lim_sglang.speculative.worker",
     }
 

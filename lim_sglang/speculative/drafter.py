@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sglang.srt.model_executor.forward_batch_info import ForwardBatch, ForwardMode
+from sglang.srt.model_executor.forward_batch_info import ForwardBatch
 from torch import Tensor
 
-from lim_sglang.speculative.sampling import SamplingRule, distribution, draw
-
-
-@dataclass(frozen=True)
-class Drafts:
-    """A chain of drafts per request.
-
-    Attributes:
-        tokens: [B, k] int64.
-        proposals: [B, k, V] float32, the probabilities that each was drawn from; None where all are greedy.
-    """
-
-    tokens: Tensor
-    proposals: Tensor | None
+from lim_sglang.speculative.sampling import Drafts, SamplingRule, distribution, draw
+from lim_sglang.speculative.steps import decode_step
 
 
 class LimDrafter:
@@ -45,12 +31,10 @@ class LimDrafter:
             slots: [B, >= k] cache slots of the bonus tokens and the drafts.
             rule: How the requests sample.
         """
-        step = copy.copy(batch)
-        step.forward_mode, step.spec_info = ForwardMode.DECODE, None
         tokens, proposals = [bonus], []
         with attending_with(self.runner, self.attention):
             for number in range(self.num_drafts):
-                logits = self._step(step, batch, tokens[-1], slots[:, number], number)
+                logits = self._logits(decode_step(batch, tokens[-1], slots[:, number], ahead=number))
                 if rule.is_greedy:
                     tokens.append(logits.argmax(-1))
                 else:
@@ -59,17 +43,11 @@ class LimDrafter:
                     tokens.append(draw(probs))
         return Drafts(torch.stack(tokens[1:], 1), torch.stack(proposals, 1) if proposals else None)
 
-    def _step(self, step: Any, batch: Any, tokens: Tensor, slots: Tensor, number: int) -> Tensor:
-        """[B, V] logits after one more token."""
-        step.input_ids = tokens
-        step.out_cache_loc = slots.contiguous()
-        step.seq_lens = batch.seq_lens + number + 1
-        if batch.seq_lens_cpu is not None:
-            step.seq_lens_cpu = batch.seq_lens_cpu + number + 1
-            step.seq_lens_sum = int(step.seq_lens_cpu.sum())
+    def _logits(self, step: Any) -> Tensor:
+        """[B, V] logits after a step, with what SGLang adds to them whatever came before."""
         forward_batch = ForwardBatch.init_new(step, self.runner, return_hidden_states_before_norm=False)
         logits: Tensor = self.runner.forward(forward_batch).logits_output.next_token_logits
-        bias = batch.sampling_info.logit_bias
+        bias = step.sampling_info.logit_bias
         return logits if bias is None else logits + bias
 
 

@@ -34,6 +34,19 @@ class SamplingRule:
 
 
 @dataclass(frozen=True)
+class Drafts:
+    """A chain of drafts per request.
+
+    Attributes:
+        tokens: [B, k] int64.
+        proposals: [B, k, V] float32, the probabilities that each was drawn from; None where all are greedy.
+    """
+
+    tokens: Tensor
+    proposals: Tensor | None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What became of a round.
 
@@ -70,14 +83,24 @@ def draw(probs: Tensor) -> Tensor:
     return torch.multinomial(probs, 1)[:, 0]
 
 
-def verify_greedy(logits: Tensor, drafts: Tensor, limits: Tensor) -> Verdict:
-    """Accept the drafts that are the most likely tokens, up to the first that is not.
+def verify(logits: Tensor, drafts: Drafts | None, rule: SamplingRule, limits: Tensor) -> Verdict:
+    """The output of a round.
 
     Args:
-        logits: [B, k + 1, V] of dense attention, row ``t`` after ``t`` drafts.
-        drafts: [B, k] int64.
+        logits: [B, k + 1, V] of dense attention, row ``t`` after ``t`` drafts; without drafts [B, 1, V].
+        drafts: None where nothing was drafted.
         limits: [B] int64, the most drafts that a request may accept.
     """
+    if drafts is None:
+        first = logits[:, 0].argmax(-1) if rule.is_greedy else draw(distribution(logits, rule)[:, 0])
+        return Verdict(first[:, None], limits)
+    if drafts.proposals is None:
+        return verify_greedy(logits, drafts.tokens, limits)
+    return verify_sampled(distribution(logits, rule), drafts.tokens, drafts.proposals, limits)
+
+
+def verify_greedy(logits: Tensor, drafts: Tensor, limits: Tensor) -> Verdict:
+    """Accept the drafts [B, k] that are the most likely tokens, up to the first that is not; else as ``verify``."""
     best = logits.argmax(-1)
     return Verdict(best, _run_length(drafts == best[:, :-1], limits))
 

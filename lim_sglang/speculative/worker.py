@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from sglang.srt.managers.utils import GenerationBatchResult
-from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from torch import Tensor
 
 from lim_sglang.host import compat
-from lim_sglang.speculative.drafter import Drafts, LimDrafter
+from lim_sglang.speculative.drafter import LimDrafter
 from lim_sglang.speculative.requests import may_draft
 from lim_sglang.speculative.round_input import RoundInput
-from lim_sglang.speculative.sampling import SamplingRule, Verdict, distribution, draw, verify_greedy, verify_sampled
+from lim_sglang.speculative.sampling import Drafts, SamplingRule, Verdict, verify
+from lim_sglang.speculative.steps import decode_step, slots_ahead, verify_step
 
 Publish = Callable[[Tensor], None] | None
 
@@ -95,51 +94,28 @@ class LimSpecWorker(BaseSpecWorker):
 
     def _plain_step(self, batch: Any, on_publish: Publish) -> GenerationBatchResult:
         """One token per request by dense attention, where no request may draft."""
-        step = copy.copy(batch)
-        step.spec_info = None
-        step.input_ids = batch.spec_info.bonus_tokens
-        step.out_cache_loc = self._slots(batch)[:, 0].contiguous()
-        step.seq_lens = batch.seq_lens + 1
-        if batch.seq_lens_cpu is not None:
-            step.seq_lens_cpu = batch.seq_lens_cpu + 1
-            step.seq_lens_sum = int(step.seq_lens_cpu.sum())
+        step = decode_step(batch, batch.spec_info.bonus_tokens, slots_ahead(batch, 1)[:, 0])
         self.metrics.observe_plain_step()
         result = self.target_worker.forward_batch_generation(step, is_verify=True)
         return self._accept(result, batch, None, [False] * len(batch.reqs), on_publish)
 
     def _round(self, batch: Any, drafting: list[bool], on_publish: Publish) -> GenerationBatchResult:
         """Draft, then verify all drafts in one pass, which writes K and V of all its tokens anew."""
-        bonus, slots = batch.spec_info.bonus_tokens, self._slots(batch)
+        bonus, slots = batch.spec_info.bonus_tokens, slots_ahead(batch, self.width)
         drafts = self.drafter.draft(batch, bonus, slots, sampling_rule(batch.sampling_info))
-        step = copy.copy(batch)
-        step.forward_mode = ForwardMode.TARGET_VERIFY
-        step.input_ids = torch.cat([bonus[:, None], drafts.tokens], 1).flatten()
-        step.out_cache_loc = slots.flatten()
-        offsets = torch.arange(self.width, device=bonus.device)
-        step.spec_info = RoundInput(self.width, positions=(batch.seq_lens[:, None] + offsets).flatten())
+        step = verify_step(batch, torch.cat([bonus[:, None], drafts.tokens], 1), slots)
         self.metrics.observe_round(sum(drafting), self.width - 1)
         result = self.target_worker.forward_batch_generation(step, is_verify=True)
         return self._accept(result, batch, drafts, drafting, on_publish)
 
-    def _slots(self, batch: Any) -> Tensor:
-        """[B, T] int64 cache slots behind each request's cached tokens; SGLang has allocated twice as many."""
-        offsets = torch.arange(self.width, device=batch.seq_lens.device)
-        table = batch.req_to_token_pool.req_to_token
-        return table[batch.req_pool_indices[:, None], batch.seq_lens[:, None] + offsets].long()
-
     def _accept(
         self, result: Any, batch: Any, drafts: Drafts | None, drafting: list[bool], on_publish: Publish
     ) -> GenerationBatchResult:
-        info, rule = batch.sampling_info, sampling_rule(batch.sampling_info)
-        output = result.logits_output
+        output, info = result.logits_output, batch.sampling_info
         logits = self._as_sampled(output.next_token_logits.unflatten(0, (len(drafting), -1)), info)
         width = logits.shape[1]
         limits = torch.tensor(drafting, device=logits.device).long() * (width - 1)
-        if rule.is_greedy:
-            tokens = logits.new_empty(len(drafting), 0, dtype=torch.int64) if drafts is None else drafts.tokens
-            verdict = verify_greedy(logits, tokens, limits)
-        else:
-            verdict = self._verify_sampled(distribution(logits, rule), drafts, limits)
+        verdict = verify(logits, drafts, sampling_rule(info), limits)
         lengths = batch.seq_lens + verdict.accepted + 1
         if on_publish is not None:
             on_publish(lengths)
@@ -168,13 +144,6 @@ class LimSpecWorker(BaseSpecWorker):
         result.next_draft_input = RoundInput(self.width, bonus_tokens=verdict.last)
         result.speculative_num_draft_tokens = width
         return result
-
-    @staticmethod
-    def _verify_sampled(target: Tensor, drafts: Drafts | None, limits: Tensor) -> Verdict:
-        if drafts is None:  # nothing to verify
-            return Verdict(draw(target[:, 0])[:, None], limits)
-        assert drafts.proposals is not None
-        return verify_sampled(target, drafts.tokens, drafts.proposals, limits)
 
 
 def sampling_rule(info: Any) -> SamplingRule:

@@ -81,6 +81,10 @@ def chunked_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture(scope="session")
 def dense_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """SGLang's own dense CPU backend."""
+    """SGLang's own dense CPU backend.
+
+    One step after the other, like the lossless mode: with overlap scheduling SGLang penalises a token one step late.
+    """
     log_path = tmp_path_factory.mktemp("dense") / "server.log"
-    yield from running(start_server(model_path, log_path, "--attention-backend", "torch_native"))
+    options = ["--attention-backend", "torch_native", "--disable-overlap-schedule"]
+    yield from running(start_server(model_path, log_path, *options))

@@ -11,7 +11,7 @@ DRAFT = "lim_sglang.speculative.drafter.LimDrafter.draft"
 
 def register() -> None:
     """Hook the drafter; SGLang calls this in every process, and only those that serve have it loaded."""
-    from lim_sglang.speculative import drafter
+    from lim_sglang.speculative import drafter, sampling
 
     original = drafter.LimDrafter.draft
 
@@ -22,6 +22,6 @@ def register() -> None:
         if drafts.proposals is not None:
             proposals = torch.zeros_like(drafts.proposals)
             proposals[..., 1000:40_000] = 1 / 39_000
-        return drafter.Drafts(tokens, proposals)
+        return sampling.Drafts(tokens, proposals)
 
     drafter.LimDrafter.draft = draft  # type: ignore[method-assign]

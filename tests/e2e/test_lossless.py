@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
+import math
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,31 +13,22 @@ import httpx
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from bench.fidelity.texts import TEXTS, encode
-from bench.speed.host_timer import add_metadata
+from bench.fidelity.texts import encode
 from lim_sglang.servers.process import ServerProcess
-from lim_sglang.servers.state import accepted_per_round, lim_state
 
-from . import random_drafts
-from .conftest import LIM_CONFIG, SETTINGS, running, start_lim, start_server
+from .conftest import SETTINGS, running, start_lim
 from .hf_oracle import SparseOracle
+from .lossless_requests import DRAFTS, LOSSLESS, NEW_TOKENS, counters, post, ragged_prompts
 from .native_client import REQUEST_TIMEOUT, Generation, NativeClient
 
 pytestmark = pytest.mark.e2e
 
-NEW_TOKENS = 32
-DRAFTS = 4
-LENGTHS = (300, 520, 900, 140, 1300, 700, 260, 1100)  # within the budget, growing out of it, beyond
-LOSSLESS = ("--speculative-algorithm", "LIM", "--speculative-num-draft-tokens", str(DRAFTS + 1))
-LIMIT = 1400
 LOGPROB_TOLERANCE = 2e-3
 
 
 @pytest.fixture(scope="module")
 def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-    """Five kinds of text, of ragged lengths."""
-    texts = [encode(tokenizer, text()) for text in TEXTS.values()]
-    return [texts[number % len(texts)][number * 1500 :][:length] for number, length in enumerate(LENGTHS)]
+    return ragged_prompts(tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -48,48 +38,8 @@ def lossless(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="module")
-def misled(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """Random drafts, prompts prefilled in chunks, requests put back every few steps, a short context."""
-    folder = tmp_path_factory.mktemp("misled")
-    path = [str(add_metadata(folder, "lim-test-random-drafts", random_drafts.__name__)), str(Path(__file__).parents[2])]
-    env = {
-        "SGLANG_LIM_CONFIG": json.dumps(LIM_CONFIG),
-        "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")]),
-        "SGLANG_TEST_RETRACT": "1",
-        "SGLANG_TEST_RETRACT_INTERVAL": "9",
-    }
-    options = ["--attention-backend", "lim", *LOSSLESS, "--chunked-prefill-size", "256", "--context-length", str(LIMIT)]
-    yield from running(start_server(model_path, folder / "server.log", *options, env=env))
-
-
-@pytest.fixture(scope="module")
-def dense_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """SGLang's own dense backend, one step after the other as the lossless mode on a CPU.
-
-    With overlap scheduling SGLang penalises a token one step late, and the prompt's last one first.
-    """
-    log = tmp_path_factory.mktemp("dense") / "server.log"
-    options = ["--attention-backend", "torch_native", "--disable-overlap-schedule"]
-    yield from running(start_server(model_path, log, *options))
-
-
-@pytest.fixture(scope="module")
 def dense(dense_server: ServerProcess, prompts: list[list[int]]) -> list[Generation]:
     return NativeClient(dense_server.url).generate_together(prompts, NEW_TOKENS)
-
-
-def post(server: ServerProcess, prompt: list[int], sampling: dict[str, Any], **more: Any) -> dict[str, Any]:
-    greedy = {"temperature": 0, "ignore_eos": True, "max_new_tokens": NEW_TOKENS}
-    body = {"input_ids": prompt, "sampling_params": greedy | sampling} | more
-    response = httpx.post(f"{server.url}/generate", json=body, timeout=REQUEST_TIMEOUT)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
-
-
-def counters(server: ServerProcess) -> dict[str, Any]:
-    found: dict[str, Any] = lim_state(server.url, REQUEST_TIMEOUT)["counters"]
-    return found["lossless"] | {"accepted_per_round": accepted_per_round(found)}
 
 
 def close(ours: list[float], theirs: list[float]) -> bool:
@@ -213,35 +163,13 @@ def test_sampled_tokens_follow_dense_attention(lossless: ServerProcess, tokenize
     answer = post(
         lossless, [*prompt, first], {"max_new_tokens": 1, "temperature": 0.7}, return_logprob=True, top_logprobs_num=400
     )
-    shares = {token: 2.718281828459045**logprob for logprob, token, *_ in answer["meta_info"]["output_top_logprobs"][0]}
+    shares = {token: math.exp(logprob) for logprob, token, *_ in answer["meta_info"]["output_top_logprobs"][0]}
     likely = [token for token, share in shares.items() if share * total >= 5]
     rest = 1 - sum(shares[token] for token in likely)
     statistic = sum((given.get(t, 0) - shares[t] * total) ** 2 / (shares[t] * total) for t in likely)
     others = total - sum(given.get(token, 0) for token in likely)
     statistic += (others - rest * total) ** 2 / (rest * total)
     assert statistic < len(likely) + 5 * (2 * len(likely)) ** 0.5, (statistic, len(likely))
-
-
-def test_a_wrong_draft_never_costs_a_token(
-    misled: ServerProcess, prompts: list[list[int]], dense: list[Generation]
-) -> None:
-    """Random drafts, chunked prefill and retraction at once."""
-    answers = NativeClient(misled.url).generate_together(prompts, NEW_TOKENS)
-    for found, expected in zip(answers, dense, strict=True):
-        assert found.tokens == expected.tokens
-    totals = counters(misled)
-    assert totals["drafted_tokens"] > 100
-    assert totals["accepted_per_round"] < 0.1
-
-
-def test_the_end_of_the_context(misled: ServerProcess, dense_server: ServerProcess, prompts: list[list[int]]) -> None:
-    """Drafts reach beyond it; the last token before it is dense attention's."""
-    prompt = [*prompts[4], *prompts[7]][: LIMIT - 11]
-    answer = post(misled, prompt, {"max_new_tokens": 11})
-    found = answer["output_ids"]
-    assert len(found) >= 9  # SGLang leaves the last places of a context free, drafts or not
-    assert answer["meta_info"]["finish_reason"]["type"] == "length"
-    assert found == post(dense_server, prompt, {"max_new_tokens": len(found)})["output_ids"]
 
 
 def test_the_counters_are_shown(lossless: ServerProcess, prompts: list[list[int]]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lim_sglang.speculative import sampling
-from lim_sglang.speculative.sampling import SamplingRule, distribution, verify_greedy, verify_sampled
+from lim_sglang.speculative.sampling import Drafts, SamplingRule, distribution, verify, verify_greedy, verify_sampled
 
 VOCABULARY, DRAFTS, GRID = 3, 2, 8
 # All probabilities are multiples of 1/16, proposals 1/4 or 1/2: acceptances are multiples of 1/8, which the grid hits.
@@ -109,6 +109,44 @@ def test_greedy_output_is_a_decoders(seed: int) -> None:
     for row, (accepted, tokens) in enumerate(zip(verdict.accepted.tolist(), verdict.tokens.tolist(), strict=True)):
         assert tokens[: accepted + 1] == greedy_by_loop(logits[row], drafts[row].tolist(), int(limits[row]))
         assert verdict.last[row] == tokens[accepted]
+
+
+def rule_for(temperatures: list[float], top_ks: list[int]) -> SamplingRule:
+    size = len(top_ks)
+    greedy = all(k == 1 for k in top_ks)
+    return SamplingRule(
+        torch.tensor(temperatures)[:, None], torch.tensor(top_ks), torch.ones(size), torch.zeros(size), greedy, True
+    )
+
+
+def test_a_greedy_request_beside_a_sampled_one_stays_greedy() -> None:
+    """SGLang's greedy is a top-k of one at temperature 1."""
+    torch.manual_seed(4)
+    logits, draft_logits = torch.randn(40, 4, 9), torch.randn(40, 3, 9)
+    draft_logits[::2] = logits[::2, :3] + 0.3 * torch.randn(20, 3, 9)  # mostly right
+    limits = torch.full((40,), 3)
+    mixed = rule_for([1.0] * 39 + [0.8], [1] * 39 + [1 << 30])
+    proposals = distribution(draft_logits, mixed)
+    tokens = torch.stack([sampling.draw(proposals[:, n]) for n in range(3)], 1)
+    assert torch.equal(tokens[:39], draft_logits[:39].argmax(-1))
+    found = verify(logits, Drafts(tokens, proposals), mixed, limits)
+    expected = verify(logits, Drafts(tokens, None), rule_for([1.0] * 40, [1] * 40), limits)
+    assert torch.equal(found.accepted[:39], expected.accepted[:39])
+    assert torch.equal(found.last[:39], expected.last[:39])
+    assert 0 < int(found.accepted[:39].sum()) < 39 * 3
+
+
+@pytest.mark.parametrize("top_k", [1, 1 << 30])
+def test_without_drafts_it_is_one_token(top_k: int) -> None:
+    torch.manual_seed(5)
+    logits = torch.randn(20_000, 1, 4) * 0 + torch.tensor([0.0, 1.0, 2.0, 0.5])
+    rule = rule_for([1.0] * 20_000, [top_k] * 20_000)
+    verdict = verify(logits, None, rule, torch.zeros(20_000, dtype=torch.int64))
+    assert verdict.tokens.shape == (20_000, 1)
+    assert not verdict.accepted.any()
+    shares = torch.bincount(verdict.last, minlength=4) / 20_000
+    expected = torch.tensor([0.0, 0.0, 1.0, 0.0]) if top_k == 1 else logits[0, 0].softmax(-1)
+    torch.testing.assert_close(shares, expected, rtol=0, atol=0.02)
 
 
 def rules() -> Iterator[tuple[float, int, float, float]]:

@@ -1,0 +1,67 @@
+"""The lossless mode misled: random drafts, chunked prefill, retraction and the end of the context cost no token."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerBase
+
+from bench.speed.host_timer import add_metadata
+from lim_sglang.servers.process import ServerProcess
+
+from . import random_drafts
+from .conftest import LIM_CONFIG, running, start_server
+from .lossless_requests import LOSSLESS, NEW_TOKENS, counters, post, ragged_prompts
+from .native_client import NativeClient
+
+pytestmark = pytest.mark.e2e
+
+LIMIT = 1400
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
+    return ragged_prompts(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def misled(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Random drafts, prompts prefilled in chunks, requests put back every few steps, a short context."""
+    folder = tmp_path_factory.mktemp("misled")
+    path = [str(add_metadata(folder, "lim-test-random-drafts", random_drafts.__name__)), str(Path(__file__).parents[2])]
+    env = {
+        "SGLANG_LIM_CONFIG": json.dumps(LIM_CONFIG),
+        "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")]),
+        "SGLANG_TEST_RETRACT": "1",
+        "SGLANG_TEST_RETRACT_INTERVAL": "9",
+    }
+    options = ["--attention-backend", "lim", *LOSSLESS, "--chunked-prefill-size", "256", "--context-length", str(LIMIT)]
+    yield from running(start_server(model_path, folder / "server.log", *options, env=env))
+
+
+def test_a_wrong_draft_never_costs_a_token(
+    misled: ServerProcess, dense_server: ServerProcess, prompts: list[list[int]]
+) -> None:
+    """Random drafts, chunked prefill and retraction at once."""
+    ours, theirs = (
+        NativeClient(server.url).generate_together(prompts, NEW_TOKENS) for server in (misled, dense_server)
+    )
+    for found, expected in zip(ours, theirs, strict=True):
+        assert found.tokens == expected.tokens
+    totals = counters(misled)
+    assert totals["drafted_tokens"] > 100
+    assert totals["accepted_per_round"] < 0.1
+
+
+def test_the_end_of_the_context(misled: ServerProcess, dense_server: ServerProcess, prompts: list[list[int]]) -> None:
+    """Drafts reach beyond it; the last token before it is dense attention's."""
+    prompt = [*prompts[4], *prompts[7]][: LIMIT - 11]
+    answer = post(misled, prompt, {"max_new_tokens": 11})
+    found = answer["output_ids"]
+    assert len(found) >= 9  # SGLang leaves the last places of a context free, drafts or not
+    assert answer["meta_info"]["finish_reason"]["type"] == "length"
+    assert found == post(dense_server, prompt, {"max_new_tokens": len(found)})["output_ids"]
