@@ -14,8 +14,6 @@ second run with the same folder takes up where the first stopped. ``bench.fideli
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -26,16 +24,16 @@ from typing import Any
 import torch
 from rich.progress import Progress
 from torch import Tensor
-from transformers import AutoTokenizer
 
+from bench.fidelity.files import Table, write_facts
 from bench.fidelity.plans import BY_HAND, HELD_OUT, calibrated
 from bench.fidelity.policies import policies
+from bench.fidelity.subject import Subject
 from bench.fidelity.texts import TEXTS, Recall, recall_prompt
-from bench.timing import about
 from lim_kernels.select import split_budget
-from lim_sglang.analysis.model import LayerView, Policy, PolicyModel, Prefix
+from lim_sglang.analysis.model import LayerView, Policy, Prefix
 from lim_sglang.analysis.policies import Dense, LessIsMore
-from lim_sglang.layer_plan import LayerPlan, select_layers_for_model
+from lim_sglang.layer_plan import LayerPlan
 
 CURVE_COLUMNS = [
     "text",
@@ -63,10 +61,10 @@ FREE_PROMPTS = (
 def main() -> None:
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
-    model = PolicyModel.load(args.model, args.device)
-    bench = Bench(model, AutoTokenizer.from_pretrained(args.model), args)
+    subject = Subject.load(args.model, args.device)
+    bench = Bench(subject, args)
     check_names(args, bench)
-    write_facts(args.out / "fidelity.json", {"model": Path(args.model).name, "layers": model.num_layers})
+    write_facts(args.out / "fidelity.json", {"model": subject.folder.name, "layers": subject.model.num_layers})
     with Progress(disable=args.quiet) as progress:
         for part in args.parts:
             getattr(bench, part)(progress)
@@ -96,12 +94,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--plan", action="append", default=[], help="one more plan by hand for the part plans: 1,20")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     parser.add_argument("--quiet", action="store_true")
-    args = parser.parse_args()
-    if args.model is None:
-        from lim_sglang.servers.embedded_model import ensure_model
-
-        args.model = str(ensure_model())
-    return args
+    return parser.parse_args()
 
 
 def check_names(args: argparse.Namespace, bench: Bench) -> None:
@@ -114,13 +107,6 @@ def check_names(args: argparse.Namespace, bench: Bench) -> None:
     wrong = [name for name in args.policies or () if name not in known]
     if wrong:
         sys.exit(f"fidelity: error: --policies {wrong[0]!r}: expected some of {', '.join(map(repr, known))}")
-
-
-def write_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Versions, commit and command of this run, and those of the runs that it goes on from."""
-    earlier = json.loads(path.read_text()) if path.exists() else {}
-    runs = [*earlier.get("earlier", []), earlier["about"]] if earlier else []
-    path.write_text(json.dumps({"about": about(), **facts, "earlier": runs}, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
@@ -139,18 +125,9 @@ class Window:
 class Bench:
     """One model's measurements."""
 
-    def __init__(self, model: PolicyModel, tokenizer: Any, args: argparse.Namespace) -> None:
-        self.model, self.tokenizer, self.args = model, tokenizer, args
-        config = model.model.config
-        self.select_layers, _ = select_layers_for_model(
-            model.num_layers, config.architectures[0], config.hidden_size, config.num_key_value_heads, args.model
-        )
-        self._ids: dict[str, list[int]] = {}
-
-    def ids(self, text: str) -> list[int]:
-        if text not in self._ids:
-            self._ids[text] = self.tokenizer(TEXTS[text](), add_special_tokens=False, verbose=False).input_ids[:200_000]
-        return self._ids[text]
+    def __init__(self, subject: Subject, args: argparse.Namespace) -> None:
+        self.subject, self.args = subject, args
+        self.model, self.tokenizer, self.select_layers = subject.model, subject.tokenizer, subject.select_layers
 
     def windows(
         self, contexts: Sequence[int], progress: Progress, label: str, done: Callable[[str, int, int], bool]
@@ -166,15 +143,8 @@ class Bench:
                     progress.advance(task)
 
     def window(self, text: str, context: int, number: int) -> Window:
-        ids = self.ids(text)
-        needed = context + self.args.steps + 1
-        if len(ids) < needed:
-            sys.exit(
-                f"fidelity: error: text {text!r} has {len(ids)} tokens: expected at least {needed}; lower --contexts"
-            )
-        start = (len(ids) - needed) * number // max(1, self.args.windows - 1) if self.args.windows > 1 else 0
-        prefix = self.model.prefill(ids[start : start + context])
-        steps = ids[start + context : start + needed]
+        ids = self.subject.stretch(text, context + self.args.steps + 1, number, self.args.windows)
+        prefix, steps = self.model.prefill(ids[:context]), ids[context:]
         logits, _ = self.model.decode(prefix, steps[:-1], Dense())
         return Window(text, context, number, prefix, steps[:-1], torch.tensor(steps[1:]), logits.log_softmax(-1).cpu())
 
@@ -226,7 +196,7 @@ class Bench:
         split = split_budget(256, 0.25, 4)
         task = progress.add_task("calibration", total=1.0)
         found = calibrated(
-            Path(self.args.model),
+            self.subject.folder,
             self.tokenizer,
             self.args.device,
             split,
@@ -256,7 +226,7 @@ class Bench:
             for depth in args.depths
             for seed in range(args.seeds)
         ]
-        filler = self.ids("licences")
+        filler = self.subject.ids("licences")
         arms = [arm for arm, _ in policies(self.model.num_layers, args.recall_budget, self.select_layers)][:7]
         with Table(args.out / "fidelity_recall.csv", RECALL_COLUMNS, keys=6) as table:
             for task, context, depth, seed in progress.track(cases, description="recall"):
@@ -282,7 +252,7 @@ class Bench:
         args = self.args
         with Table(args.out / "fidelity_free.csv", FREE_COLUMNS, keys=3) as table:
             for number, question in enumerate(progress.track(FREE_PROMPTS, description="free")):
-                message = self.tokenizer.decode(self.ids("language reference")[:2000]) + "\n\n" + question
+                message = self.tokenizer.decode(self.subject.ids("language reference")[:2000]) + "\n\n" + question
                 chat = [{"role": "user", "content": message}]
                 ids = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)[
                     "input_ids"
@@ -302,43 +272,12 @@ class Bench:
 
     def generate(self, prefix: Prefix, policy: Policy) -> list[int]:
         """Greedy tokens, up to the end of text or ``--free-tokens``."""
-        tokens = [int(prefix.logits.argmax())]
-        while tokens[-1] != self.tokenizer.eos_token_id and len(tokens) < self.args.free_tokens:
-            logits, prefix = self.model.decode(prefix, tokens[-1:], policy)
-            tokens.append(int(logits[-1].argmax()))
+        tokens: list[int] = []
+        for token in self.model.generate(prefix, policy):
+            tokens.append(token)
+            if token == self.tokenizer.eos_token_id or len(tokens) >= self.args.free_tokens:
+                break
         return tokens
-
-
-class Table:
-    """A CSV file that grows row by row and knows which rows it has; the first ``keys`` columns name a row."""
-
-    def __init__(self, path: Path, columns: Sequence[str], keys: int) -> None:
-        self.path, self.columns, self.keys = path, list(columns), keys
-        self._seen: set[tuple[str, ...]] = set()
-
-    def __enter__(self) -> Table:
-        text = self.path.read_text() if self.path.exists() else ""
-        rows = list(csv.reader(text[: text.rfind("\n") + 1].splitlines()))  # a last line may be cut off
-        if rows and rows[0] != self.columns:
-            sys.exit(f"fidelity: error: {self.path} has other columns; move it away or name another --out")
-        complete = rows[1:]
-        self._seen = {tuple(row[: self.keys]) for row in complete}
-        self._file = self.path.open("w", newline="")
-        self._writer = csv.writer(self._file)
-        self._writer.writerows([self.columns, *complete])
-        self._file.flush()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def has(self, key: Sequence[Any]) -> bool:
-        return tuple(map(str, key)) in self._seen
-
-    def add(self, key: Sequence[Any], values: dict[str, float]) -> None:
-        self._writer.writerow([*key, *(f"{values[name]:.6g}" for name in self.columns[self.keys :])])
-        self._file.flush()
-        self._seen.add(tuple(map(str, key)))
 
 
 def arm_wanted(policy: Policy, names: Sequence[str] | None) -> bool:

@@ -22,15 +22,15 @@ SINKS = 4
 
 
 class StreamingLLM:
-    """Four sinks and the latest ``K - 4`` tokens (arXiv 2309.17453)."""
+    """Four sinks and the latest ``K - 4`` tokens (arXiv 2309.17453), behind ``dense_layers`` that read everything."""
 
-    name = "streamingllm"
-
-    def __init__(self, budget: int) -> None:
+    def __init__(self, budget: int, dense_layers: int = DENSE_LAYERS, name: str = "streamingllm") -> None:
+        self.name = name
         self.budget = budget
+        self.dense_layers = dense_layers
 
     def mask(self, view: LayerView) -> Tensor:
-        if view.layer < DENSE_LAYERS:
+        if view.layer < self.dense_layers:
             return view.causal
         position = torch.arange(view.scores.shape[2], device=view.scores.device)
         recent = position >= (view.lengths - (self.budget - SINKS))[:, None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -97,6 +97,30 @@ class Prefix:
     length: int
     logits: Tensor
 
+    def cut(self, length: int, logits: Tensor) -> Prefix:
+        """Its first ``length`` tokens, nothing copied; ``logits`` ([V] float32) are for the token after them.
+
+        Raises:
+            ValueError: there are not so many tokens, or none are left.
+        """
+        if not 1 <= length <= self.length:
+            raise ValueError(f"length={length}: expected 1 to {self.length}, the tokens of the prefix")
+        return Prefix(_share(self.cache, length), length, logits)
+
+
+def _share(cache: DynamicCache, length: int) -> DynamicCache:
+    """A cache of the first ``length`` tokens that grows by itself; a cache's layers never write into their tensors."""
+    view = copy.copy(cache)
+    view.layers = [copy.copy(layer) for layer in cache.layers]
+    for layer in view.layers:
+        layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+    return view
+
+
+def most_likely(logits: Tensor) -> int:
+    """The greedy choice among [V] logits."""
+    return int(logits.argmax())
+
 
 class PolicyModel:
     """See the module. One block at a time; not for several threads."""
@@ -133,7 +157,7 @@ class PolicyModel:
         Returns:
             [Q, V] float32 logits, those of step ``i`` for the token after ``ids[i]``; the prefix longer by ``Q``.
         """
-        cache = copy.deepcopy(prefix.cache)
+        cache = _share(prefix.cache, prefix.length)
         self._policy, self._observer = policy, observer
         try:
             tokens = torch.tensor([list(ids)], device=self.model.device)
@@ -141,6 +165,23 @@ class PolicyModel:
         finally:
             self._policy = self._observer = None
         return logits, Prefix(cache, prefix.length + len(ids), logits[-1])
+
+    def generate(
+        self,
+        prefix: Prefix,
+        policy: Policy,
+        pick: Callable[[Tensor], int] = most_likely,
+        observer: Observer | None = None,
+    ) -> Iterator[int]:
+        """Tokens behind ``prefix``, without end, each fed by a decode step of its own when the next one is asked for.
+
+        Args:
+            pick: chooses a token by its [V] float32 logits.
+        """
+        while True:
+            token = pick(prefix.logits)
+            yield token
+            _, prefix = self.decode(prefix, [token], policy, observer)
 
     def _attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, scaling: float, **options: Any

@@ -120,13 +120,12 @@ def inspect_generation(
         on_token: called with the number of tokens generated so far.
     """
     recorder = EventRecorder(policy, len(prompt_ids))
-    prefix = model.prefill(prompt_ids)
-    output = [int(prefix.logits.argmax())]
-    on_token(1)
-    while len(output) < max_tokens and output[-1] not in stop_ids:
-        logits, prefix = model.decode(prefix, output[-1:], policy, recorder)
-        output.append(int(logits[-1].argmax()))
+    output: list[int] = []
+    for token in model.generate(model.prefill(prompt_ids), policy, observer=recorder):
+        output.append(token)
         on_token(len(output))
+        if len(output) >= max_tokens or token in stop_ids:
+            break
     return Inspection(tuple(prompt_ids), tuple(output), tuple(recorder.events), output[-1] in stop_ids)
 
 

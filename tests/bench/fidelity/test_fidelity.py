@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lim_kernels.select import split_budget
-from lim_sglang.analysis.model import LayerView, PolicyModel
+from lim_sglang.analysis.model import LayerView
 from lim_sglang.analysis.policies import Dense
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.servers.embedded_model import ensure_model
@@ -113,13 +113,11 @@ def reuse(policy: Any, view: LayerView) -> Tensor:
 
 @pytest.fixture(scope="module")
 def bench() -> Any:
-    from transformers import AutoTokenizer
-
     from bench.fidelity.__main__ import Bench
+    from bench.fidelity.subject import Subject
 
-    folder = str(ensure_model(quiet=True))
-    args = argparse.Namespace(model=folder, steps=16, windows=1, texts=["worked steps"])
-    return Bench(PolicyModel.load(folder), AutoTokenizer.from_pretrained(folder), args)
+    args = argparse.Namespace(steps=16, windows=1, texts=["worked steps"])
+    return Bench(Subject.load(ensure_model(quiet=True)), args)
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +158,7 @@ def test_attended_tokens_are_counted(bench: Any, window: Any) -> None:
 def test_a_fact_lies_where_it_should(bench: Any, task: str, depth: float) -> None:
     from bench.fidelity.texts import recall_prompt
 
-    filler = bench.ids("licences")
+    filler = bench.subject.ids("licences")
     prompt = recall_prompt(bench.tokenizer, filler, task, 1024, depth, seed=0)
     text = bench.tokenizer.decode(prompt.prefix)
     question, answer = bench.tokenizer.decode(prompt.question), bench.tokenizer.decode(prompt.answer).strip()
@@ -173,7 +171,7 @@ def test_a_fact_lies_where_it_should(bench: Any, task: str, depth: float) -> Non
 
 
 def test_a_run_takes_up_where_one_stopped(tmp_path: Path) -> None:
-    from bench.fidelity.__main__ import Table
+    from bench.fidelity.files import Table
 
     path = tmp_path / "rows.csv"
     with Table(path, ["name", "kl"], keys=1) as table:
@@ -192,7 +190,7 @@ def test_a_run_takes_up_where_one_stopped(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_names_the_earlier_ones(tmp_path: Path) -> None:
-    from bench.fidelity.__main__ import write_facts
+    from bench.fidelity.files import write_facts
 
     for _ in range(3):
         write_facts(tmp_path / "fidelity.json", {"layers": 30})

@@ -1,0 +1,173 @@
+"""How many of its own sparse drafts a model accepts when dense attention verifies them.
+
+    python -m bench.fidelity.acceptance --out bench/results                        everything, on the embedded model
+    python -m bench.fidelity.acceptance --budgets 256 --temperatures 0 --windows 1  a part of it
+
+The dense model writes on behind real text, at every temperature by itself. Rounds start inside of what it wrote: from
+there k tokens are drafted with sparse attention, in one of three ways (``lim steps`` select in every draft step, ``kept
+sets`` are those of the last verified token in every layer, ``window`` is sinks and recent tokens), and the dense model
+verifies them: greedily by equality, else by rejection with the drafts' probabilities. A column shows what greedy drafts
+would give instead. Before a text is measured, drafts that leave nothing out must be accepted; the run ends otherwise.
+Rows are written as they are measured; a second run with the same folder takes up where the first stopped.
+``bench.fidelity.acceptance.report`` makes page and plot.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.progress import Progress
+
+from bench.fidelity.acceptance.drafts import KINDS
+from bench.fidelity.acceptance.rounds import UnequalError, Written, check, run_round, write
+from bench.fidelity.files import Table, write_facts
+from bench.fidelity.subject import Subject
+from bench.fidelity.texts import TEXTS
+from lim_sglang.layer_plan import LayerPlan
+
+COLUMNS = ["text", "context", "window", "temperature", "drafts", "budget", "k", "accepted", "accepted_greedy_drafts"]
+KEYS = 7
+SIZES = ("tokens", "every", "most_drafts")  # what all rows of a folder share
+
+
+def main() -> None:
+    args = parse()
+    args.out.mkdir(parents=True, exist_ok=True)
+    subject = Subject.load(args.model, args.device)
+    facts = {"model": subject.folder.name, "layers": subject.model.num_layers, "plan": list(subject.select_layers)}
+    sizes = {"tokens": args.tokens, "every": args.every, "most_drafts": max(args.k)}
+    path = args.out / "acceptance.json"
+    check_sizes(path, sizes)
+    write_facts(path, {**facts, **sizes})
+    bench = Bench(subject, args)
+    with Table(args.out / "acceptance.csv", COLUMNS, KEYS) as table, Progress(disable=args.quiet) as progress:
+        try:
+            bench.run(table, progress)
+        except UnequalError as error:
+            sys.exit(f"acceptance: error: {error}; nothing is reported for this text")
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="folder of a model; the embedded one if left out")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--texts", nargs="+", choices=list(TEXTS), default=list(TEXTS))
+    parser.add_argument("--contexts", nargs="+", type=at_least(1), default=[2000, 5000], help="tokens of the prompts")
+    parser.add_argument("--windows", type=at_least(1), default=2, help="prompts per text and context")
+    parser.add_argument("--tokens", type=at_least(1), default=108, help="tokens that the dense model writes")
+    parser.add_argument("--every", type=at_least(1), default=6, help="tokens from the start of a round to the next")
+    parser.add_argument("--temperatures", nargs="+", type=temperature, default=[0.0, 0.6, 1.0])
+    parser.add_argument("--drafts", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--budgets", nargs="+", type=at_least(1), default=[128, 256, 512])
+    parser.add_argument("--k", nargs="+", type=at_least(1), default=[4, 6, 8, 12], help="drafts per round")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
+    parser.add_argument("--quiet", action="store_true")
+    args = parser.parse_args()
+    if args.tokens < max(args.k) + 2:
+        parser.error(f"--tokens {args.tokens}: expected at least {max(args.k) + 2}, two more than --k {max(args.k)}")
+    if max(args.budgets) >= min(args.contexts):
+        parser.error(
+            f"--budgets {max(args.budgets)}: expected less than --contexts {min(args.contexts)}, or nothing is left out"
+        )
+    return args
+
+
+def at_least(lowest: int) -> Any:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < lowest:
+            raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least {lowest}")
+        return int(text)
+
+    return number
+
+
+def temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 (greedy) to 100")
+    return value
+
+
+def check_sizes(path: Path, sizes: dict[str, int]) -> None:
+    """End with one line where rows of another run are of other sizes: means over both would mix them."""
+    earlier = json.loads(path.read_text()) if path.exists() else sizes
+    for name, value in sizes.items():
+        if earlier[name] != value:
+            sys.exit(
+                f"acceptance: error: {path} was begun with {name} {earlier[name]}, not {value}; name another --out"
+            )
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is measured on every text."""
+
+    temperature: float
+    drafts: str
+    budget: int
+
+
+class Bench:
+    """One model's measurements."""
+
+    def __init__(self, subject: Subject, args: argparse.Namespace) -> None:
+        self.subject, self.model, self.args = subject, subject.model, args
+        self.plan = LayerPlan.from_select_layers(subject.model.num_layers, subject.select_layers)
+        self.starts = range(1, args.tokens - max(args.k), args.every)
+
+    def run(self, table: Table, progress: Progress) -> None:
+        """All rows that ``table`` lacks."""
+        args = self.args
+        prompts = [(t, c, w) for t in args.texts for c in args.contexts for w in range(args.windows)]
+        for prompt in progress.track(prompts, description="prompts"):
+            left = [arm for arm in self.arms() if not all(table.has(row_key(prompt, arm, k)) for k in args.k)]
+            for arm, written in self.texts(prompt, left):
+                means = self.measure(written, arm)
+                for k in (k for k in args.k if not table.has(row_key(prompt, arm, k))):
+                    table.add(row_key(prompt, arm, k), means[k])
+
+    def arms(self) -> list[Arm]:
+        args = self.args
+        return [Arm(t, d, b) for t in args.temperatures for d in args.drafts for b in args.budgets]
+
+    def texts(self, prompt: tuple[str, int, int], arms: Sequence[Arm]) -> Iterator[tuple[Arm, Written]]:
+        """Every arm with the text it is measured on, which is written when its first arm comes, and checked."""
+        if not arms:
+            return
+        text, context, window = prompt
+        prefix = self.model.prefill(self.subject.stretch(text, context, window, self.args.windows))
+        for value in dict.fromkeys(arm.temperature for arm in arms):
+            seed = f"{text} {context} {window} {value}"
+            written = write(self.model, prefix, self.plan, self.args.budgets, self.args.tokens, value, seed)
+            check(self.model, self.plan, written, self.starts[0], max(self.args.k))
+            yield from ((arm, written) for arm in arms if arm.temperature == value)
+
+    def measure(self, written: Written, arm: Arm) -> dict[int, dict[str, float]]:
+        """By ``k``: accepted drafts per round, means over the rounds."""
+        longest = max(self.args.k)
+        rounds = [
+            run_round(self.model, self.plan, written, start, longest, arm.drafts, arm.budget) for start in self.starts
+        ]
+        accepted = torch.stack([one.chances().cumsum(0) for one in rounds]).mean(0)
+        greedy = torch.stack([one.chances(greedy_drafts=True).cumsum(0) for one in rounds]).mean(0)
+        return {
+            k: {"accepted": float(accepted[k - 1]), "accepted_greedy_drafts": float(greedy[k - 1])} for k in self.args.k
+        }
+
+
+def row_key(prompt: tuple[str, int, int], arm: Arm, k: int) -> list[Any]:
+    return [*prompt, f"{arm.temperature:g}", arm.drafts, arm.budget, k]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""`python -m bench.fidelity.acceptance`: what it writes, how it goes on, what it refuses."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.fidelity.acceptance import __main__ as command
+from bench.fidelity.acceptance.rounds import Round
+from bench.fidelity.subject import Subject
+from lim_sglang.servers.embedded_model import ensure_model
+
+SIZES = {"contexts": 300, "windows": 1, "tokens": 16, "every": 4, "budgets": 64}
+SMALL = ["--quiet", "--texts", "worked steps", "--k", "2", "4", *(f"--{name}={value}" for name, value in SIZES.items())]
+Run = Callable[..., list[dict[str, str]]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subject: Subject) -> Run:
+    """The command in this process, with the model loaded once; returns the rows."""
+    monkeypatch.setattr(Subject, "load", lambda *_: subject)
+
+    def run(*words: str) -> list[dict[str, str]]:
+        monkeypatch.setattr("sys.argv", ["acceptance", *SMALL, "--out", str(tmp_path), *words])
+        command.main()
+        with (tmp_path / "acceptance.csv").open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return Subject.load(ensure_model(quiet=True))
+
+
+def test_a_row_for_everything_asked_for(run: Run, tmp_path: Path) -> None:
+    rows = run("--temperatures", "0", "2", "--drafts", "lim steps", "window")
+    keys = [(row["temperature"], row["drafts"], row["budget"], row["k"]) for row in rows]
+    assert keys == [(t, d, "64", k) for t in ("0", "2") for d in ("lim steps", "window") for k in ("2", "4")]
+    for row in rows:
+        assert 0 < float(row["accepted"]) <= int(row["k"])
+        if row["temperature"] == "0":
+            rounds = 3  # at tokens 1, 5 and 9 of 16, four drafts each
+            assert (rounds * float(row["accepted"])) % 1 == pytest.approx(0, abs=1e-4)
+            assert row["accepted"] == row["accepted_greedy_drafts"]
+        else:
+            assert float(row["accepted"]) > float(row["accepted_greedy_drafts"]), "draws agree more than one choice"
+    facts = json.loads((tmp_path / "acceptance.json").read_text())
+    assert (facts["tokens"], facts["every"], facts["most_drafts"], facts["plan"]) == (16, 4, 4, [2, 17])
+
+
+def test_a_second_run_adds_what_is_missing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run("--temperatures", "0")
+    path = tmp_path / "acceptance.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))  # stopped between two values of k
+    assert run("--temperatures", "0") == whole
+    monkeypatch.setattr(command, "write", None)
+    assert run("--temperatures", "0") == whole, "nothing is left to do"
+
+
+def test_rows_of_other_sizes_are_not_mixed(run: Run, tmp_path: Path) -> None:
+    run("--temperatures", "0", "--drafts", "window")
+    with pytest.raises(
+        SystemExit, match=r"^acceptance: error: .*json was begun with every 4, not 5; name another --out"
+    ):
+        run("--temperatures", "0", "--drafts", "window", "--every", "5")
+
+
+def test_nothing_is_reported_where_the_check_fails(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = Round.chances
+    monkeypatch.setattr(Round, "chances", lambda *args, **named: 0.99 * exact(*args, **named))
+    with pytest.raises(SystemExit, match=r"^acceptance: error: lim steps at K = 316, which leaves nothing out: 3.96"):
+        run("--temperatures", "0")
+    assert len((tmp_path / "acceptance.csv").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--budgets", "300"], "--budgets 300: expected less than --contexts 300, or nothing is left out"),
+        (["--tokens", "5"], "--tokens 5: expected at least 6, two more than --k 4"),
+        (["--k", "0"], "argument --k: 0: expected a whole number of at least 1"),
+        (["--temperatures", "-1"], "argument --temperatures: -1: expected a number from 0 (greedy) to 100"),
+        (["--temperatures", "warm"], "argument --temperatures: warm: expected a number from 0 (greedy) to 100"),
+        (["--temperatures", "nan"], "argument --temperatures: nan: expected a number from 0 (greedy) to 100"),
+        (["--drafts", "quest"], "argument --drafts: invalid choice: 'quest'"),
+    ],
+)
+def test_bad_values_are_one_line(run: Run, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(*words)
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_without_a_model_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=f"^fidelity: error: --model {tmp_path} holds no config.json: expected"):
+        Subject.load(tmp_path)
+
+
+def test_a_text_that_is_too_short_is_one_line(subject: Subject) -> None:
+    with pytest.raises(SystemExit, match=r"^fidelity: error: text 'worked steps' has \d+ tokens: expected at least 99"):
+        subject.stretch("worked steps", 999_999, 0, 1)
+
+
+def test_stretches_lie_evenly_from_end_to_end(subject: Subject) -> None:
+    ids = subject.ids("worked steps")
+    found = [subject.stretch("worked steps", 100, number, 3) for number in range(3)]
+    middle = (len(ids) - 100) // 2
+    assert found == [ids[:100], ids[middle : middle + 100], ids[-100:]]
+    assert subject.stretch("worked steps", 100, 0, 1) == ids[:100]

@@ -1,0 +1,166 @@
+"""Rounds on a tiny random model, against a round that drafts its tokens one by one and sets written out by hand."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bench.fidelity.acceptance.drafts import KEPT, KINDS, WINDOW, draft_policy
+from bench.fidelity.acceptance.rounds import UnequalError, Written, check, run_round, write
+from lim_kernels.select import BudgetSplit, split_budget
+from lim_sglang.analysis.model import LayerView, PolicyModel, Prefix
+from lim_sglang.analysis.policies import Dense
+from lim_sglang.layer_plan import LayerPlan
+
+LAYERS, PROMPT, TOKENS, DRAFTS, BUDGET, VOCAB = 5, 90, 22, 4, 20, 61
+PLAN = LayerPlan.from_select_layers(LAYERS, (1, 3))
+CHOSEN_BY = [1, 1, 1, 3, 3]  # the layer whose set a layer keeps
+STARTS = range(1, TOKENS - DRAFTS)
+
+
+@pytest.fixture(scope="module")
+def model() -> PolicyModel:
+    torch.manual_seed(12)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        initializer_range=0.2,  # with this seed greedy text does not repeat itself, and drafts are right now and then
+    )
+    return PolicyModel(LlamaForCausalLM(config))
+
+
+@pytest.fixture(scope="module")
+def prompt(model: PolicyModel) -> Prefix:
+    ids = torch.randint(0, VOCAB, (PROMPT,), generator=torch.Generator().manual_seed(1))
+    return model.prefill(ids.tolist())
+
+
+@pytest.fixture(scope="module")
+def texts(model: PolicyModel, prompt: Prefix) -> dict[float, Written]:
+    return {t: write(model, prompt, PLAN, [BUDGET], TOKENS, t, "seed") for t in (0.0, 1.0)}
+
+
+def test_the_text_is_the_dense_models(model: PolicyModel, prompt: Prefix, texts: dict[float, Written]) -> None:
+    greedy = list(islice(model.generate(prompt, Dense()), TOKENS))
+    assert texts[0.0].ids.tolist() == greedy
+    assert len(set(greedy)) > 10, "text that repeats itself hides a wrong index"
+    assert texts[1.0].ids.tolist() != greedy
+    assert write(model, prompt, PLAN, [], TOKENS, 1.0, "seed").ids.tolist() == texts[1.0].ids.tolist()
+    assert write(model, prompt, PLAN, [], TOKENS, 1.0, "another").ids.tolist() != texts[1.0].ids.tolist()
+
+
+def drafted(model: PolicyModel, written: Written, start: int, kind: str) -> int:
+    """Accepted drafts of a greedy round as a server runs it: draft one by one, then verify, and look."""
+    prefix = written.before(start)
+    bonus = int(written.ids[start])
+    sets = written.recorder.sets(BUDGET, start - 1, prefix.length)
+    tokens, ahead = [bonus], prefix
+    for _ in range(DRAFTS):
+        logits, ahead = model.decode(ahead, tokens[-1:], draft_policy(kind, PLAN, BUDGET, sets))
+        tokens.append(int(logits[-1].argmax()))
+    verified, _ = model.decode(prefix, tokens, Dense())
+    right = [int(logits.argmax()) == token for logits, token in zip(verified, tokens[1:], strict=False)]
+    return next((i for i, same in enumerate(right) if not same), DRAFTS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_greedy_round_is_the_one_drafted_step_by_step(
+    model: PolicyModel, texts: dict[float, Written], kind: str
+) -> None:
+    expected = [drafted(model, texts[0.0], start, kind) for start in STARTS]
+    rounds = [run_round(model, PLAN, texts[0.0], start, DRAFTS, kind, BUDGET) for start in STARTS]
+    assert [float(found.chances().sum()) for found in rounds] == expected
+    assert [float(found.chances(greedy_drafts=True).sum()) for found in rounds] == expected
+    assert len(set(expected)) > 2, "nothing to tell apart"
+
+
+def test_a_drawn_round_compares_both_models_at_the_texts_tokens(
+    model: PolicyModel, texts: dict[float, Written]
+) -> None:
+    """Draft ``i`` is judged by logits behind the same tokens, dense ones computed anew for every round."""
+    written = texts[1.0]
+    for start in (1, 7):
+        found = run_round(model, PLAN, written, start, DRAFTS, WINDOW, BUDGET)
+        fed = written.ids[start : start + DRAFTS].tolist()
+        dense, _ = model.decode(written.before(start), fed, Dense())
+        torch.testing.assert_close(found.target, dense, rtol=0, atol=1e-4)
+        assert float((found.draft - dense).abs().max()) > 0.01
+        assert found.ids.tolist() == written.ids[start + 1 : start + 1 + DRAFTS].tolist()
+        overlap = torch.minimum(dense.softmax(-1), found.draft.softmax(-1)).sum(-1)
+        assert float(found.chances()[0]) == pytest.approx(float(overlap[0]), abs=1e-4)
+
+
+def read_by(model: PolicyModel, written: Written, start: int, kind: str) -> dict[int, list[list[int]]]:
+    """By layer, the positions that every draft step reads."""
+    seen = {}
+
+    def observe(view: LayerView, mask: Tensor) -> None:
+        read = (mask & view.causal)[:, 0]
+        seen[view.layer] = [row.nonzero()[:, 0].tolist() for row in read]
+
+    prefix = written.before(start)
+    policy = draft_policy(kind, PLAN, BUDGET, written.recorder.sets(BUDGET, start - 1, prefix.length))
+    model.decode(prefix, written.ids[start : start + DRAFTS].tolist(), policy, observe)
+    return seen
+
+
+def merged(scores: Tensor, split: BudgetSplit) -> list[int]:
+    """The set of one token by its heads' lists ([H, n] scores), read rank by rank."""
+    end = scores.shape[1] - split.recent
+    lists = [sorted(range(split.sinks, end), key=lambda t: (-float(head[t]), t)) for head in scores]
+    found = dict.fromkeys(token for rank in zip(*lists, strict=True) for token in rank)
+    return sorted([*range(split.sinks), *list(found)[: split.selected], *range(end, scores.shape[1])])
+
+
+@pytest.mark.parametrize("start", [1, 9])
+def test_kept_sets_are_the_last_verified_tokens(model: PolicyModel, texts: dict[float, Written], start: int) -> None:
+    written, scores = texts[0.0], {}
+
+    def observe(view: LayerView, _mask: Tensor) -> None:
+        scores[view.layer] = view.scores[0]
+
+    last = written.prefix.cut(PROMPT + start - 1, written.logits[0])
+    model.decode(last, [int(written.ids[start - 1])], Dense(), observe)
+    split = split_budget(BUDGET, 0.25, 4)
+    seen = read_by(model, written, start, KEPT)
+    for layer, chooser in enumerate(CHOSEN_BY):
+        kept = merged(scores[chooser], split)
+        assert len(kept) == BUDGET
+        own = range(PROMPT + start, PROMPT + start + DRAFTS)
+        assert seen[layer] == [[*kept, *own[: step + 1]] for step in range(DRAFTS)]
+    assert seen[0] != seen[4], "two layers choose"
+
+
+def test_the_window_is_sinks_and_the_latest_in_every_layer(model: PolicyModel, texts: dict[float, Written]) -> None:
+    for read in read_by(model, texts[0.0], 3, WINDOW).values():
+        lengths = range(PROMPT + 4, PROMPT + 4 + DRAFTS)
+        assert read == [[0, 1, 2, 3, *range(length - BUDGET + 4, length)] for length in lengths]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_drafts_that_read_everything_are_accepted(
+    model: PolicyModel, texts: dict[float, Written], temperature: float
+) -> None:
+    written = texts[temperature]
+    check(model, PLAN, written, 1, DRAFTS)
+    for kind in KINDS:
+        for start in STARTS:
+            found = run_round(model, PLAN, written, start, DRAFTS, kind, written.prefix.length)
+            assert found.chances().cumsum(0).tolist() == pytest.approx([1, 2, 3, 4], abs=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_verifier_that_is_off_is_noticed(model: PolicyModel, texts: dict[float, Written], temperature: float) -> None:
+    """The check can fail: logits of another position, as a wrong index would take them."""
+    right = texts[temperature]
+    wrong = Written(temperature, right.ids, right.logits.roll(1, 0), right.prefix, right.recorder)
+    with pytest.raises(UnequalError, match=r"at K = 112, which leaves nothing out: [\d.]+ of 4 drafts .* expected all"):
+        check(model, PLAN, wrong, 1, DRAFTS)
