@@ -126,9 +126,9 @@ class Bench:
         self.starts = range(1, args.tokens - max(args.k), args.every)
 
     def run(self, table: Table, progress: Progress) -> None:
-        """All rows that ``table`` lacks."""
+        """All rows that ``table`` lacks; a run that is cut short has every text as often, but for one prompt."""
         args = self.args
-        prompts = [(t, c, w) for t in args.texts for c in args.contexts for w in range(args.windows)]
+        prompts = [(t, c, w) for w in range(args.windows) for c in args.contexts for t in args.texts]
         for prompt in progress.track(prompts, description="prompts"):
             left = [arm for arm in self.arms() if not all(table.has(row_key(prompt, arm, k)) for k in args.k)]
             for arm, written in self.texts(prompt, left):
