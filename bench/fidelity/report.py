@@ -121,7 +121,7 @@ def sign_test(ours: Sequence[Row], theirs: Sequence[Row]) -> tuple[int, int, flo
 def curve_tables(rows: Sequence[Row]) -> str:
     lines = []
     for budget, of_budget in sorted(group(rows, lambda row: int(row["budget"])).items()):
-        arms = group(complete(of_budget), lambda row: row["policy"])
+        arms = group(same_windows(of_budget), lambda row: row["policy"])
         if OURS not in arms:
             continue  # a rival's, for its curve
         lines += [
@@ -143,20 +143,13 @@ def curve_tables(rows: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def complete(rows: Sequence[Row]) -> list[Row]:
-    """Rows of windows in which every policy of these rows was measured."""
-    policies = {row["policy"] for row in rows}
+def same_windows(
+    rows: Sequence[Row], arm: Callable[[Row], Any] = lambda row: (row["policy"], row["budget"])
+) -> list[Row]:
+    """Rows of windows in which all was measured, so that every ``arm`` has the same windows everywhere."""
+    arms = {arm(row) for row in rows}
     at = group(rows, window)
-    return [row for of_window in at.values() if {r["policy"] for r in of_window} == policies for row in of_window]
-
-
-def same_windows(rows: Sequence[Row]) -> list[Row]:
-    """Rows of windows in which all was measured, so that every curve has the same windows everywhere."""
-    arms = {(row["policy"], row["budget"]) for row in rows}
-    at = group(rows, window)
-    return [
-        row for of_window in at.values() if {(r["policy"], r["budget"]) for r in of_window} == arms for row in of_window
-    ]
+    return [row for of_window in at.values() if {arm(row) for row in of_window} == arms for row in of_window]
 
 
 def curve(rows: Sequence[Row], policy: str) -> list[tuple[float, float]]:

@@ -96,6 +96,8 @@ def test_a_drawn_round_compares_both_models_at_the_texts_tokens(
         assert found.ids.tolist() == written.ids[start + 1 : start + 1 + DRAFTS].tolist()
         overlap = torch.minimum(dense.softmax(-1), found.draft.softmax(-1)).sum(-1)
         assert float(found.chances()[0]) == pytest.approx(float(overlap[0]), abs=1e-4)
+        likely = float(dense.softmax(-1)[0, found.draft[0].argmax()])
+        assert float(found.chances(greedy_drafts=True)[0]) == pytest.approx(likely, abs=1e-4)
 
 
 def read_by(model: PolicyModel, written: Written, start: int, kind: str) -> dict[int, list[list[int]]]:
@@ -158,9 +160,13 @@ def test_drafts_that_read_everything_are_accepted(
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_verifier_that_is_off_is_noticed(model: PolicyModel, texts: dict[float, Written], temperature: float) -> None:
+@pytest.mark.parametrize("off", [1, 3], ids=["from the first draft", "from the third"])
+def test_a_verifier_that_is_off_is_noticed(
+    model: PolicyModel, texts: dict[float, Written], temperature: float, off: int
+) -> None:
     """The check can fail: logits of another position, as a wrong index would take them."""
     right = texts[temperature]
-    wrong = Written(temperature, right.ids, right.logits.roll(1, 0), right.prefix, right.recorder)
+    logits = torch.cat([right.logits[:off], right.logits[off:].roll(1, 0)])
+    wrong = Written(temperature, right.ids, logits, right.prefix, right.recorder)
     with pytest.raises(UnequalError, match=r"at K = 112, which leaves nothing out: [\d.]+ of 4 drafts .* expected all"):
         check(model, PLAN, wrong, 1, DRAFTS)
