@@ -181,7 +181,8 @@ def nearest(values: Sequence[int], wanted: int) -> int:
 
 def plot(by_temperature: dict[float, list[Row]], path: Path) -> None:
     """Accepted drafts against k: a panel per temperature, a colour per kind of drafts, a line style per K."""
-    figure, axes = plt.subplots(1, len(by_temperature), figsize=(4.5 * len(by_temperature), 4.5), squeeze=False)
+    size = (4.5 * len(by_temperature), 4.5)
+    figure, axes = plt.subplots(1, len(by_temperature), figsize=size, squeeze=False, sharey=True)
     styles = (":", "--", "-", "-.")
     for ax, (temperature, rows) in zip(axes[0], sorted(by_temperature.items()), strict=True):
         drafts = numbers(rows, "k")
@@ -194,7 +195,7 @@ def plot(by_temperature: dict[float, list[Row]], path: Path) -> None:
                 ax.plot(drafts, accepted, style, color=color, marker="o", markersize=3, label=f"{kind}, K = {budget}")
         ax.set(xlabel="k, drafts per round", ylabel="accepted drafts", title=name(temperature))
         ax.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
+    axes[0][0].legend(fontsize=7, handlelength=3.5)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
