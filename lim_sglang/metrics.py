@@ -77,7 +77,7 @@ class DecodeMetrics:
 class RoundMetrics:
     """Totals of the lossless mode since start.
 
-    Attributes:
+    ``report`` has:
         verify_steps: Dense passes over the drafts of a batch.
         plain_steps: Dense steps without drafts.
         request_rounds: Requests that drafted, summed over the verify steps.
@@ -88,7 +88,7 @@ class RoundMetrics:
     _NAMES = ("verify_steps", "plain_steps", "request_rounds", "drafted_tokens", "accepted_tokens")
 
     def __init__(self, prometheus: bool = False) -> None:
-        self.verify_steps = self.plain_steps = self.request_rounds = self.drafted_tokens = self.accepted_tokens = 0
+        self._totals = dict.fromkeys(self._NAMES, 0)
         self._counters: dict[str, Any] = {}
         if prometheus:
             from prometheus_client import Counter
@@ -109,12 +109,12 @@ class RoundMetrics:
 
     def _add(self, **amounts: int) -> None:
         for name, amount in amounts.items():
-            setattr(self, name, getattr(self, name) + amount)
+            self._totals[name] += amount
             if name in self._counters:
                 self._counters[name].inc(amount)
 
     def report(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in self._NAMES}
+        return dict(self._totals)
 
 
 class _Prometheus:

@@ -32,6 +32,12 @@ class SparseSet(NamedTuple):
     lengths: Tensor
 
 
+def write_kv(backend: TorchNativeAttnBackend, k: Tensor, v: Tensor, layer: Any, forward_batch: Any) -> None:
+    """Put the step's keys and values where SGLang has made room for them."""
+    location = KVWriteLoc(forward_batch.out_cache_loc, backend.swa_out_cache_loc)
+    backend.token_to_kv_pool.set_kv_buffer(layer, location, k, v)
+
+
 class LimTorchNativeBackend(TorchNativeAttnBackend):
     """Dense prefill as SGLang does it; decode by layer plan."""
 
@@ -114,8 +120,7 @@ class LimTorchNativeBackend(TorchNativeAttnBackend):
         if self.sparse_set is None:
             raise RuntimeError(f"layer {layer.layer_id} is sparse, but no layer before it selected in this step")
         if save_kv_cache:
-            location = KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc)
-            self.token_to_kv_pool.set_kv_buffer(layer, location, k, v)
+            write_kv(self, k, v, layer, forward_batch)
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
         output = queries.new_empty(len(queries), layer.tp_q_head_num, layer.v_head_dim)
         self._run_sdpa_forward_decode(

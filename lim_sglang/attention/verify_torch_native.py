@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
-from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch import Tensor
 
 from lim_kernels.decode.reference import verify_attention
+from lim_sglang.attention.torch_native import write_kv
 
 
 class VerifyTorchNativeBackend(TorchNativeAttnBackend):
@@ -29,8 +29,7 @@ class VerifyTorchNativeBackend(TorchNativeAttnBackend):
         if not forward_batch.forward_mode.is_target_verify():
             return super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
         if save_kv_cache:
-            location = KVWriteLoc(forward_batch.out_cache_loc, self.swa_out_cache_loc)
-            self.token_to_kv_pool.set_kv_buffer(layer, location, k, v)
+            write_kv(self, k, v, layer, forward_batch)
         output = verify_attention(
             q.view(forward_batch.batch_size, -1, layer.tp_q_head_num, layer.qk_head_dim),
             self.token_to_kv_pool.get_key_buffer(layer.layer_id),

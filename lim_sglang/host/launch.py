@@ -49,10 +49,9 @@ def check_command_line(args: Namespace) -> dict[str, Any]:
     try:
         flags = parse_flag_values(**{key: getattr(args, flag_dest(key), None) for key in FLAGS})
         setattr(args, FLAGS_ATTRIBUTE, flags)
+        check_supported(args, None, lossless.refusals(args))
         if BACKEND in compat.attention_backends(args):
             _check_early(args, flags)
-        elif lossless.is_asked_for(args):
-            check_supported(args, None, lossless.REFUSALS)
         elif flags:
             raise LimConfigError(f"{FLAGS[next(iter(flags))]} needs the lim backend; add --attention-backend lim")
     except (LimConfigError, UnsupportedError) as error:
@@ -153,7 +152,6 @@ def _check_early(args: Namespace, flags: dict[str, Any]) -> None:
 def _check_model(server_args: Any, args: Any, model: Any) -> None:
     """``args`` are the options in effect; ``server_args`` carries the ``--lim-*`` flags."""
     check_supported(args, model)
-    check_supported(args, model, lossless.refusals(args))
     config, plan = resolve(server_args, model)
     idle = compat.layers_without_attention(model)
     if idle:

@@ -13,13 +13,13 @@ from pathlib import Path
 from rich.console import Console
 
 from lim_patches.cpu_host import gpu_device
+from lim_sglang.host import support
 from lim_sglang.servers.embedded_model import ensure_model
 from lim_sglang.servers.process import ServerProcess
 
 DENSE = "dense"  # attention: SGLang's own backend for the device
-LIM = "lim"
+LIM = support.BACKEND
 LOSSLESS = "lossless"  # lim drafts, dense attention verifies
-_BACKENDS = {LOSSLESS: [LIM, "--speculative-algorithm", "LIM"]}
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,8 @@ def server_arguments(device: Device, attention: str, size: Size | None, given: S
         size: its limits; None leaves them to SGLang.
         given: values of --server-arg; they win, and those of lim's own flags go to lim only.
     """
-    backend = [device.dense_backend] if attention == DENSE else _BACKENDS.get(attention, [attention])
-    options = ["--attention-backend", *backend, "--enable-cache-report", *device.args]
+    own = {DENSE: [device.dense_backend], LOSSLESS: [LIM, "--speculative-algorithm", support.LOSSLESS]}
+    options = ["--attention-backend", *own.get(attention, [attention]), "--enable-cache-report", *device.args]
     if size is not None:
         options += ["--max-total-tokens", str(size.tokens), "--max-running-requests", str(size.requests)]
         options += device.small_args

@@ -73,15 +73,13 @@ def counted_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[s
     return {short: {role: new[key][role] - old[key][role] for role in ROLES} for short, key in names.items()}
 
 
-def rounds_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """The counters of the lossless mode between two states; empty without it."""
-    old, new = (state["counters"].get("lossless") for state in (before, after))
-    return {"lossless": {name: new[name] - old[name] for name in new}} if old and new else {}
+def rounds_since(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, int]:
+    """The lossless mode's totals between two states of a server that has it."""
+    old, new = (state["counters"]["lossless"] for state in (before, after))
+    return {name: new[name] - old[name] for name in new}
 
 
-def accepted_per_round(counters: Mapping[str, Any]) -> float | None:
-    """Mean of accepted drafts per request and round; None without the lossless mode, or before its first round."""
-    totals = counters.get("lossless")
-    if not totals or not totals["request_rounds"]:
-        return None
-    return float(totals["accepted_tokens"] / totals["request_rounds"])
+def accepted_per_round(totals: Mapping[str, int]) -> float | None:
+    """Mean of accepted drafts per request and round, by the lossless mode's totals; None before its first round."""
+    rounds = totals["request_rounds"]
+    return totals["accepted_tokens"] / rounds if rounds else None

@@ -62,8 +62,7 @@ class LimSpecWorker(BaseSpecWorker):
     def update_weights_from_disk(self, recv_req: Any) -> tuple[bool, str]:
         return True, "The drafts have no weights of their own."
 
-    def update_weights_from_ipc(self, recv_req: Any) -> tuple[bool, str]:
-        return True, "The drafts have no weights of their own."
+    update_weights_from_ipc = update_weights_from_disk
 
     def update_weights_from_tensor(self, recv_req: Any) -> Any:
         return self.target_worker.update_weights_from_tensor(recv_req)
@@ -112,7 +111,8 @@ class LimSpecWorker(BaseSpecWorker):
         self, result: Any, batch: Any, drafts: Drafts | None, drafting: list[bool], on_publish: Publish
     ) -> GenerationBatchResult:
         output, info = result.logits_output, batch.sampling_info
-        logits = self._as_sampled(output.next_token_logits.unflatten(0, (len(drafting), -1)), info)
+        logits = output.next_token_logits.unflatten(0, (len(drafting), -1))
+        self._adjust(logits, info)
         width = logits.shape[1]
         limits = torch.tensor(drafting, device=logits.device).long() * (width - 1)
         verdict = verify(logits, drafts, sampling_rule(info), limits)
@@ -120,12 +120,11 @@ class LimSpecWorker(BaseSpecWorker):
         if on_publish is not None:
             on_publish(lengths)
         if batch.return_logprob:
-            output.next_token_logits = logits.flatten(0, 1)
             compat.add_logprobs(batch, output, verdict.tokens.flatten(), width)
         return self._complete(result, verdict, lengths, width)
 
-    def _as_sampled(self, logits: Tensor, info: Any) -> Tensor:
-        """[B, T, V] logits with all that SGLang does to them before it samples.
+    def _adjust(self, logits: Tensor, info: Any) -> None:
+        """Do to [B, T, V] logits, in place, all that SGLang does to them before it samples.
 
         Penalties, grammars and custom processors depend on the tokens before, so they hold for the first token only; a
         request that has any of them accepts no drafts.
@@ -133,8 +132,9 @@ class LimSpecWorker(BaseSpecWorker):
         first = SimpleNamespace(next_token_logits=logits[:, 0].contiguous())
         self.runner._preprocess_logits(first, info)
         self.runner.sampler._preprocess_logits(first.next_token_logits, info)
-        later = logits[:, 1:] if info.logit_bias is None else logits[:, 1:] + info.logit_bias[:, None]
-        return torch.cat([first.next_token_logits[:, None], later], 1)
+        logits[:, 0] = first.next_token_logits
+        if info.logit_bias is not None:
+            logits[:, 1:] += info.logit_bias[:, None]
 
     def _complete(self, result: Any, verdict: Verdict, lengths: Tensor, width: int) -> GenerationBatchResult:
         """SGLang's result of a step: rows of ``width`` tokens per request, the accepted ones first."""

@@ -4,11 +4,13 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from bench.speed.host_timer import add_metadata
 from lim_sglang.servers.embedded_model import ensure_model
 from lim_sglang.servers.process import ServerProcess
 
@@ -50,6 +52,14 @@ def start_server(model_path: Path, log_path: Path, *args: str, env: dict[str, st
     server = ServerProcess(str(model_path), [*args, *COMMON_ARGS], env=environment, log_path=log_path)
     server.start()
     return server
+
+
+def plugins(folder: Path, *modules: ModuleType) -> dict[str, str]:
+    """Write what makes SGLang load these modules of the tests as plugins; the environment of a server that does."""
+    for module in modules:
+        add_metadata(folder, f"lim-test-{module.__name__.split('.')[-1].replace('_', '-')}", module.__name__)
+    path = [str(folder), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    return {"PYTHONPATH": os.pathsep.join(path)}
 
 
 def running(server: ServerProcess) -> Iterator[ServerProcess]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 from transformers import PreTrainedTokenizerBase
 
 from bench.fidelity.texts import TEXTS, encode
 from lim_sglang.servers.process import ServerProcess
 from lim_sglang.servers.state import accepted_per_round, lim_state
 
-from .native_client import REQUEST_TIMEOUT
+from .native_client import REQUEST_TIMEOUT, NativeClient
 
 NEW_TOKENS = 32
 DRAFTS = 4
@@ -27,15 +26,10 @@ def ragged_prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 def post(server: ServerProcess, prompt: list[int], sampling: dict[str, Any], **more: Any) -> dict[str, Any]:
     """The answer to a request that is greedy and of ``NEW_TOKENS`` tokens, if ``sampling`` does not say otherwise."""
-    greedy = {"temperature": 0, "ignore_eos": True, "max_new_tokens": NEW_TOKENS}
-    body = {"input_ids": prompt, "sampling_params": greedy | sampling} | more
-    response = httpx.post(f"{server.url}/generate", json=body, timeout=REQUEST_TIMEOUT)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
+    return NativeClient(server.url).post(prompt, {"max_new_tokens": NEW_TOKENS} | sampling, **more)
 
 
 def counters(server: ServerProcess) -> dict[str, Any]:
     """The totals of the lossless mode, and the mean of accepted drafts."""
-    found: dict[str, Any] = lim_state(server.url, REQUEST_TIMEOUT)["counters"]
-    return found["lossless"] | {"accepted_per_round": accepted_per_round(found)}
+    found: dict[str, Any] = lim_state(server.url, REQUEST_TIMEOUT)["counters"]["lossless"]
+    return found | {"accepted_per_round": accepted_per_round(found)}

@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import httpx
 
@@ -27,15 +28,20 @@ class NativeClient:
 
     def generate(self, prompt: Sequence[int], max_new_tokens: int, dp_rank: int | None = None) -> Generation:
         """`dp_rank`: which of `--dp-size` is to serve it; None leaves that to the server."""
-        body = _body(prompt, max_new_tokens) | ({} if dp_rank is None else {"routed_dp_rank": dp_rank})
-        response = httpx.post(f"{self.url}/generate", json=body, timeout=REQUEST_TIMEOUT)
-        assert response.status_code == 200, response.text
-        meta = response.json()["meta_info"]
+        rank = {} if dp_rank is None else {"routed_dp_rank": dp_rank}
+        answer = self.post(prompt, {"max_new_tokens": max_new_tokens}, return_logprob=True, **rank)
+        meta = answer["meta_info"]
         pairs = [(token, logprob) for logprob, token, *_ in meta["output_token_logprobs"]]
         tokens, logprobs = map(list, zip(*pairs, strict=True))
-        assert response.json()["output_ids"] == tokens
+        assert answer["output_ids"] == tokens
         assert len(tokens) == max_new_tokens
         return Generation(tokens, logprobs, meta["cached_tokens"])
+
+    def post(self, prompt: Sequence[int], sampling: dict[str, Any], **more: Any) -> Any:
+        """The server's answer to a request that is greedy and goes on, if ``sampling`` does not say otherwise."""
+        response = httpx.post(f"{self.url}/generate", json=_body(prompt, sampling) | more, timeout=REQUEST_TIMEOUT)
+        assert response.status_code == 200, response.text
+        return response.json()
 
     def generate_together(
         self, prompts: Sequence[Sequence[int]], max_new_tokens: int, dp_ranks: Sequence[int] | None = None
@@ -47,7 +53,7 @@ class NativeClient:
 
     def disconnect_after(self, prompt: Sequence[int], max_new_tokens: int, events: int) -> int:
         """Stream a request and close the connection after `events` events; the number of events read."""
-        body = _body(prompt, max_new_tokens) | {"stream": True}
+        body = _body(prompt, {"max_new_tokens": max_new_tokens}) | {"return_logprob": True, "stream": True}
         seen = 0
         with httpx.stream("POST", f"{self.url}/generate", json=body, timeout=REQUEST_TIMEOUT) as response:
             assert response.status_code == 200
@@ -77,6 +83,5 @@ class NativeClient:
         assert response.status_code == 200, response.text
 
 
-def _body(prompt: Sequence[int], max_new_tokens: int) -> dict[str, object]:
-    sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": max_new_tokens}
-    return {"input_ids": list(prompt), "sampling_params": sampling, "return_logprob": True}
+def _body(prompt: Sequence[int], sampling: dict[str, Any]) -> dict[str, Any]:
+    return {"input_ids": list(prompt), "sampling_params": {"temperature": 0, "ignore_eos": True} | sampling}

@@ -1,12 +1,10 @@
-"""An SGLang plugin for tests: the lossless mode's drafts are replaced by random tokens, and so is what they wrote."""
+"""An SGLang plugin for tests: the lossless mode's drafts are replaced by random tokens."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-
-DRAFT = "lim_sglang.speculative.drafter.LimDrafter.draft"
 
 
 def register() -> None:

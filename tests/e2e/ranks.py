@@ -12,10 +12,8 @@ from typing import Any
 
 import httpx
 
-from bench.speed.host_timer import add_metadata
-
 from . import dp_attention_on_cpu, record_sets
-from .conftest import running, start_server
+from .conftest import plugins, running, start_server
 from .native_client import NativeClient
 
 
@@ -26,12 +24,9 @@ def ranked_server(
     """A server of ``ranks`` processes that serve lim; ``record_sets.read`` finds its sets in ``folder / "sets"``."""
     sets = folder / "sets"
     sets.mkdir(parents=True)
-    path = [str(add_metadata(folder, "lim-test-record-sets", record_sets.__name__)), str(Path(__file__).parents[2])]
-    if "--enable-dp-attention" in options and dp_attention_on_cpu.is_missing():
-        add_metadata(folder, "lim-test-dp-attention-on-cpu", dp_attention_on_cpu.__name__)
-    env = {
+    stand_in = "--enable-dp-attention" in options and dp_attention_on_cpu.is_missing()
+    env = plugins(folder, record_sets, *([dp_attention_on_cpu] if stand_in else [])) | {
         "SGLANG_LIM_CONFIG": json.dumps(config),
-        "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")]),
         "SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks)),
         record_sets.FOLDER: str(sets),
     }

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from bench.speed.host_timer import add_metadata
 from lim_sglang.servers.process import ServerProcess
 
 from . import random_drafts
-from .conftest import LIM_CONFIG, running, start_server
+from .conftest import LIM_CONFIG, plugins, running, start_server
 from .lossless_requests import LOSSLESS, NEW_TOKENS, counters, post, ragged_prompts
 from .native_client import NativeClient
 
@@ -32,10 +30,8 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 def misled(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Random drafts, prompts prefilled in chunks, requests put back every few steps, a short context."""
     folder = tmp_path_factory.mktemp("misled")
-    path = [str(add_metadata(folder, "lim-test-random-drafts", random_drafts.__name__)), str(Path(__file__).parents[2])]
-    env = {
+    env = plugins(folder, random_drafts) | {
         "SGLANG_LIM_CONFIG": json.dumps(LIM_CONFIG),
-        "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")]),
         "SGLANG_TEST_RETRACT": "1",
         "SGLANG_TEST_RETRACT_INTERVAL": "9",
     }

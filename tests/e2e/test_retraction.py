@@ -6,16 +6,14 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from lim_sglang.servers.process import ServerProcess
 
 from .conftest import LIM_CONFIG, SETTINGS, running, start_server
-from .native_client import REQUEST_TIMEOUT, NativeClient
+from .native_client import NativeClient
 from .prompts import make_prompt
 
 pytestmark = pytest.mark.e2e
@@ -40,20 +38,12 @@ def test_retracted_requests_end_as_without(
 ) -> None:
     """The prefill of a retracted request is dense, so its tokens are the same where the budget holds all of it."""
     prompts = [make_prompt(tokenizer, seed, length) for seed, length in enumerate(LENGTHS)]
+    retracting = NativeClient(retracting_server.url)
     with ThreadPoolExecutor(len(prompts)) as pool:
-        answers = list(pool.map(lambda prompt: generate(retracting_server, prompt), prompts))
+        answers = list(pool.map(lambda prompt: retracting.post(prompt, {"max_new_tokens": NEW_TOKENS}), prompts))
     assert sum(answer["meta_info"]["num_retractions"] for answer in answers) > 2
     assert [len(answer["output_ids"]) for answer in answers] == [NEW_TOKENS] * len(LENGTHS)
     plain = NativeClient(lim_server.url)
     for length, prompt, answer in zip(LENGTHS, prompts, answers, strict=True):
         if length + NEW_TOKENS <= SETTINGS.budget:
             assert answer["output_ids"] == plain.generate(prompt, NEW_TOKENS).tokens, length
-
-
-def generate(server: ServerProcess, prompt: list[int]) -> dict[str, Any]:
-    sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": NEW_TOKENS}
-    body = {"input_ids": prompt, "sampling_params": sampling}
-    response = httpx.post(f"{server.url}/generate", json=body, timeout=REQUEST_TIMEOUT)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer

@@ -49,8 +49,8 @@ def test_rounds() -> None:
         "drafted_tokens": 20,
         "accepted_tokens": 15,
     }
-    assert accepted_per_round(counters) == 3.0
-    assert accepted_per_round({}) is None
+    assert accepted_per_round(counters["lossless"]) == 3.0
+    assert accepted_per_round(metrics.add_rounds().report()) is None
 
 
 def test_prometheus_shows_the_same_totals() -> None:

@@ -99,7 +99,7 @@ def _run(args: argparse.Namespace, logs: Path) -> None:
         out.print("~ the server's token ids could not be told from its text; the text was tokenized again")
     layers = ", ".join(str(layer) for layer in after["plan"]["select_layers"])
     if args.lossless:
-        out.print(f"\n{drafts_line(rounds_since(before, after)['lossless'])}")
+        out.print(f"\n{drafts_line(rounds_since(before, after))}")
     reader = "the drafts' attention" if args.lossless else "decode attention"
     out.print(f"\nTokens read by {reader}: budget {after['config']['budget']}, select layers {layers}")
     out.print(role_table(role_rows(after["plan"], counted_since(before, after))))

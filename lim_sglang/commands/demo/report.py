@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from lim_sglang.commands.demo.chat import DemoError
-from lim_sglang.servers.state import ROLES
+from lim_sglang.servers.state import ROLES, accepted_per_round
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ def role_rows(plan: Mapping[str, Any], counted: Mapping[str, Mapping[str, int]])
 
 def drafts_line(rounds: Mapping[str, int]) -> str:
     """What became of the lossless mode's drafts."""
-    accepted, drafted, number = rounds["accepted_tokens"], rounds["drafted_tokens"], rounds["request_rounds"]
-    mean = f"{accepted / number:.2f} per round" if number else "no round"
-    return f"Drafts by lim, verified by dense attention: {accepted:,} of {drafted:,} accepted, {mean}"
+    accepted, drafted, mean = rounds["accepted_tokens"], rounds["drafted_tokens"], accepted_per_round(rounds)
+    per_round = "no round" if mean is None else f"{mean:.2f} per round"
+    return f"Drafts by lim, verified by dense attention: {accepted:,} of {drafted:,} accepted, {per_round}"
 
 
 def turn_table(turns: Sequence[Turn], agreed: Sequence[int]) -> Table:
