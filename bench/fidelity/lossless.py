@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import random
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,7 @@ from transformers import AutoTokenizer
 
 from bench.fidelity.texts import TEXTS, encode
 from bench.timing import about
+from lim_sglang.commands.common import positive
 from lim_sglang.errors import exit_with
 from lim_sglang.servers.embedded_model import ensure_model
 from lim_sglang.servers.local import DENSE, LOSSLESS, Size, launched
@@ -93,8 +95,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     settings, shown = [*map(setting, SETTINGS)], " ".join(SETTINGS)
     parser.add_argument("--settings", type=setting, nargs="+", default=settings, help=f"budget x drafts ({shown})")
-    parser.add_argument("--prompts", type=int, default=24, help="of five kinds of text (24)")
-    parser.add_argument("--tokens", type=int, default=128, help="generated per answer (128)")
+    parser.add_argument("--prompts", type=positive, default=24, help="of five kinds of text (24)")
+    parser.add_argument("--tokens", type=positive, default=128, help="generated per answer (128)")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of lossless.csv and .json (runs)")
     return parser.parse_args()
 
@@ -102,8 +104,8 @@ def parse() -> argparse.Namespace:
 def setting(text: str) -> tuple[int, int]:
     """``256x6``: a budget, and the drafts of a round."""
     try:
-        budget, drafts = map(int, text.split("x"))
-    except ValueError as error:
+        budget, drafts = map(positive, text.split("x"))
+    except (ValueError, argparse.ArgumentTypeError) as error:
         raise argparse.ArgumentTypeError(f"{text}: expected a budget and drafts, for example 256x6") from error
     return budget, drafts
 
@@ -112,11 +114,11 @@ def make_prompts(count: int) -> tuple[list[Prompt], list[int]]:
     """Prompts of ragged lengths, each from another place of its text, and the tokens of the second turn's question."""
     tokenizer = AutoTokenizer.from_pretrained(ensure_model())
     texts = {name: encode(tokenizer, text()) for name, text in TEXTS.items()}
-    names = list(texts)
+    names, lengths = list(texts), [SHORTEST + (LONGEST - SHORTEST) * n // max(1, count - 1) for n in range(count)]
+    random.Random(0).shuffle(lengths)
     prompts = []
-    for number in range(count):
+    for number, length in enumerate(lengths):
         name = names[number % len(names)]
-        length = SHORTEST + (LONGEST - SHORTEST) * (number * 7 % count) // max(1, count - 1)
         start = number * 997 % max(1, len(texts[name]) - length)
         prompts.append(Prompt(name, texts[name][start : start + length]))
     return prompts, encode(tokenizer, QUESTION)

@@ -30,16 +30,17 @@ def test_answers_of_other_lengths_are_no_comparison() -> None:
 
 def test_settings() -> None:
     assert setting("128x3") == (128, 3)
-    for wrong in ("128", "128x", "axb", "1x2x3"):
+    for wrong in ("128", "128x", "axb", "1x2x3", "0x3", "128x-1"):
         with pytest.raises(argparse.ArgumentTypeError, match="for example 256x6"):
             setting(wrong)
 
 
-def test_prompts_are_ragged_and_of_every_kind() -> None:
-    prompts, question = make_prompts(3 * BATCH)
+@pytest.mark.parametrize("count", [14, 3 * BATCH])
+def test_prompts_are_ragged_and_of_every_kind(count: int) -> None:
+    prompts, question = make_prompts(count)
     lengths = sorted(len(prompt.tokens) for prompt in prompts)
     assert (lengths[0], lengths[-1]) == (SHORTEST, LONGEST)
-    assert len(set(lengths)) > 2 * BATCH
+    assert len(set(lengths)) == count
     assert len({prompt.text for prompt in prompts}) == 5
     assert len({tuple(prompt.tokens[:50]) for prompt in prompts}) == len(prompts)
     assert question
