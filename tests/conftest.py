@@ -12,6 +12,7 @@ if not torch.cuda.is_available():
     import triton.experimental.gluon  # noqa: F401  (it takes over functions that must be interpreted as well)
 
     import lim_kernels.decode.kernel
+    import lim_kernels.decode.slots
     import lim_kernels.select.exchange
     import lim_kernels.select.full_ranking
     import lim_kernels.select.shortlist  # noqa: F401

@@ -21,11 +21,19 @@ def build(runner: Any) -> Any:
     Raises:
         See ``build_sparse``.
     """
-    if lossless.is_asked_for(runner.server_args):
-        from lim_sglang.attention.verify_torch_native import VerifyTorchNativeBackend
+    return build_dense(runner) if lossless.is_asked_for(runner.server_args) else build_sparse(runner)
 
-        return VerifyTorchNativeBackend(runner)
-    return build_sparse(runner)
+
+def build_dense(runner: Any) -> Any:
+    """The backend of the lossless mode's verifications and of all else that is dense in it."""
+    if str(runner.device).startswith("cuda"):
+        from lim_sglang.attention.verify_flashinfer import VerifyFlashInferBackend
+
+        width = compat.effective_args(runner.server_args).speculative_num_draft_tokens
+        return VerifyFlashInferBackend(runner, width)
+    from lim_sglang.attention.verify_torch_native import VerifyTorchNativeBackend
+
+    return VerifyTorchNativeBackend(runner)
 
 
 def build_sparse(runner: Any) -> Any:

@@ -54,14 +54,7 @@ class LimFlashInferBackend(FlashInferAttnBackend):
         self.plan = plan
         self.split = config.split
         self.metrics = metrics
-        updater = self.indices_updater_decode
-        shape = AttentionShape(
-            updater.num_qo_heads,
-            updater.num_kv_heads,
-            updater.head_dim,
-            updater.q_data_type,
-            updater.data_type,
-        )
+        shape = AttentionShape.of_updater(self.indices_updater_decode)
         check_heads(shape.heads, self.kv_last_page_len.device, (LaunchConfig().attend, SPARSE_LAUNCH))
         self.buffers = self._make_buffers(shape, shard)
         self.sparse = SparseWrappers(self.buffers, self.workspace_buffer, config.budget, shape)

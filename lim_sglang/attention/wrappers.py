@@ -35,6 +35,12 @@ class AttentionShape:
     q_dtype: torch.dtype
     kv_dtype: torch.dtype
 
+    @classmethod
+    def of_updater(cls, updater: Any) -> AttentionShape:
+        """What SGLang's ``FlashInferIndicesUpdaterDecode`` plans with."""
+        heads = updater.num_qo_heads, updater.num_kv_heads
+        return cls(*heads, updater.head_dim, updater.q_data_type, updater.data_type)
+
     @property
     def heads(self) -> HeadShape:
         """What launches of attention size their tiles by."""
@@ -116,7 +122,7 @@ class SelectWrapper:
         index = SlotIndex(
             dense._paged_kv_indptr_buf, dense._paged_kv_indices_buf, buffers.sparse_indptr, buffers.sparse_indices
         )
-        cache = _scaled(kv_cache, **scales)
+        cache = scaled(kv_cache, **scales)
         return SelectLayer(
             q,
             cache,
@@ -146,17 +152,18 @@ class SplitKVWrapper:
         buffers = self.buffers
         out = buffers.out[: len(q)]
         requests = Requests(buffers.sparse_indptr, buffers.sparse_indices, 0, len(q))
-        attend(q, _scaled(kv_cache, **scales), requests, out, buffers.attend, SPARSE_LAUNCH)
+        attend(q, scaled(kv_cache, **scales), requests, out, buffers.attend, SPARSE_LAUNCH)
         return out
 
 
-def _scaled(
+def scaled(
     kv_cache: tuple[Tensor, Tensor],
     sm_scale: float,
     logits_soft_cap: float | None = None,
     k_scale: float | None = None,
     v_scale: float | None = None,
 ) -> KVCache:
+    """A layer's cache with the scales that SGLang gives to FlashInfer's wrappers."""
     k_scale, v_scale = (1.0 if scale is None else scale for scale in (k_scale, v_scale))
     return KVCache(*kv_cache, sm_scale * k_scale, v_scale, logits_soft_cap or 0.0)
 

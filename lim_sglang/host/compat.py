@@ -309,6 +309,20 @@ def no_draft_worker() -> Any:
     return SimpleNamespace(draft_runner=SimpleNamespace(token_to_kv_pool=None), draft_runners=[])
 
 
+def withdraw_read_done(runner: Any) -> None:
+    """Take back that the running step no longer reads what SGLang's scheduler writes: it waits for the step's end."""
+    for name in ("war_fastpath_read_done_event", "shared_read_done_event"):
+        if hasattr(runner, name):
+            setattr(runner, name, None)
+
+
+def agreed(value: Any) -> Any:
+    """What the first of the ranks that run the same steps says; every one of them calls this."""
+    from sglang.srt.distributed import get_tp_group, model_parallel_is_initialized
+
+    return get_tp_group().broadcast_object(value) if model_parallel_is_initialized() else value
+
+
 def add_logprobs(batch: Any, logits_output: Any, tokens: Any, width: int) -> None:
     """Put the log-probabilities of a verification's tokens into ``logits_output``.
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from lim_sglang.host import compat
-from lim_sglang.host.support import BACKEND, LOSSLESS, Refusal, flag, on_device
+from lim_sglang.host.support import BACKEND, LOSSLESS, Refusal, flag
 
 DEFAULT_WIDTH = 7
 """Tokens of a verification unless ``--speculative-num-draft-tokens`` says so: six drafts and the token before them."""
 WIDTHS = range(2, 17)
+ENV_DRAFTS = "SGLANG_LIM_DRAFTS"
+"""``auto``: as many drafts as pay by measured costs and acceptance, on a GPU; ``always``: as many as there may be."""
+
+
+def drafts_as_it_pays() -> bool:
+    """Whether the environment leaves the number of drafts to the measured costs."""
+    return os.environ.get(ENV_DRAFTS, "auto") != "always"
 
 
 def is_asked_for(args: Any) -> bool:
@@ -64,12 +72,6 @@ REFUSALS: tuple[Refusal, ...] = (
         _backends,
         f"{BACKEND} drafts, and dense attention of the same backend verifies",
         f"add --attention-backend {BACKEND}, for prefill and decode",
-    ),
-    Refusal(
-        "the lossless mode on a GPU",
-        on_device("cuda", lambda _args, _model: f"--speculative-algorithm {LOSSLESS}"),
-        "it runs on a CPU so far",
-        "leave out --speculative-algorithm, or use --device cpu",
     ),
     Refusal(
         "widths of a verification below 2 and above 16",

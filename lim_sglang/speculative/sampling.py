@@ -78,25 +78,40 @@ def distribution(logits: Tensor, rule: SamplingRule) -> Tensor:
     return torch.zeros_like(probs).scatter_(-1, tokens, ordered)
 
 
-def draw(probs: Tensor) -> Tensor:
-    """[B, V] weights to [B] tokens, by torch's generator of the device."""
-    return torch.multinomial(probs, 1)[:, 0]
+def uniform(like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Numbers in [0, 1) of the shape and dtype of ``like``."""
+    return torch.empty_like(like).uniform_(generator=generator)
 
 
-def verify(logits: Tensor, drafts: Drafts | None, rule: SamplingRule, limits: Tensor) -> Verdict:
+def draw(weights: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """[B, V] weights to [B] tokens; ``torch.multinomial`` would wait for the device to check them.
+
+    Of exponential clocks, each as fast as its token's weight, the first to ring.
+    """
+    return (weights / torch.empty_like(weights).exponential_(generator=generator)).argmax(-1)
+
+
+def verify(
+    logits: Tensor,
+    drafts: Drafts | None,
+    rule: SamplingRule,
+    limits: Tensor,
+    generator: torch.Generator | None = None,
+) -> Verdict:
     """The output of a round.
 
     Args:
         logits: [B, k + 1, V] of dense attention, row ``t`` after ``t`` drafts; without drafts [B, 1, V].
         drafts: None where nothing was drafted.
         limits: [B] int64, the most drafts that a request may accept.
+        generator: of all draws; None for the device's own.
     """
     if drafts is None:
-        first = logits[:, 0].argmax(-1) if rule.is_greedy else draw(distribution(logits, rule)[:, 0])
+        first = logits[:, 0].argmax(-1) if rule.is_greedy else draw(distribution(logits, rule)[:, 0], generator)
         return Verdict(first[:, None], limits)
     if drafts.proposals is None:
         return verify_greedy(logits, drafts.tokens, limits)
-    return verify_sampled(distribution(logits, rule), drafts.tokens, drafts.proposals, limits)
+    return verify_sampled(distribution(logits, rule), drafts.tokens, drafts.proposals, limits, generator)
 
 
 def verify_greedy(logits: Tensor, drafts: Tensor, limits: Tensor) -> Verdict:
@@ -105,7 +120,9 @@ def verify_greedy(logits: Tensor, drafts: Tensor, limits: Tensor) -> Verdict:
     return Verdict(best, _run_length(drafts == best[:, :-1], limits))
 
 
-def verify_sampled(target: Tensor, drafts: Tensor, proposals: Tensor, limits: Tensor) -> Verdict:
+def verify_sampled(
+    target: Tensor, drafts: Tensor, proposals: Tensor, limits: Tensor, generator: torch.Generator | None = None
+) -> Verdict:
     """Accept or reject drafts so that the output's distribution is the target's.
 
     Args:
@@ -117,12 +134,12 @@ def verify_sampled(target: Tensor, drafts: Tensor, proposals: Tensor, limits: Te
     batch, steps = drafts.shape
     at_draft = drafts[:, :, None]
     likely, proposed = target[:, :-1].gather(2, at_draft)[..., 0], proposals.gather(2, at_draft)[..., 0]
-    accepted = _run_length(torch.rand_like(likely) * proposed < likely, limits)
+    accepted = _run_length(uniform(likely, generator) * proposed < likely, limits)
     requests = torch.arange(batch, device=drafts.device)
     weights = target[requests, accepted]  # [B, V]
     rest = (weights - proposals[requests, accepted.clamp(max=steps - 1)]).clamp(min=0)
     rejected = (accepted < limits) & (rest.sum(-1) > 0)  # the rest vanishes only where rounding alone rejected
-    last = draw(torch.where(rejected[:, None], rest, weights))
+    last = draw(torch.where(rejected[:, None], rest, weights), generator)
     tokens = torch.cat([drafts, drafts[:, -1:]], 1).scatter_(1, accepted[:, None], last[:, None])
     return Verdict(tokens, accepted)
 

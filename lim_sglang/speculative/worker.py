@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,11 @@ from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from torch import Tensor
 
-from lim_sglang.host import compat
+from lim_sglang.host import compat, lossless
+from lim_sglang.speculative.calibration import measure_costs
 from lim_sglang.speculative.drafter import LimDrafter
+from lim_sglang.speculative.passes import DecodePass
+from lim_sglang.speculative.policy import DraftPolicy
 from lim_sglang.speculative.requests import may_draft
 from lim_sglang.speculative.round_input import RoundInput
 from lim_sglang.speculative.sampling import Drafts, SamplingRule, Verdict, verify
@@ -28,12 +32,18 @@ class LimSpecWorker(BaseSpecWorker):
         super().__init__()
         self.server_args = server_args
         self._target_worker = target_worker
-        self.width = int(compat.effective_args(server_args).speculative_num_draft_tokens)
+        args = compat.effective_args(server_args)
+        self.width = int(args.speculative_num_draft_tokens)
         self.speculative_num_draft_tokens = self.width
         self.speculative_num_steps = self.width - 1
         self.adaptive_controller = None
         self.runner = target_worker.model_runner
+        # Ranks that share the heads draw alike: same seed, same draws, same order.
+        self.generator = torch.Generator(self.runner.device).manual_seed(args.random_seed)
+        self.plain: DecodePass
         self.drafter: LimDrafter
+        self.policy: DraftPolicy
+        self._unresolved: deque[tuple[int, list[bool]]] = deque()  # drafts of the rounds whose outcome is on its way
 
     # What SGLang's start asks for
 
@@ -53,11 +63,17 @@ class LimSpecWorker(BaseSpecWorker):
         from lim_sglang.attention import build_sparse
 
         attention = build_sparse(self.runner)
-        self.drafter = LimDrafter(self.runner, attention, self.width - 1)
+        self.plain = DecodePass(self.runner, self.runner.attn_backend)
+        self.drafter = LimDrafter(DecodePass(self.runner, attention), self.generator)
+        self.policy = DraftPolicy(self.width - 1, attention.split.budget)
         self.metrics = attention.metrics.add_rounds()
 
     def init_cuda_graphs(self) -> None:
-        """None are captured yet."""
+        """The runner has captured verifications; here come steps without drafts, and the drafts'."""
+        self.plain = self.plain.captured()
+        self.drafter.steps = self.drafter.steps.captured()
+        if self.runner.device != "cpu" and lossless.drafts_as_it_pays():
+            self.policy.costs = measure_costs(self.plain, self.drafter.steps, self.width)
 
     def update_weights_from_disk(self, recv_req: Any) -> tuple[bool, str]:
         return True, "The drafts have no weights of their own."
@@ -69,7 +85,7 @@ class LimSpecWorker(BaseSpecWorker):
 
     @property
     def spec_v2_attn_backends(self) -> tuple[Any, ...]:
-        return (self.runner.attn_backend, self.drafter.attention)
+        return (self.runner.attn_backend, self.drafter.steps.attention)
 
     # Steps
 
@@ -77,10 +93,16 @@ class LimSpecWorker(BaseSpecWorker):
         if not batch.forward_mode.is_decode():
             return self._extend(batch, on_publish)
         drafting = [may_draft(req) for req in batch.reqs]
-        return self._round(batch, drafting, on_publish) if any(drafting) else self._plain_step(batch, on_publish)
+        drafts = self.policy.drafts(batch.seq_lens_cpu.tolist(), drafting)
+        self._unresolved.append((drafts, drafting))
+        return self._round(batch, drafting, drafts, on_publish) if drafts else self._plain_step(batch, on_publish)
 
     def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
-        self.metrics.observe_accepted(sum(num_correct_drafts_per_req))
+        """SGLang tells the outcome of every step, in order, once the host has it."""
+        drafts, drafting = self._unresolved.popleft()
+        accepted = [n for n, drafted in zip(num_correct_drafts_per_req, drafting, strict=True) if drafted]
+        self.metrics.observe_accepted(sum(accepted))
+        self.policy.observe(accepted, drafts)
 
     def _extend(self, batch: Any, on_publish: Publish) -> GenerationBatchResult:
         """Prefill, as without drafts."""
@@ -92,36 +114,44 @@ class LimSpecWorker(BaseSpecWorker):
         return self._complete(result, Verdict(result.next_token_ids.long()[:, None], accepted), lengths, self.width)
 
     def _plain_step(self, batch: Any, on_publish: Publish) -> GenerationBatchResult:
-        """One token per request by dense attention, where no request may draft."""
+        """One token per request by dense attention; the lengths are known before, and the scheduler may go on."""
+        lengths = batch.seq_lens + 1
+        if on_publish is not None:
+            on_publish(lengths)
         step = decode_step(batch, batch.spec_info.bonus_tokens, slots_ahead(batch, 1)[:, 0])
         self.metrics.observe_plain_step()
-        result = self.target_worker.forward_batch_generation(step, is_verify=True)
-        return self._accept(result, batch, None, [False] * len(batch.reqs), on_publish)
+        with self.plain.bound():
+            result = self.target_worker.forward_batch_generation(step, is_verify=True)
+        verdict = self._judge(result.logits_output, batch, None, torch.zeros_like(lengths))
+        return self._complete(result, verdict, lengths, 1)
 
-    def _round(self, batch: Any, drafting: list[bool], on_publish: Publish) -> GenerationBatchResult:
+    def _round(self, batch: Any, drafting: list[bool], num_drafts: int, on_publish: Publish) -> GenerationBatchResult:
         """Draft, then verify all drafts in one pass, which writes K and V of all its tokens anew."""
         bonus, slots = batch.spec_info.bonus_tokens, slots_ahead(batch, self.width)
-        drafts = self.drafter.draft(batch, bonus, slots, sampling_rule(batch.sampling_info))
-        step = verify_step(batch, torch.cat([bonus[:, None], drafts.tokens], 1), slots)
-        self.metrics.observe_round(sum(drafting), self.width - 1)
-        result = self.target_worker.forward_batch_generation(step, is_verify=True)
-        return self._accept(result, batch, drafts, drafting, on_publish)
-
-    def _accept(
-        self, result: Any, batch: Any, drafts: Drafts | None, drafting: list[bool], on_publish: Publish
-    ) -> GenerationBatchResult:
-        output, info = result.logits_output, batch.sampling_info
-        logits = output.next_token_logits.unflatten(0, (len(drafting), -1))
-        self._adjust(logits, info)
-        width = logits.shape[1]
-        limits = torch.tensor(drafting, device=logits.device).long() * (width - 1)
-        verdict = verify(logits, drafts, sampling_rule(info), limits)
+        rule = sampling_rule(batch.sampling_info)
+        drafts = self.drafter.draft(batch, bonus, slots, rule, num_drafts)
+        padding = bonus[:, None].expand(-1, self.width - num_drafts)  # of the passes' one width, in front of nothing
+        tokens = torch.cat([bonus[:, None], drafts.tokens, padding[:, 1:]], 1)
+        self.metrics.observe_round(sum(drafting), num_drafts)
+        result = self.target_worker.forward_batch_generation(verify_step(batch, tokens, slots), is_verify=True)
+        verdict = self._judge(result.logits_output, batch, drafts, limits_of(drafting, num_drafts, bonus.device))
         lengths = batch.seq_lens + verdict.accepted + 1
         if on_publish is not None:
             on_publish(lengths)
+        # The drafts' steps have told the scheduler that the table of slots is read; the verification reads it, too.
+        compat.withdraw_read_done(self.runner)
+        return self._complete(result, verdict, lengths, num_drafts + 1)
+
+    def _judge(self, output: Any, batch: Any, drafts: Drafts | None, limits: Tensor) -> Verdict:
+        """The tokens of a step from its logits [B * width, V], the rows behind the drafts left out."""
+        info, width = batch.sampling_info, 1 if drafts is None else drafts.tokens.shape[1] + 1
+        logits = output.next_token_logits.unflatten(0, (len(limits), -1))[:, :width]
+        self._adjust(logits, info)
+        verdict = verify(logits, drafts, sampling_rule(info), limits, self.generator)
         if batch.return_logprob:
+            output.next_token_logits = logits.flatten(0, 1)
             compat.add_logprobs(batch, output, verdict.tokens.flatten(), width)
-        return self._complete(result, verdict, lengths, width)
+        return verdict
 
     def _adjust(self, logits: Tensor, info: Any) -> None:
         """Do to [B, T, V] logits, in place, all that SGLang does to them before it samples.
@@ -144,6 +174,14 @@ class LimSpecWorker(BaseSpecWorker):
         result.next_draft_input = RoundInput(self.width, bonus_tokens=verdict.last)
         result.speculative_num_draft_tokens = width
         return result
+
+
+def limits_of(drafting: list[bool], num_drafts: int, device: torch.device) -> Tensor:
+    """[B] int64 the most drafts that each request may accept; the host does not wait for the copy."""
+    if all(drafting):
+        return torch.full((len(drafting),), num_drafts, device=device)
+    limits = torch.tensor([may * num_drafts for may in drafting], pin_memory=device.type == "cuda")
+    return limits.to(device, non_blocking=True)
 
 
 def sampling_rule(info: Any) -> SamplingRule:

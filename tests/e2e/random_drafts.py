@@ -13,8 +13,8 @@ def register() -> None:
 
     original = drafter.LimDrafter.draft
 
-    def draft(self: Any, batch: Any, bonus: Any, slots: Any, rule: Any) -> Any:
-        drafts = original(self, batch, bonus, slots, rule)
+    def draft(self: Any, batch: Any, bonus: Any, slots: Any, rule: Any, num_drafts: int) -> Any:
+        drafts = original(self, batch, bonus, slots, rule, num_drafts)
         tokens = torch.randint_like(drafts.tokens, 1000, 40_000)
         proposals = None
         if drafts.proposals is not None:

@@ -33,6 +33,7 @@ from lim_kernels.card import Card  # noqa: E402
 from lim_kernels.decode import launch  # noqa: E402
 from lim_kernels.decode.config import AttendConfig, HeadShape, fitted, verify_config  # noqa: E402
 from lim_kernels.decode.launch import AttendWorkspace, KVCache, Requests, attend  # noqa: E402
+from lim_kernels.decode.slots import write_slots  # noqa: E402
 from lim_kernels.select import split_budget  # noqa: E402
 from lim_kernels.select.launch import (  # noqa: E402
     LaunchConfig,
@@ -220,6 +221,9 @@ class Target:
             for batch in (1, 4096):
                 self.variant = f"batch of {batch}"
                 write_sparse_indptr(*(torch.zeros(batch + 1, dtype=torch.int32) for _ in range(2)), batch, 2048)
+                requests = torch.zeros(batch, dtype=torch.int64)
+                table, ends = torch.zeros(batch, 64, dtype=torch.int32), torch.zeros(batch + 1, dtype=torch.int32)
+                write_slots(table, requests, requests, 7, ends, ends)
         finally:
             JITFunction.run = compile_only
         return self.records

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -76,12 +75,6 @@ def test_without_lim_as_attention_backend_it_is_one_line(tmp_path: Path, capsys:
 def test_an_engine_is_told_likewise(launch: Launch) -> None:
     with pytest.raises(UnsupportedError, match="add --attention-backend lim"):
         check_launch(launch(attention_backend="torch_native", speculative_algorithm="LIM"))
-
-
-def test_a_gpu_is_refused_so_far() -> None:
-    [entry] = [entry for entry in lossless.REFUSALS if "GPU" in entry.feature]
-    assert entry.found(SimpleNamespace(device="cuda"), None) == "--speculative-algorithm LIM"
-    assert entry.found(SimpleNamespace(device="cpu"), None) == ""
 
 
 def resolved(server_args: Any) -> tuple[Any, ...]:

@@ -43,12 +43,12 @@ def test_the_output_is_the_targets_by_enumeration(monkeypatch: pytest.MonkeyPatc
     u = torch.tensor([grid for _, grid in cases], dtype=torch.float64).add(0.5) / GRID
     weights: list[Tensor] = []
 
-    def draw(probs: Tensor) -> Tensor:
+    def draw(probs: Tensor, _generator: None) -> Tensor:
         weights.append(probs / probs.sum(-1, keepdim=True))
         return torch.zeros(len(probs), dtype=torch.int64)
 
     monkeypatch.setattr(sampling, "draw", draw)
-    monkeypatch.setattr(torch, "rand_like", lambda like: u.to(like.dtype))
+    monkeypatch.setattr(sampling, "uniform", lambda like, _generator: u.to(like.dtype))
     verdict = verify_sampled(
         torch.stack([torch.stack([target[path[:n]] for n in range(DRAFTS + 1)]) for path, _ in cases]),
         torch.tensor([path for path, _ in cases]),

@@ -1,0 +1,194 @@
+"""The lossless mode on a GPU, real weights in bfloat16: dense attention's log-probabilities up to rounding.
+
+A verification's matrix products have other shapes than a decode step's, so near-ties may fall otherwise, as they do
+between dense batches of two sizes. Tokens are compared up to the first near-tie, log-probabilities up to there.
+"""
+
+# ruff: noqa: F811  (tests name the imported fixtures)
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .test_cuda_engine import BUDGET, LENGTHS, NEW_TOKENS, Answer, assert_same, engine, generate
+from .test_cuda_engine import model, prompts  # noqa: F401  (fixtures)
+    BUDGET,
+    LENGTHS,
+    NEW_TOKENS,
+    Answer,
+    assert_same,
+    engine,
+    generate,
+    model,
+    prompts,
+)
+
+pytestmark = [pytest.mark.gpu, pytest.mark.e2e]
+
+DRAFTS = 4
+DRAFTING = [index for index, length in enumerate(LENGTHS) if length > BUDGET]
+
+
+@contextmanager
+def lossless_engine(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, always: bool = True, **options: Any
+) -> Iterator[Any]:
+    """One that drafts in every round, or only where it pays."""
+    monkeypatch.setenv("SGLANG_LIM_DRAFTS", "always" if always else "auto")
+    settings = {"speculative_algorithm": "LIM", "speculative_num_draft_tokens": DRAFTS + 1}
+    with engine(folder, "lim", **(settings | options)) as running:
+        yield running
+
+
+def counters(running: Any) -> dict[str, int]:
+    found: dict[str, int] = running.get_server_info()["internal_states"][0]["lim"]["counters"]["lossless"]
+    return found
+
+
+def second_turns(first: Sequence[list[int]], answers: Sequence[Answer]) -> list[list[int]]:
+    """Each prompt, its answer, and some tokens more."""
+    return [[*prompt, *answer.tokens, *prompt[:11]] for prompt, answer in zip(first, answers, strict=True)]
+
+
+def differences(ours: Answer, theirs: Answer) -> list[float]:
+    """Of the log-probabilities of the tokens before the first that differs, and of that place."""
+    same = [one == other for one, other in zip(ours.tokens, theirs.tokens, strict=True)]
+    equal = same.index(False) if False in same else len(same)
+    pairs = zip(ours.logprobs[:equal], theirs.logprobs[:equal], strict=True)
+    return [abs(one - other) for one, other in pairs]
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+@pytest.fixture(scope="module")
+def dense(model: Path, prompts: list[list[int]]) -> dict[str, list[Answer]]:
+    """Dense attention's answers, in a batch and one by one, and a second turn that finds the first in the cache."""
+    with engine(model, "flashinfer") as running:
+        batch = generate(running, prompts)
+        second = generate(running, second_turns(prompts, batch))
+        running.flush_cache()
+        alone = [generate(running, [prompt])[0] for prompt in prompts]
+    return {"batch": batch, "second": second, "alone": alone}
+
+
+@pytest.fixture(scope="module")
+def found(model: Path, prompts: list[list[int]], dense: dict[str, list[Answer]]) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as monkeypatch, lossless_engine(model, monkeypatch) as running:
+        batch = generate(running, prompts)
+        counted = counters(running)
+        second = generate(running, second_turns(prompts, dense["batch"]))
+        running.flush_cache()
+        alone = [generate(running, [prompts[index]])[0] for index in (7, 12, 15)]
+        sampled = generate_sampled(running, prompts[12])
+    return {"batch": batch, "second": second, "alone": alone, "counters": counted, "sampled": sampled}
+
+
+def generate_sampled(running: Any, prompt: list[int]) -> list[dict[str, Any]]:
+    """One request of each kind, in one batch: some draft, some do not."""
+    common = {"max_new_tokens": 24, "ignore_eos": True}
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0.8},
+        {"temperature": 1.0, "top_p": 0.9},
+        {"temperature": 0.7, "top_k": 20, "min_p": 0.05},
+        {"temperature": 0.9, "frequency_penalty": 0.5},
+        {"temperature": 0, "min_new_tokens": 4},
+    ]
+    outputs: list[dict[str, Any]] = running.generate(
+        input_ids=[prompt] * len(kinds), sampling_params=[common | kind for kind in kinds]
+    )
+    return outputs
+
+
+def test_log_probabilities_are_denses(dense: dict[str, list[Answer]], found: dict[str, Any]) -> None:
+    """As near as dense attention's are to its own in batches of another size."""
+    rounding = [d for one, other in zip(dense["alone"], dense["batch"], strict=True) for d in differences(one, other)]
+    ours = [d for one, other in zip(found["batch"], dense["batch"], strict=True) for d in differences(one, other)]
+    print(f"mean |logprob difference|: lossless {mean(ours):.4f}, dense {mean(rounding):.4f}, of {len(ours)} tokens")
+    assert len(ours) > 0.5 * len(LENGTHS) * NEW_TOKENS
+    assert mean(ours) <= 2 * mean(rounding) + 0.002
+    assert max(ours) <= 2 * max(rounding) + 0.05
+
+
+def test_tokens_are_denses_up_to_near_ties(dense: dict[str, list[Answer]], found: dict[str, Any]) -> None:
+    for ours, theirs in zip(found["batch"], dense["batch"], strict=True):
+        assert_same(ours, theirs)
+    for ours, index in zip(found["alone"], (7, 12, 15), strict=True):
+        assert_same(ours, dense["alone"][index])
+
+
+def test_generated_tokens_are_reused_as_denses(
+    prompts: list[list[int]],
+    dense: dict[str, list[Answer]],
+    found: dict[str, Any],
+) -> None:
+    for prompt, ours, theirs, first in zip(prompts, found["second"], dense["second"], found["batch"], strict=True):
+        assert_same(ours, theirs)
+        if first.tokens == theirs.tokens:
+            assert ours.cached >= len(prompt) + NEW_TOKENS - 1
+
+
+def test_drafts_were_accepted(found: dict[str, Any]) -> None:
+    counted = found["counters"]
+    assert counted["verify_steps"] > 0
+    assert counted["plain_steps"] == 0
+    assert 1 < counted["accepted_tokens"] / counted["request_rounds"] <= DRAFTS
+
+
+def test_every_kind_of_sampling_is_answered(found: dict[str, Any]) -> None:
+    assert [len(output["output_ids"]) for output in found["sampled"]] == [24] * 5
+    assert found["sampled"][3]["meta_info"]["spec_accept_length"] == 1.0, "penalties: no drafts"
+    assert found["sampled"][0]["meta_info"]["spec_accept_length"] > 1.0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"disable_overlap_schedule": True}, {"disable_cuda_graph": True, "chunked_prefill_size": 512}],
+    ids=["without overlap", "without graphs, chunked prefill"],
+)
+def test_the_same_otherwise_scheduled(
+    model: Path,
+    prompts: list[list[int]],
+    found: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, Any],
+) -> None:
+    with lossless_engine(model, monkeypatch, **options) as running:
+        for ours, theirs in zip(generate(running, prompts), found["batch"], strict=True):
+            assert_same(ours, theirs)
+
+
+def test_retracted_requests_go_on_to_the_same(
+    model: Path,
+    prompts: list[list[int]],
+    found: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SGLANG_TEST_RETRACT", "1")
+    monkeypatch.setenv("SGLANG_TEST_RETRACT_INTERVAL", "3")
+    with lossless_engine(model, monkeypatch) as running:
+        answers = generate(running, prompts)
+    assert sum(answer.retractions for answer in answers) > 3
+    for ours, theirs in zip(answers, found["batch"], strict=True):
+        assert_same(ours, theirs)
+
+
+def test_within_the_budget_nothing_is_drafted_where_it_must_pay(
+    model: Path,
+    prompts: list[list[int]],
+    dense: dict[str, list[Answer]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    within = [index for index, length in enumerate(LENGTHS) if length + NEW_TOKENS <= BUDGET]
+    with lossless_engine(model, monkeypatch, always=False) as running:
+        answers = generate(running, [prompts[index] for index in within])
+        counted = counters(running)
+    assert (counted["verify_steps"], counted["plain_steps"] > NEW_TOKENS // 2) == (0, True)
+    for ours, index in zip(answers, within, strict=True):
+        assert_same(ours, dense["batch"][index])
