@@ -22,6 +22,8 @@ from typing import Any
 CONFIGS = Path(__file__).parents[1] / "models"
 MODEL_HELP = "folder with config.json, or a name in bench/models; on a CPU the embedded model if left out"
 DENSE = {"cuda": "flashinfer", "cpu": "torch_native"}
+LIM: dict[str, dict[str, Any]] = {"lim": {}, "lossless": {"speculative_algorithm": "LIM"}}
+"""Options of the arms that are not dense attention."""
 
 
 def start_arm(module: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -76,13 +78,13 @@ def engine(args: argparse.Namespace, max_batch: int, longest: int, **more: Any) 
 
     options: dict[str, Any] = {
         "model_path": args.model,
-        "attention_backend": "lim" if args.arm == "lim" else DENSE[args.device],
+        "attention_backend": "lim" if args.arm in LIM else DENSE[args.device],
         "skip_tokenizer_init": True,
         "grammar_backend": "none",
         "sampling_backend": "pytorch",
         "random_seed": 0,
         "log_level": "warning",
-    }
+    } | LIM.get(args.arm, {})
     if args.device == "cuda":
         options |= {
             "load_format": "dummy",

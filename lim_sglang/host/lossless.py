@@ -13,11 +13,26 @@ DEFAULT_WIDTH = 7
 WIDTHS = range(2, 17)
 ENV_DRAFTS = "SGLANG_LIM_DRAFTS"
 """``auto``: as many drafts as pay by measured costs and acceptance, on a GPU; ``always``: as many as there may be."""
+ENV_REFRESH = "SGLANG_LIM_DRAFT_REFRESH"
+"""``j``: the first draft of a round and every ``j``-th after it choose sets, the others reuse them in all layers."""
+REFRESH = {"cuda": 16, "cpu": 1}
 
 
 def drafts_as_it_pays() -> bool:
     """Whether the environment leaves the number of drafts to the measured costs."""
     return os.environ.get(ENV_DRAFTS, "auto") != "always"
+
+
+def refresh_interval(device: str) -> int:
+    """Drafts from one that chooses sets to the next; 1 where every draft does."""
+    return int(os.environ.get(ENV_REFRESH) or REFRESH["cuda" if device.startswith("cuda") else "cpu"])
+
+
+def _environment(_args: Any, _model: Any) -> str:
+    drafts, refresh = os.environ.get(ENV_DRAFTS, "auto"), os.environ.get(ENV_REFRESH) or "1"
+    if drafts not in ("auto", "always"):
+        return f"{ENV_DRAFTS}={drafts}"
+    return "" if refresh.isdecimal() and int(refresh) > 0 else f"{ENV_REFRESH}={refresh}"
 
 
 def is_asked_for(args: Any) -> bool:
@@ -67,6 +82,12 @@ def _dp_attention(args: Any, _model: Any) -> str:
 
 _UNTRIED = "drafts have not been shown to leave its state alone"
 REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        "other values in its environment variables",
+        _environment,
+        f"{ENV_DRAFTS} is auto or always, {ENV_REFRESH} a number of drafts from 1 on",
+        "set it to one of these, or leave it out",
+    ),
     Refusal(
         "another attention backend",
         _backends,

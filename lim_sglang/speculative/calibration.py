@@ -18,37 +18,43 @@ from torch import Tensor
 
 from lim_sglang.host import compat
 from lim_sglang.metrics import DecodeMetrics
+from lim_sglang.speculative.drafter import LimDrafter
 from lim_sglang.speculative.passes import DecodePass
 from lim_sglang.speculative.policy import Costs, StepTime
 from lim_sglang.speculative.steps import decode_step, slots_ahead, verify_step
 
 logger = logging.getLogger(__name__)
 
-REPEATS = 3
+REPEATS, IN_A_ROW = 3, 4  # steps follow each other without a wait, as they do in a server
 ROUND_MS = 1.0  # from a round's outcome to the next round's first kernel: SGLang's scheduler, on any card
 
 
-def measure_costs(plain: DecodePass, drafting: DecodePass, width: int) -> Costs:
+def measure_costs(plain: DecodePass, drafter: LimDrafter, width: int) -> Costs:
     """Time steps of every kind at several batch sizes and two lengths each; all ranks return the first one's times.
 
     Args:
-        plain, drafting: how steps without drafts and the drafts' steps run.
+        plain: how steps without drafts run.
+        drafter: how the drafts' steps run.
         width: tokens of a verification.
     """
     began, runner = time.perf_counter(), plain.runner
-    kinds: dict[str, Callable[[Trial], None]] = {
+    reusing = drafter.reusing or drafter.selecting
+    kinds: dict[str, Callable[[Trial], None]] = {  # in this order: sets are reused that were chosen just before
         "dense": lambda trial: trial.decode(plain),
-        "draft": lambda trial: trial.decode(drafting),
+        "draft": lambda trial: trial.decode(drafter.selecting),
+        "reuse": lambda trial: trial.decode(reusing),
         "verify": Trial.verify,
     }
     batches = batch_sizes(len(runner.req_to_token_pool.req_to_token) - 1, runner.max_total_num_tokens)
     times: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     lengths = [lengths_of(runner, batch, width) for batch in batches]
-    with made_up_cache(runner, drafting.attention):
+    with made_up_cache(runner, drafter.selecting.attention):
         for batch, pair in zip(batches, lengths, strict=True):
-            for kind, run in kinds.items():
-                times[kind].append([Trial(runner, batch, length, width).milliseconds(run) for length in pair])
-    costs = {kind: line(batches, lengths, found) for kind, found in times.items()}
+            trials = [Trial(runner, batch, length, width) for length in pair]
+            found = [{kind: trial.milliseconds(run) for kind, run in kinds.items()} for trial in trials]
+            for kind in kinds:
+                times[kind].append([of_length[kind] for of_length in found])
+    costs = {kind: line(batches, lengths, of_kind) for kind, of_kind in times.items()}
     logger.info("lim: costs of steps measured in %.1f s: %s", time.perf_counter() - began, costs)
     agreed: Costs = compat.agreed(Costs(**costs, round_ms=ROUND_MS))
     return agreed
@@ -116,14 +122,15 @@ class Trial:
     width: int
 
     def milliseconds(self, run: Callable[[Trial], None]) -> float:
-        """The median of some runs, host and device together."""
+        """Of a step, the median of some rows of steps, host and device together."""
         times = []
         for _ in range(REPEATS + 1):
             torch.cuda.synchronize()
             began = time.perf_counter()
-            run(self)
+            for _ in range(IN_A_ROW):
+                run(self)
             torch.cuda.synchronize()
-            times.append((time.perf_counter() - began) * 1e3)
+            times.append((time.perf_counter() - began) * 1e3 / IN_A_ROW)
         return median(times[1:])
 
     def decode(self, steps: DecodePass) -> None:

@@ -1,0 +1,56 @@
+"""An SGLang plugin: the lossless mode accepts as many drafts as it is told, whatever the model says.
+
+Dummy weights accept next to nothing by themselves. ``lossless_arm`` installs this for the engine it starts and writes
+the share of drafts to accept, given that those before were, into the file that ``LIM_BENCH_ACCEPTANCE`` names (while
+that is empty, the model decides). All
+requests of a batch accept alike, so that they end together. Everything else runs as it does otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.speed.host_timer import add_metadata
+
+FILE = "LIM_BENCH_ACCEPTANCE"
+OWNER = "lim_sglang.speculative.sampling.verify"
+_draw = random.Random(0)  # the same numbers on all ranks
+
+
+def register() -> None:
+    """Replace the verdict where SGLang's worker asks for it; SGLang calls this in every process."""
+    from lim_sglang.speculative import worker
+
+    worker.verify = imposed(worker.verify)
+
+
+def imposed(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``sampling.verify`` with another number of accepted drafts."""
+
+    def verify(logits: Any, drafts: Any, *more: Any) -> Any:
+        verdict = original(logits, drafts, *more)
+        share = Path(os.environ[FILE]).read_text()
+        if drafts is not None and share:
+            verdict.accepted.fill_(run_length(float(share), drafts.tokens.shape[1]))
+        return verdict
+
+    return verify
+
+
+def run_length(share: float, drafts: int) -> int:
+    """How many of the drafts come before the first that is not accepted."""
+    return next((number for number in range(drafts) if _draw.random() >= share), drafts)
+
+
+def install(folder: Path) -> Path:
+    """Make this plugin known to engines that this process starts; the file that says which share to accept."""
+    file = folder / "share"
+    file.touch()
+    os.environ[FILE] = str(file)
+    sys.path[:0] = [str(add_metadata(folder, "lim-bench-imposed-acceptance", __name__)), str(Path(__file__).parents[2])]
+    return file
