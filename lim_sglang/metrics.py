@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lim_sglang.config import LimConfig
@@ -40,19 +40,13 @@ class DecodeMetrics:
 
         A request that decodes holds at least two tokens; rows of one token pad a captured batch and do not count.
         """
-        self._observe(seq_lens, {role: self.plan.count(role) for role in LayerRole})
-
-    def observe_reuse(self, seq_lens: Sequence[int]) -> None:
-        """Count a decode step all of whose layers attend to the sets of an earlier one."""
-        self._observe(seq_lens, {LayerRole.SPARSE: sum(self.plan.count(role) for role in LayerRole)})
-
-    def _observe(self, seq_lens: Sequence[int], layers_of: Mapping[LayerRole, int]) -> None:
         seq_lens = [n for n in seq_lens if n > 1]
         full = sum(seq_lens)
         kept = sum(min(n, self.config.budget) for n in seq_lens)
         self.decode_steps += 1
         self.decode_rows += len(seq_lens)
-        for role, layers in layers_of.items():
+        for role in LayerRole:
+            layers = self.plan.count(role)
             attended = layers * (kept if role is LayerRole.SPARSE else full)
             self.attended[role] += attended
             self.context[role] += layers * full

@@ -88,7 +88,7 @@ def main() -> None:
     except ServerError as error:
         exit_with(str(error))
     if any(row.equal < row.tokens for row in rows):
-        sys.exit("lossless: error: not dense attention's tokens; see lossless.csv")
+        sys.exit("lossless: error: not dense attention's tokens; see lossless_tokens.csv")
 
 
 def parse() -> argparse.Namespace:
@@ -97,7 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--settings", type=setting, nargs="+", default=settings, help=f"budget x drafts ({shown})")
     parser.add_argument("--prompts", type=positive, default=24, help="of five kinds of text (24)")
     parser.add_argument("--tokens", type=positive, default=128, help="generated per answer (128)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of lossless.csv and .json (runs)")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of lossless_tokens.csv and .json (runs)")
     return parser.parse_args()
 
 
@@ -177,11 +177,11 @@ def compare(
 
 
 def write(out: Path, rows: Sequence[Row]) -> None:
-    with (out / "lossless.csv").open("w", newline="") as file:
+    with (out / "lossless_tokens.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
         writer.writeheader()
         writer.writerows(asdict(row) for row in rows)
-    (out / "lossless.json").write_text(json.dumps({"about": about()}, indent=1) + "\n")
+    (out / "lossless_tokens.json").write_text(json.dumps({"about": about()}, indent=1) + "\n")
 
 
 def show(rows: Sequence[Row]) -> None:

@@ -8,10 +8,11 @@ requests of a batch accept alike, so that they end together. Everything else run
 
 from __future__ import annotations
 
+import math
 import os
-import random
 import sys
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from bench.speed.host_timer import add_metadata
 
 FILE = "LIM_BENCH_ACCEPTANCE"
 OWNER = "lim_sglang.speculative.sampling.verify"
-_draw = random.Random(0)  # the same numbers on all ranks
+_rounds = count(1)  # alike on all ranks
 
 
 def register() -> None:
@@ -43,8 +44,14 @@ def imposed(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def run_length(share: float, drafts: int) -> int:
-    """How many of the drafts come before the first that is not accepted."""
-    return next((number for number in range(drafts) if _draw.random() >= share), drafts)
+    """How many of the drafts come before the first that is not accepted.
+
+    From numbers that are spread evenly over all rounds, so that few rounds have about the mean of many.
+    """
+    spread = next(_rounds) * (math.sqrt(5) - 1) / 2 % 1
+    if share >= 1 or spread == 0:
+        return drafts
+    return min(drafts, int(math.log(spread) / math.log(share))) if share > 0 else 0
 
 
 def install(folder: Path) -> Path:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -16,7 +15,6 @@ from typing import Any
 from bench.speed import imposed_acceptance
 from bench.speed.arms import engine, serve_arm
 from bench.speed.engine_arm import WARM_STEPS, generate
-from lim_sglang.host.lossless import ENV_REFRESH
 from lim_sglang.speculative.policy import Acceptance
 
 SETTLING = 8 * round(1 / (1 - Acceptance().memory))  # tokens after which the policy has forgotten another share
@@ -26,7 +24,6 @@ def run_arm(args: argparse.Namespace) -> dict[str, Any]:
     """``rows``: a list for every shape and, in the lossless arm, every share of drafts that is accepted."""
     with tempfile.TemporaryDirectory() as folder:
         file = imposed_acceptance.install(Path(folder)) if args.arm == "lossless" else None
-        os.environ[ENV_REFRESH] = str(args.drafts_by_set)
         longest = max(context for _, context in args.shapes) + 2 * SETTLING + args.tokens + 64
         with engine(args, max(batch for batch, _ in args.shapes), longest) as running:
             shapes = zip(args.shapes, args.shares_by_shape, strict=True)

@@ -60,17 +60,6 @@ def build_sparse(runner: Any) -> Any:
     return backend
 
 
-def build_reusing(runner: Any, sparse: Any, most: int) -> Any:
-    """A backend for steps that reuse the sets of ``sparse``'s last step, up to ``most`` of them in a row."""
-    if str(runner.device).startswith("cuda"):
-        from lim_sglang.attention.reuse_flashinfer import ReuseFlashInferBackend
-
-        return ReuseFlashInferBackend(runner, sparse, most)
-    from lim_sglang.attention.reuse_torch_native import ReuseTorchNativeBackend
-
-    return ReuseTorchNativeBackend(runner, sparse)
-
-
 def _backend_class(device: str) -> Any:
     """The class for a device; only its own host is imported."""
     if device.startswith("cuda"):

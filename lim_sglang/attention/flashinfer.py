@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
-from torch import Tensor
 
 from lim_kernels.select.launch import LaunchConfig, write_sparse_indptr
 from lim_kernels.select.shard import HeadShard
@@ -59,19 +58,7 @@ class LimFlashInferBackend(FlashInferAttnBackend):
         check_heads(shape.heads, self.kv_last_page_len.device, (LaunchConfig().attend, SPARSE_LAUNCH))
         self.buffers = self._make_buffers(shape, shard)
         self.sparse = SparseWrappers(self.buffers, self.workspace_buffer, config.budget, shape)
-        self.set_lengths: Tensor | None = None
         logger.info("lim: %d MiB beyond the dense backend", self.buffers.nbytes >> 20)
-
-    def keep_lengths(self) -> Tensor:
-        """[max_batch] int64: from now on every step leaves its requests' lengths there, for those that reuse its sets.
-
-        Steps without a graph then choose sets within the budget as well.
-        """
-        if self.set_lengths is None:
-            self.set_lengths = torch.zeros(
-                len(self.kv_last_page_len), dtype=torch.int64, device=self.buffers.out.device
-            )
-        return self.set_lengths
 
     def _make_buffers(self, shape: AttentionShape, shard: HeadShard | None) -> StepBuffers:
         """Those of the largest batch of the longest requests.
@@ -97,7 +84,7 @@ class LimFlashInferBackend(FlashInferAttnBackend):
         super().init_forward_metadata(forward_batch)
         mode = forward_batch.forward_mode
         if mode.is_decode():
-            if self.set_lengths is not None or int(forward_batch.seq_lens_cpu.max()) > self.split.budget:
+            if int(forward_batch.seq_lens_cpu.max()) > self.split.budget:
                 self._add_wrappers(forward_batch.batch_size, captured=False)
                 self.init_forward_metadata_in_graph(forward_batch)
             self._observe(forward_batch)
@@ -122,8 +109,6 @@ class LimFlashInferBackend(FlashInferAttnBackend):
             dense = self.forward_metadata.decode_wrappers[DENSE_WRAPPER]
             batch = forward_batch.batch_size
             write_sparse_indptr(dense._paged_kv_indptr_buf, self.buffers.sparse_indptr, batch, self.split.budget)
-            if self.set_lengths is not None:
-                self.set_lengths[:batch].copy_(forward_batch.seq_lens)
 
     def _get_wrapper_idx(self, layer: Any) -> int:
         """Who attends in this layer; prefill asks too, and always gets the dense wrapper."""

@@ -55,7 +55,6 @@ class LimTorchNativeBackend(TorchNativeAttnBackend):
         self.split = config.split
         self.metrics = metrics
         self.sparse_set: SparseSet | None = None
-        self.set_lengths: Tensor  # [B] int64 the requests' lengths when the sets were chosen
 
     def get_cuda_graph_seq_len_fill_value(self) -> int:
         """The length of rows that are no requests: DP attention fills up a decode batch with them."""
@@ -68,7 +67,6 @@ class LimTorchNativeBackend(TorchNativeAttnBackend):
         self.sparse_set = None
         mode = forward_batch.forward_mode
         if mode.is_decode():
-            self.set_lengths = forward_batch.seq_lens
             self.metrics.observe_decode(forward_batch.seq_lens.tolist())
         elif mode.is_mixed():
             decoding = (forward_batch.extend_seq_lens == 1) & (forward_batch.extend_prefix_lens > 0)
@@ -88,9 +86,7 @@ class LimTorchNativeBackend(TorchNativeAttnBackend):
         """
         role = self.plan.role(layer.layer_id)
         if role is LayerRole.SPARSE:
-            if self.sparse_set is None:
-                raise RuntimeError(f"layer {layer.layer_id} is sparse, but no layer before it selected in this step")
-            return attend_to_set(self, self.sparse_set, q, k, v, layer, forward_batch, save_kv_cache)
+            return self._attend_to_set(q, k, v, layer, forward_batch, save_kv_cache)
         output = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
         if role is LayerRole.SELECT:
             self.sparse_set = self._select(q, layer, forward_batch)
@@ -117,31 +113,25 @@ class LimTorchNativeBackend(TorchNativeAttnBackend):
                 scores[row, :, :length] = head_scores(queries[row], keys[slots[row, :length]])
         return scores
 
-
-def attend_to_set(
-    backend: TorchNativeAttnBackend,
-    sparse_set: SparseSet,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    layer: Any,
-    forward_batch: Any,
-    save_kv_cache: bool,
-) -> Tensor:
-    """The host's dense decode over a table that holds only the set's slots."""
-    if save_kv_cache:
-        write_kv(backend, k, v, layer, forward_batch)
-    queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
-    output = queries.new_empty(len(queries), layer.tp_q_head_num, layer.v_head_dim)
-    backend._run_sdpa_forward_decode(
-        queries,
-        output,
-        backend.token_to_kv_pool.get_key_buffer(layer.layer_id),
-        backend.token_to_kv_pool.get_value_buffer(layer.layer_id),
-        sparse_set.slots,
-        torch.arange(len(queries)),
-        sparse_set.lengths,
-        scaling=layer.scaling,
-        enable_gqa=layer.tp_q_head_num != layer.tp_k_head_num,
-    )
-    return output.flatten(1)
+    def _attend_to_set(
+        self, q: Tensor, k: Tensor, v: Tensor, layer: Any, forward_batch: Any, save_kv_cache: bool
+    ) -> Tensor:
+        """The host's dense decode over a table that holds only the set's slots."""
+        if self.sparse_set is None:
+            raise RuntimeError(f"layer {layer.layer_id} is sparse, but no layer before it selected in this step")
+        if save_kv_cache:
+            write_kv(self, k, v, layer, forward_batch)
+        queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        output = queries.new_empty(len(queries), layer.tp_q_head_num, layer.v_head_dim)
+        self._run_sdpa_forward_decode(
+            queries,
+            output,
+            self.token_to_kv_pool.get_key_buffer(layer.layer_id),
+            self.token_to_kv_pool.get_value_buffer(layer.layer_id),
+            self.sparse_set.slots,
+            torch.arange(len(queries)),
+            self.sparse_set.lengths,
+            scaling=layer.scaling,
+            enable_gqa=layer.tp_q_head_num != layer.tp_k_head_num,
+        )
+        return output.flatten(1)

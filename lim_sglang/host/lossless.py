@@ -13,9 +13,6 @@ DEFAULT_WIDTH = 7
 WIDTHS = range(2, 17)
 ENV_DRAFTS = "SGLANG_LIM_DRAFTS"
 """``auto``: as many drafts as pay by measured costs and acceptance, on a GPU; ``always``: as many as there may be."""
-ENV_REFRESH = "SGLANG_LIM_DRAFT_REFRESH"
-"""``j``: the first draft of a round and every ``j``-th after it choose sets, the others reuse them in all layers."""
-REFRESH = {"cuda": 16, "cpu": 1}
 
 
 def drafts_as_it_pays() -> bool:
@@ -23,16 +20,9 @@ def drafts_as_it_pays() -> bool:
     return os.environ.get(ENV_DRAFTS, "auto") != "always"
 
 
-def refresh_interval(device: str) -> int:
-    """Drafts from one that chooses sets to the next; 1 where every draft does."""
-    return int(os.environ.get(ENV_REFRESH) or REFRESH["cuda" if device.startswith("cuda") else "cpu"])
-
-
 def _environment(_args: Any, _model: Any) -> str:
-    drafts, refresh = os.environ.get(ENV_DRAFTS, "auto"), os.environ.get(ENV_REFRESH) or "1"
-    if drafts not in ("auto", "always"):
-        return f"{ENV_DRAFTS}={drafts}"
-    return "" if refresh.isdecimal() and int(refresh) > 0 else f"{ENV_REFRESH}={refresh}"
+    drafts = os.environ.get(ENV_DRAFTS, "auto")
+    return "" if drafts in ("auto", "always") else f"{ENV_DRAFTS}={drafts}"
 
 
 def is_asked_for(args: Any) -> bool:
@@ -83,10 +73,10 @@ def _dp_attention(args: Any, _model: Any) -> str:
 _UNTRIED = "drafts have not been shown to leave its state alone"
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
-        "other values in its environment variables",
+        f"values of {ENV_DRAFTS} other than auto and always",
         _environment,
-        f"{ENV_DRAFTS} is auto or always, {ENV_REFRESH} a number of drafts from 1 on",
-        "set it to one of these, or leave it out",
+        "it says whether as many drafts are made as pay by measured costs, or as many as there may be",
+        f"use {ENV_DRAFTS}=auto, {ENV_DRAFTS}=always or nothing",
     ),
     Refusal(
         "another attention backend",

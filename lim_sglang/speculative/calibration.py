@@ -18,7 +18,6 @@ from torch import Tensor
 
 from lim_sglang.host import compat
 from lim_sglang.metrics import DecodeMetrics
-from lim_sglang.speculative.drafter import LimDrafter
 from lim_sglang.speculative.passes import DecodePass
 from lim_sglang.speculative.policy import Costs, StepTime
 from lim_sglang.speculative.steps import decode_step, slots_ahead, verify_step
@@ -29,26 +28,23 @@ REPEATS, IN_A_ROW = 3, 4  # steps follow each other without a wait, as they do i
 ROUND_MS = 1.0  # from a round's outcome to the next round's first kernel: SGLang's scheduler, on any card
 
 
-def measure_costs(plain: DecodePass, drafter: LimDrafter, width: int) -> Costs:
+def measure_costs(plain: DecodePass, drafting: DecodePass, width: int) -> Costs:
     """Time steps of every kind at several batch sizes and two lengths each; all ranks return the first one's times.
 
     Args:
-        plain: how steps without drafts run.
-        drafter: how the drafts' steps run.
+        plain, drafting: how steps without drafts and the drafts' steps run.
         width: tokens of a verification.
     """
     began, runner = time.perf_counter(), plain.runner
-    reusing = drafter.reusing or drafter.selecting
-    kinds: dict[str, Callable[[Trial], None]] = {  # in this order: sets are reused that were chosen just before
+    kinds: dict[str, Callable[[Trial], None]] = {
         "dense": lambda trial: trial.decode(plain),
-        "draft": lambda trial: trial.decode(drafter.selecting),
-        "reuse": lambda trial: trial.decode(reusing),
+        "draft": lambda trial: trial.decode(drafting),
         "verify": Trial.verify,
     }
     batches = batch_sizes(len(runner.req_to_token_pool.req_to_token) - 1, runner.max_total_num_tokens)
     times: dict[str, list[list[float]]] = {kind: [] for kind in kinds}
     lengths = [lengths_of(runner, batch, width) for batch in batches]
-    with made_up_cache(runner, drafter.selecting.attention):
+    with made_up_cache(runner, drafting.attention):
         for batch, pair in zip(batches, lengths, strict=True):
             trials = [Trial(runner, batch, length, width) for length in pair]
             found = [{kind: trial.milliseconds(run) for kind, run in kinds.items()} for trial in trials]

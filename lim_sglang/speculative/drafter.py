@@ -17,27 +17,13 @@ class LimDrafter:
     """Drafts by the model itself with lim's sparse attention; their K and V are overwritten by the verification.
 
     Args:
-        selecting: how the steps run that choose sets: the first of a round and every ``refresh``-th after it.
-        reusing: how the others run, over the sets of the one before; None where ``refresh`` is 1.
+        steps: how the drafts' steps run.
         generator: of all draws, alike on all ranks; None for the device's own.
     """
 
-    def __init__(
-        self,
-        selecting: DecodePass,
-        reusing: DecodePass | None = None,
-        refresh: int = 1,
-        generator: torch.Generator | None = None,
-    ) -> None:
-        self.selecting = selecting
-        self.reusing = reusing
-        self.refresh = refresh
+    def __init__(self, steps: DecodePass, generator: torch.Generator | None = None) -> None:
+        self.steps = steps
         self.generator = generator
-
-    def capture(self) -> None:
-        """Capture the steps' graphs."""
-        self.selecting = self.selecting.captured()
-        self.reusing = self.reusing and self.reusing.captured()
 
     def draft(self, batch: Any, bonus: Tensor, slots: Tensor, rule: SamplingRule, num_drafts: int) -> Drafts:
         """Draft for a batch.
@@ -50,21 +36,21 @@ class LimDrafter:
             num_drafts: k, at least 1.
         """
         tokens, proposals = [bonus], []
-        for number in range(num_drafts):
-            logits = self._logits(number, decode_step(batch, tokens[-1], slots[:, number], ahead=number))
-            if rule.is_greedy:
-                tokens.append(logits.argmax(-1))
-            else:
-                probs = distribution(logits[:, None], rule)[:, 0]
-                proposals.append(probs)
-                tokens.append(draw(probs, self.generator))
+        with self.steps.bound():
+            for number in range(num_drafts):
+                logits = self._logits(decode_step(batch, tokens[-1], slots[:, number], ahead=number))
+                if rule.is_greedy:
+                    tokens.append(logits.argmax(-1))
+                else:
+                    probs = distribution(logits[:, None], rule)[:, 0]
+                    proposals.append(probs)
+                    tokens.append(draw(probs, self.generator))
         return Drafts(torch.stack(tokens[1:], 1), torch.stack(proposals, 1) if proposals else None)
 
-    def _logits(self, number: int, step: Any) -> Tensor:
-        """[B, V] logits after a round's step ``number``, with what SGLang adds to them whatever came before."""
-        steps = self.reusing if self.reusing and number % self.refresh else self.selecting
-        with steps.bound():
-            forward_batch = ForwardBatch.init_new(step, steps.runner, return_hidden_states_before_norm=False)
-            logits: Tensor = steps.runner.forward(forward_batch).logits_output.next_token_logits
+    def _logits(self, step: Any) -> Tensor:
+        """[B, V] logits after a step, with what SGLang adds to them whatever came before."""
+        runner = self.steps.runner
+        forward_batch = ForwardBatch.init_new(step, runner, return_hidden_states_before_norm=False)
+        logits: Tensor = runner.forward(forward_batch).logits_output.next_token_logits
         bias = step.sampling_info.logit_bias
         return logits if bias is None else logits + bias

@@ -39,15 +39,13 @@ class Costs:
 
     Attributes:
         dense: a step without drafts.
-        draft: one draft of every request, which chooses sets.
-        reuse: one that reuses them.
+        draft: one draft of every request.
         verify: the pass over all drafts.
         round_ms: what a round adds to its steps: the scheduler waits for its outcome.
     """
 
     dense: StepTime
     draft: StepTime
-    reuse: StepTime
     verify: StepTime
     round_ms: float = 0.0
 
@@ -96,16 +94,14 @@ class DraftPolicy:
     Args:
         most: drafts of a round, at most.
         budget: tokens up to which a draft is what dense attention would say, and costs as much.
-        refresh: drafts from one that chooses sets to the next.
         costs: None: always draft ``most``.
     """
 
     MARGIN = 1.01  # what drafting must promise: costs are measured at start, and nothing is lost by a step without
 
-    def __init__(self, most: int, budget: int, refresh: int = 1, costs: Costs | None = None) -> None:
+    def __init__(self, most: int, budget: int, costs: Costs | None = None) -> None:
         self.most = most
         self.budget = budget
-        self.refresh = refresh
         self.costs = costs
         self.acceptance = Acceptance()
 
@@ -122,17 +118,17 @@ class DraftPolicy:
             return 0
         if self.costs is None:
             return self.most
+        batch, rate = len(lengths), self.acceptance.rate
+        cached, read = sum(lengths), sum(max(length, self.budget) for length in lengths)
         if max(lengths) <= self.budget:
             return 0
-        batch, rate, costs = len(lengths), self.acceptance.rate, self.costs
-        cached, read = sum(lengths), sum(max(length, self.budget) for length in lengths)
-        draft, reuse = costs.draft.at(batch, read), costs.reuse.at(batch, read)
-        best, speed = 0, self.MARGIN / costs.dense.at(batch, cached)
-        run, spent = 0.0, costs.verify.at(batch, cached) + costs.round_ms  # accepted drafts to expect, milliseconds
-        for number in range(self.most):
-            run += rate ** (number + 1)
-            spent += reuse if number % self.refresh else draft
+        dense, draft = self.costs.dense.at(batch, cached), self.costs.draft.at(batch, read)
+        fixed = self.costs.verify.at(batch, cached) + self.costs.round_ms
+        best, speed = 0, self.MARGIN / dense
+        run = 0.0  # accepted drafts to expect
+        for number in range(1, self.most + 1):
+            run += rate**number
             tokens = 1 + run * sum(drafting) / batch
-            if tokens / spent > speed:
-                best, speed = number + 1, tokens / spent
+            if tokens / (fixed + number * draft) > speed:
+                best, speed = number, tokens / (fixed + number * draft)
         return best

@@ -60,23 +60,20 @@ class LimSpecWorker(BaseSpecWorker):
 
     def init_attention_backends(self) -> None:
         """lim's backend for drafts; the runner's own verifies."""
-        from lim_sglang.attention import build_reusing, build_sparse
+        from lim_sglang.attention import build_sparse
 
-        attention, refresh = build_sparse(self.runner), lossless.refresh_interval(str(self.runner.device))
+        attention = build_sparse(self.runner)
         self.plain = DecodePass(self.runner, self.runner.attn_backend)
-        selecting, reusing = DecodePass(self.runner, attention), None
-        if refresh > 1 and self.width > 2:
-            reusing = DecodePass(self.runner, build_reusing(self.runner, attention, self.width - 2))
-        self.drafter = LimDrafter(selecting, reusing, refresh, self.generator)
-        self.policy = DraftPolicy(self.width - 1, attention.split.budget, refresh)
+        self.drafter = LimDrafter(DecodePass(self.runner, attention), self.generator)
+        self.policy = DraftPolicy(self.width - 1, attention.split.budget)
         self.metrics = attention.metrics.add_rounds()
 
     def init_cuda_graphs(self) -> None:
         """The runner has captured verifications; here come steps without drafts, and the drafts'."""
         self.plain = self.plain.captured()
-        self.drafter.capture()
+        self.drafter.steps = self.drafter.steps.captured()
         if self.runner.device != "cpu" and lossless.drafts_as_it_pays():
-            self.policy.costs = measure_costs(self.plain, self.drafter, self.width)
+            self.policy.costs = measure_costs(self.plain, self.drafter.steps, self.width)
 
     def update_weights_from_disk(self, recv_req: Any) -> tuple[bool, str]:
         return True, "The drafts have no weights of their own."
@@ -88,7 +85,7 @@ class LimSpecWorker(BaseSpecWorker):
 
     @property
     def spec_v2_attn_backends(self) -> tuple[Any, ...]:
-        return (self.runner.attn_backend, self.drafter.selecting.attention)
+        return (self.runner.attn_backend, self.drafter.steps.attention)
 
     # Steps
 

@@ -33,7 +33,7 @@ from lim_kernels.card import Card  # noqa: E402
 from lim_kernels.decode import launch  # noqa: E402
 from lim_kernels.decode.config import AttendConfig, HeadShape, fitted, verify_config  # noqa: E402
 from lim_kernels.decode.launch import AttendWorkspace, KVCache, Requests, attend  # noqa: E402
-from lim_kernels.decode.slots import extend_sets, write_slots  # noqa: E402
+from lim_kernels.decode.slots import write_slots  # noqa: E402
 from lim_kernels.select import split_budget  # noqa: E402
 from lim_kernels.select.launch import (  # noqa: E402
     LaunchConfig,
@@ -224,7 +224,6 @@ class Target:
                 requests = torch.zeros(batch, dtype=torch.int64)
                 table, ends = torch.zeros(batch, 64, dtype=torch.int32), torch.zeros(batch + 1, dtype=torch.int32)
                 write_slots(table, requests, requests, 7, ends, ends)
-                extend_sets((ends, ends, requests), table, requests, requests, 2055, ends, ends)
         finally:
             JITFunction.run = compile_only
         return self.records

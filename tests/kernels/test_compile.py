@@ -20,7 +20,7 @@ from lim_kernels.select.launch import LaunchConfig
 MATRIX = Path(__file__).with_name("compile_matrix.py")
 LIMITS = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
 KERNELS = {
-    *("attend_kernel", "merge_kernel", "sparse_indptr_kernel", "slots_kernel", "extend_set_kernel", "shortlist_kernel"),
+    *("attend_kernel", "merge_kernel", "sparse_indptr_kernel", "slots_kernel", "shortlist_kernel"),
     *("emit_kernel", "full_rank_kernel", "full_emit_kernel"),
     *("offer_kernel", "full_offer_kernel", "join_kernel"),
 }

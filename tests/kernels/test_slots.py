@@ -1,11 +1,11 @@
-"""The lists of cache slots that verifications and drafts read."""
+"""The list of cache slots that a verification reads."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from lim_kernels.decode.slots import BLOCK, extend_sets, write_slots
+from lim_kernels.decode.slots import BLOCK, write_slots
 
 from .test_decode_kernels import DEVICE
 
@@ -29,26 +29,3 @@ def test_ends_are_checked() -> None:
     for ends in (torch.zeros(2, dtype=torch.int32), torch.zeros(3, dtype=torch.int64)):
         with pytest.raises(ValueError, match="3 ends at least"):
             write_slots(table, rows, rows, 1, ends, indices)
-
-
-@pytest.mark.parametrize("budget", [1, 40, BLOCK, BLOCK + 3])
-@pytest.mark.parametrize("since", [[0], [1, 0, 6], [3] * 33])
-def test_sets_grow_by_the_tokens_since(since: list[int], budget: int) -> None:
-    most = budget + 8
-    chosen = [min(budget, 1 + 17 * number) for number in range(len(since))]
-    then = [count + 5 * number for number, count in enumerate(chosen)]
-    table = torch.randint(1 << 30, (2 * len(since), 2 * BLOCK + 8), dtype=torch.int32, device=DEVICE)
-    rows = torch.randperm(len(table), device=DEVICE)[: len(since)]
-    slots = [torch.randint(1 << 30, (count,), dtype=torch.int32, device=DEVICE) for count in chosen]
-    ends = torch.tensor([0, *torch.tensor(chosen).cumsum(0)], dtype=torch.int32, device=DEVICE)
-    expected = [
-        torch.cat([kept, table[row, n : n + new]])
-        for kept, row, n, new in zip(slots, rows.tolist(), then, since, strict=True)
-    ]
-    kv_indptr = torch.full((len(since) + 3,), -1, dtype=torch.int32, device=DEVICE)
-    kv_indices = torch.full((len(since) * most,), -1, dtype=torch.int32, device=DEVICE)
-    at_choice, now = (torch.tensor(n, device=DEVICE) for n in (then, [n + m for n, m in zip(then, since, strict=True)]))
-    extend_sets((ends, torch.cat(slots), at_choice), table, rows, now, most, kv_indptr, kv_indices)
-    assert kv_indptr.tolist() == [0, *torch.tensor([len(one) for one in expected]).cumsum(0).tolist(), -1, -1]
-    listed = torch.cat(expected).tolist()
-    assert kv_indices.tolist() == [*listed, *[-1] * (len(kv_indices) - len(listed))]

@@ -1,4 +1,4 @@
-"""Who reads what while drafting, as policies of ``lim_sglang.analysis.model``."""
+"""Who reads what while drafting: three ways, as policies of ``lim_sglang.analysis.model``."""
 
 from __future__ import annotations
 
@@ -14,18 +14,11 @@ from lim_sglang.analysis.policies import LessIsMore, set_mask
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 
 RECENCY_RATIO = 0.25
-LIM, KEPT, FIRST, LAST, WINDOW = KINDS = (
-    "lim steps",
-    "kept sets",
-    "first draft's sets",
-    "first draft's last set",
-    "window",
-)
-BY_FIRST = (FIRST, LAST)
+LIM, KEPT, WINDOW = KINDS = ("lim steps", "kept sets", "window")
 
 
 class KeptSets:
-    """Every layer reads what the nearest SELECT layer chose for an earlier token, and all tokens since.
+    """Every layer reads what the nearest SELECT layer chose for the last verified token, and the drafts so far.
 
     Layers before the first SELECT layer read its set.
     """
@@ -67,11 +60,7 @@ class SetRecorder:
 
 
 def draft_policy(kind: str, plan: LayerPlan, budget: int, sets: Mapping[int, Tensor]) -> Policy:
-    """One of ``KINDS`` at ``K = budget``; ``sets`` are an earlier token's at that budget, as in ``KeptSets``."""
+    """One of ``KINDS`` at ``K = budget``; ``sets`` are the last verified token's at that budget, as in ``KeptSets``."""
     if kind == LIM:
         return LessIsMore(plan, split_budget(budget, RECENCY_RATIO, SINKS), LIM)
-    if kind == WINDOW:
-        return StreamingLLM(budget, dense_layers=0, name=WINDOW)
-    if kind == LAST:
-        sets = dict.fromkeys(sets, sets[plan.select_layers[-1]])
-    return KeptSets(plan, sets)
+    return KeptSets(plan, sets) if kind == KEPT else StreamingLLM(budget, dense_layers=0, name=WINDOW)

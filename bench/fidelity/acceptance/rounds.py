@@ -10,7 +10,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from bench.fidelity.acceptance.drafts import BY_FIRST, KINDS, LIM, SetRecorder, draft_policy
+from bench.fidelity.acceptance.drafts import KINDS, SetRecorder, draft_policy
 from bench.fidelity.acceptance.rejection import chance_of_all, probabilities
 from lim_sglang.analysis.model import PolicyModel, Prefix
 from lim_sglang.analysis.policies import Dense
@@ -110,17 +110,10 @@ def run_round(
     The last verified token is the one before ``start``, so ``start`` is at least 1.
     """
     prefix = written.before(start)
+    sets = written.recorder.sets(budget, start - 1, prefix.length)
     at, after = slice(start, start + drafts), slice(start + 1, start + drafts + 1)
-    ids, first = written.ids[at].tolist(), []
-    if kind in BY_FIRST:  # an ordinary step for the first token, whose sets the others read
-        recorder = SetRecorder(plan, [budget])
-        lim = draft_policy(LIM, plan, budget, {})
-        logits, prefix = model.decode(prefix, [ids.pop(0)], lim, recorder)
-        first, sets = [logits], recorder.sets(budget, 0, prefix.length)
-    else:
-        sets = written.recorder.sets(budget, start - 1, prefix.length)
-    others = [model.decode(prefix, ids, draft_policy(kind, plan, budget, sets))[0]] if ids else []
-    return Round(written.logits[at], torch.cat([*first, *others]), written.ids[after], written.temperature)
+    logits, _ = model.decode(prefix, written.ids[at].tolist(), draft_policy(kind, plan, budget, sets))
+    return Round(written.logits[at], logits, written.ids[after], written.temperature)
 
 
 def check(model: PolicyModel, plan: LayerPlan, written: Written, start: int, drafts: int) -> None:
