@@ -12,16 +12,16 @@ DEFAULT_WIDTH = 7
 """Tokens of a verification unless ``--speculative-num-draft-tokens`` says so: six drafts and the token before them."""
 WIDTHS = range(2, 17)
 ENV_DRAFTS = "SGLANG_LIM_DRAFTS"
-"""``auto``: as many drafts as pay by measured costs and acceptance, on a GPU; ``always``: as many as there may be."""
+"""``auto``: as many drafts as pay by measured costs and acceptance; ``always``: as many as there may be."""
 
 
-def drafts_as_it_pays() -> bool:
-    """Whether the environment leaves the number of drafts to the measured costs."""
-    return os.environ.get(ENV_DRAFTS, "auto") != "always"
+def drafts_as_it_pays(device: str) -> bool:
+    """Whether measured costs decide how many tokens are drafted: on a GPU unless the environment says otherwise."""
+    return (os.environ.get(ENV_DRAFTS) or ("auto" if device.startswith("cuda") else "always")) == "auto"
 
 
 def _environment(_args: Any, _model: Any) -> str:
-    drafts = os.environ.get(ENV_DRAFTS, "auto")
+    drafts = os.environ.get(ENV_DRAFTS) or "auto"
     return "" if drafts in ("auto", "always") else f"{ENV_DRAFTS}={drafts}"
 
 

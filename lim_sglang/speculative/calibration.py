@@ -119,13 +119,13 @@ class Trial:
 
     def milliseconds(self, run: Callable[[Trial], None]) -> float:
         """Of a step, the median of some rows of steps, host and device together."""
-        times = []
+        times, device = [], torch.get_device_module(self.runner.device)
         for _ in range(REPEATS + 1):
-            torch.cuda.synchronize()
+            device.synchronize()
             began = time.perf_counter()
             for _ in range(IN_A_ROW):
                 run(self)
-            torch.cuda.synchronize()
+            device.synchronize()
             times.append((time.perf_counter() - began) * 1e3 / IN_A_ROW)
         return median(times[1:])
 

@@ -72,7 +72,7 @@ class LimSpecWorker(BaseSpecWorker):
         """The runner has captured verifications; here come steps without drafts, and the drafts'."""
         self.plain = self.plain.captured()
         self.drafter.steps = self.drafter.steps.captured()
-        if self.runner.device != "cpu" and lossless.drafts_as_it_pays():
+        if lossless.drafts_as_it_pays(str(self.runner.device)):
             self.policy.costs = measure_costs(self.plain, self.drafter.steps, self.width)
 
     def update_weights_from_disk(self, recv_req: Any) -> tuple[bool, str]:

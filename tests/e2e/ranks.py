@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import httpx
@@ -19,19 +20,30 @@ from .native_client import NativeClient
 
 @contextmanager
 def ranked_server(
-    model_path: Path, folder: Path, ranks: int, config: Mapping[str, Any], *options: str
+    model_path: Path,
+    folder: Path,
+    ranks: int,
+    config: Mapping[str, Any],
+    *options: str,
+    more: Sequence[ModuleType] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[NativeClient]:
-    """A server of ``ranks`` processes that serve lim; ``record_sets.read`` finds its sets in ``folder / "sets"``."""
+    """A server of ``ranks`` processes that serve lim; ``record_sets.read`` finds its sets in ``folder / "sets"``.
+
+    ``more``: plugins beside ``record_sets``, and ``env`` for them.
+    """
     sets = folder / "sets"
     sets.mkdir(parents=True)
     stand_in = "--enable-dp-attention" in options and dp_attention_on_cpu.is_missing()
-    env = plugins(folder, record_sets, *([dp_attention_on_cpu] if stand_in else [])) | {
+    loaded = [record_sets, *more, *([dp_attention_on_cpu] if stand_in else [])]
+    environment = plugins(folder, *loaded) | {
         "SGLANG_LIM_CONFIG": json.dumps(config),
         "SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks)),
         record_sets.FOLDER: str(sets),
+        **(env or {}),
     }
     flags = ["--attention-backend", "lim", "--enable-metrics", "--tp-size", str(ranks), *options]
-    server = start_server(model_path, folder / "server.log", *flags, env=env)
+    server = start_server(model_path, folder / "server.log", *flags, env=environment)
     with contextmanager(running)(server) as ready:
         yield NativeClient(ready.url)
 

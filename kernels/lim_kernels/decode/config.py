@@ -87,8 +87,12 @@ class HeadShape(NamedTuple):
 
 
 def verify_config(heads: HeadShape) -> AttendConfig:
-    """Constants for several query tokens per request: warps enough for a program's rows."""
-    return AttendConfig(warps=2 if heads.rows_pad == 16 else 4)
+    """Constants for several query tokens per request, by a program's rows, from ``bench.speed.verify_attention``.
+
+    More rows take more registers, and more than 32 leave none for large tiles.
+    """
+    by_rows = {16: AttendConfig(block_n=64, programs=528), 32: AttendConfig(block_n=128)}
+    return replace(by_rows.get(heads.rows_pad, AttendConfig(block_n=32)), warps=4, min_splits=4)
 
 
 @lru_cache
