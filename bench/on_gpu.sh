@@ -28,11 +28,14 @@ if [[ "$what" == @(all|check) ]]; then
     -p no:cacheprovider tests/kernels -k "ragged or some_requests or fp16 or complete or time" 2>&1 |
     tail -8 | tee "$out/memcheck.txt"
   unset PYTORCH_NO_CUDA_MEMORY_CACHING
-  $python -m pytest tests/e2e/test_cuda_engine.py tests/e2e/test_cuda_many_requests.py -q -s -p no:cacheprovider 2>&1 |
+  $python -m pytest tests/e2e/test_cuda_engine.py tests/e2e/test_cuda_many_requests.py \
+    tests/e2e/test_cuda_lossless.py -q -s -p no:cacheprovider 2>&1 |
     tail -20 | tee "$out/cuda_engine.txt"
 fi
 if [[ "$what" == @(all|measure) ]]; then
   $python -m bench.speed.decode_attention --out "$out" ${ATTENTION:-}
+  $python -m bench.speed.verify_attention --out "$out"
+  $python -m bench.speed.lossless --model "$model" --out "$out"
   $python -m bench.speed.decode_engine --model "$model" --out "$out" --profile 8x32000 16x16000 ${ENGINE:-}
 fi
 if [[ "$what" == @(all|long) ]]; then

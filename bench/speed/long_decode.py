@@ -1,10 +1,13 @@
 """A reasoning model's work: short prompts, long outputs, so that the context outgrows the budget while it generates.
 
     python -m bench.speed.long_decode --model Qwen3-8B
+    python -m bench.speed.long_decode --model Qwen3-8B --arm lossless --share 0.95
     python -m bench.speed.long_decode --device cpu --batch 2 --output 400 --budget 128
 
 All requests of a batch are generated together, by dense attention and then by lim, each in a fresh engine. Milliseconds
-per step are taken between marks of the first request's stream. Writes ``long_decode.csv``, a row per stretch of it.
+per token are taken between marks of the first request's stream. Writes ``long_decode.csv``, a row per stretch of it.
+With ``--arm lossless`` the second is the lossless mode, which accepts ``--share`` of its drafts, as in
+``bench.speed.lossless``, and the file is ``long_lossless.csv``.
 
 Within the budget lim computes what dense attention does, up to bfloat16: dummy weights make near-ties, and a request
 that joins a batch a step later is rounded differently. So the number of requests with dense's tokens throughout the
@@ -21,10 +24,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench.speed.arms import MODEL_HELP, default_model, start_arm
 from bench.timing import about
 
-COLUMNS = ["gpu", "model", "batch", "budget", "context", "dense_ms", "lim_ms", "speedup"]
+COLUMNS = ["gpu", "model", "batch", "budget", "context", "dense_ms", "{arm}_ms", "speedup"]
+FILES = {"lim": "long_decode", "lossless": "long_lossless"}
 SURE = 64  # tokens that must be dense's
 Marks = Sequence[tuple[int, float]]
 
@@ -32,27 +38,28 @@ Marks = Sequence[tuple[int, float]]
 def main() -> None:
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
-    arms = {arm: start_arm("long_decode_arm", vars(args) | {"arm": arm}) for arm in ("dense", "lim")}
+    arms = {arm: start_arm("long_decode_arm", vars(args) | {"arm": arm}) for arm in ("dense", args.arm)}
     compared = max(0, min(args.output, args.budget - args.prompt))
-    same = [same_tokens(*pair) for pair in zip(arms["dense"]["tokens"], arms["lim"]["tokens"], strict=True)]
+    same = [same_tokens(*pair) for pair in zip(arms["dense"]["tokens"], arms[args.arm]["tokens"], strict=True)]
     check_same(same, compared)
     marks = {arm: found["marks"] for arm, found in arms.items()}
     facts = about()
     rows = [
         {"gpu": facts["gpu"], "model": Path(args.model).name, "batch": args.batch, "budget": args.budget} | row
-        for row in stretches(marks["dense"], marks["lim"], args.prompt, args.stretch)
+        for row in stretches(marks["dense"], marks[args.arm], args.prompt, args.stretch, args.arm)
     ]
-    with (args.out / "long_decode.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+    columns = [name.format(arm=args.arm) for name in COLUMNS]
+    with (args.out / f"{FILES[args.arm]}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
     summary = summarise(rows, marks, args.budget)
     summary["same_tokens_within_budget"] = f"{sum(count >= compared for count in same)}/{len(same)}"
-    (args.out / "long_decode.json").write_text(
+    (args.out / f"{FILES[args.arm]}.json").write_text(
         json.dumps({"about": facts, "summary": summary, "marks": marks}, indent=1) + "\n"
     )
     for row in rows:
-        print("  ".join(f"{name}={row[name]}" for name in COLUMNS[2:]))
+        print("  ".join(f"{name}={row[name]}" for name in columns[2:]))
     print("  ".join(f"{name}={value}" for name, value in summary.items()))
 
 
@@ -60,6 +67,10 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--model", help=MODEL_HELP)
+    parser.add_argument("--arm", choices=list(FILES), default="lim", help="what is compared with dense attention (lim)")
+    parser.add_argument(
+        "--share", type=float, default=0.95, help="of lossless: drafts accepted, given those before (0.95)"
+    )
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--output", type=int, default=16_384, help="tokens generated per request")
@@ -86,41 +97,47 @@ def check_same(same: Sequence[int], compared: int) -> None:
         compared: tokens that are generated within the budget.
     """
     if min(same) < min(SURE, compared):
-        sys.exit(f"long_decode: error: lim's tokens differ from dense's at token {min(same)}; no speed is reported")
+        sys.exit(f"long_decode: error: tokens differ from dense's at token {min(same)}; no speed is reported")
 
 
-def stretches(dense: Marks, lim: Marks, prompt: int, length: int) -> list[dict[str, Any]]:
-    """A row per ``length`` generated tokens, between marks that both arms have."""
-    times = [dict(marks) for marks in (dense, lim)]
-    common = sorted(set(times[0]) & set(times[1]))
-    rows, start = [], common[0]
-    for end in common[1:]:
-        if end - start < length and end != common[-1]:
+def stretches(dense: Marks, other: Marks, prompt: int, length: int, arm: str = "lim") -> list[dict[str, Any]]:
+    """A row per ``length`` generated tokens, between dense attention's marks; the other's lie on a line there."""
+    marks = [tokens for tokens, _ in dense if other[0][0] <= tokens <= other[-1][0]]
+    rows, start = [], marks[0]
+    for end in marks[1:]:
+        if end - start < length and end != marks[-1]:
             continue
-        dense_ms, lim_ms = ((at[end] - at[start]) / (end - start) * 1e3 for at in times)
+        dense_ms, other_ms = (elapsed(of_arm, start, end) / (end - start) * 1e3 for of_arm in (dense, other))
         context = prompt + (start + end) // 2
         rows.append(
             {
                 "context": context,
                 "dense_ms": round(dense_ms, 3),
-                "lim_ms": round(lim_ms, 3),
-                "speedup": round(dense_ms / lim_ms, 3),
+                f"{arm}_ms": round(other_ms, 3),
+                "speedup": round(dense_ms / other_ms, 3),
             }
         )
         start = end
     return rows
 
 
+def elapsed(marks: Marks, start: int, end: int) -> float:
+    """Seconds from ``start`` generated tokens to ``end``."""
+    tokens, seconds = zip(*marks, strict=True)
+    at_start, at_end = np.interp([start, end], tokens, seconds)
+    return float(at_end - at_start)
+
+
 def summarise(rows: Sequence[dict[str, Any]], marks: dict[str, Marks], budget: int) -> dict[str, Any]:
-    """Total decode time, the context from which lim stays ahead, and its lowest speed-up before that."""
+    """Total decode time, the context from which the second arm stays ahead, and its lowest speed-up before that."""
     seconds = {arm: found[-1][1] - found[0][1] for arm, found in marks.items()}
+    dense, other = seconds.values()
     behind = [row["context"] for row in rows if row["speedup"] < 1]
     ahead_from = min((row["context"] for row in rows if row["context"] > max(behind, default=0)), default=None)
     within = [row["speedup"] for row in rows if row["context"] <= budget]
     return {
-        "dense_s": round(seconds["dense"], 2),
-        "lim_s": round(seconds["lim"], 2),
-        "speedup": round(seconds["dense"] / seconds["lim"], 3),
+        **{f"{arm}_s": round(value, 2) for arm, value in seconds.items()},
+        "speedup": round(dense / other, 3),
         "ahead_from_context": ahead_from,
         "lowest_speedup": min(row["speedup"] for row in rows),
         "lowest_speedup_within_budget": min(within, default=None),

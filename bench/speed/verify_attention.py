@@ -5,7 +5,7 @@
 
 Random-normal q, K and V of Qwen3-8B's shape, bf16, slots in random order, captured in a CUDA graph and replayed over
 caches that L2 does not hold. Outputs are compared with the reference before they are timed; what is wrong gets no
-speed. Beside it FlashInfer's paged prefill, which SGLang's own algorithms verify with, and FlashInfer's decode.
+speed. Beside it FlashInfer's paged prefill with a causal mask, planned before, and FlashInfer's decode.
 """
 
 from __future__ import annotations

@@ -11,7 +11,6 @@ and not from ``req_to_token``, which the scheduler may already be rewriting for 
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 import torch
@@ -25,10 +24,10 @@ from lim_sglang.attention.wrappers import (
     SelectWrapper,
     SparseWrappers,
     StepBuffers,
+    made_on,
 )
 from lim_sglang.config import LimConfig
 from lim_sglang.host.cache_check import check_heads
-from lim_sglang.host.support import UnsupportedError
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.metrics import DecodeMetrics
 
@@ -66,18 +65,12 @@ class LimFlashInferBackend(FlashInferAttnBackend):
         Raises:
             UnsupportedError: SGLang's own allocations, which come first, have left too little.
         """
-        max_batch, device = len(self.kv_last_page_len), self.kv_last_page_len.device
-        sizes = max_batch, self.max_context_len, self.split, shape
-        try:
-            return StepBuffers.allocate(*sizes, device, shard)
-        except torch.OutOfMemoryError as error:
-            wanted = StepBuffers.allocate(*sizes, torch.device("meta"), shard).nbytes
-            free, total = torch.cuda.mem_get_info(device)
-            raise UnsupportedError(
-                f"no room for lim's buffers: {wanted >> 20} MiB for {max_batch} requests of up to "
-                f"{self.max_context_len} tokens, and {free >> 20} MiB are free; lower --mem-fraction-static by "
-                f"{math.ceil(100 * wanted / total) / 100}, or --max-running-requests or --context-length"
-            ) from error
+        sizes = len(self.kv_last_page_len), self.max_context_len
+
+        def make(device: torch.device) -> StepBuffers:
+            return StepBuffers.allocate(*sizes, self.split, shape, device, shard)
+
+        return made_on(self.kv_last_page_len.device, make, *sizes)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
         """A step without a graph; within the budget every set holds all tokens, and SGLang's own wrapper serves."""

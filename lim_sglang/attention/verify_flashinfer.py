@@ -1,8 +1,8 @@
 """Dense attention that verifies drafts on a GPU: SGLang's FlashInfer backend, and split-KV attention for verifications.
 
-FlashInfer would plan a verification on the host with blocking copies and read the cache at little more than half of
-what its decode does (paged prefill). Here the slots are listed on the device, at the start of the captured step, and
-one launch per layer reads every key once for all tokens of a request.
+FlashInfer's paged prefill is as fast, but SGLang plans it on the host, with copies that block, before every round. Here
+the slots are listed on the device, at the start of the captured step, and one launch per layer reads every key once for
+all tokens of a request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from lim_kernels.decode.config import AttendConfig, verify_config
 from lim_kernels.decode.launch import AttendWorkspace, Requests, attend
 from lim_kernels.decode.slots import write_slots
-from lim_sglang.attention.wrappers import AttentionShape, scaled
+from lim_sglang.attention.wrappers import AttentionShape, made_on, scaled
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,11 @@ class VerifyWrapper:
             config,
         )
 
+    @property
+    def nbytes(self) -> int:
+        """Device memory, in bytes."""
+        return self.kv_indptr.nbytes + self.kv_indices.nbytes + self.out.nbytes + self.workspace.nbytes
+
     def list_slots(self, req_to_token: Tensor, rows: Tensor, prefix_lens: Tensor) -> None:
         """Come first in a step: who verifies, [B], and how many tokens are cached before the ones to verify."""
         write_slots(req_to_token, rows, prefix_lens, self.width, self.kv_indptr, self.kv_indices)
@@ -79,8 +84,12 @@ class VerifyFlashInferBackend(FlashInferAttnBackend):
         super().__init__(model_runner, init_new_workspace=model_runner.init_new_workspace)
         self.forward_metadata: Any
         shape = AttentionShape.of_updater(self.indices_updater_decode)
-        max_batch, device = len(self.kv_last_page_len), self.kv_last_page_len.device
-        self.verify = VerifyWrapper.allocate(max_batch, self.max_context_len, width, shape, device)
+        sizes = len(self.kv_last_page_len), self.max_context_len
+
+        def make(device: torch.device) -> VerifyWrapper:
+            return VerifyWrapper.allocate(*sizes, width, shape, device)
+
+        self.verify = made_on(self.kv_last_page_len.device, make, *sizes)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int, kv_indices_buf: Tensor | None = None) -> None:
         """FlashInfer's buffers of captured decode steps; a verification's are there already."""

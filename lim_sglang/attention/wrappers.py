@@ -6,8 +6,10 @@ elsewhere; ``AttentionShape.split_kv_batch`` says up to which batch.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from flashinfer import BatchDecodeWithPagedKVCacheWrapper
@@ -19,10 +21,19 @@ from lim_kernels.select.budget import BudgetSplit
 from lim_kernels.select.launch import LaunchConfig, SelectLayer, SlotIndex
 from lim_kernels.select.shard import Exchange, HeadShard
 from lim_kernels.select.workspace import SelectWorkspace
+from lim_sglang.host.support import UnsupportedError
 
 SPLIT_KV_HEADS = 128  # requests times KV heads; measured on an H100 by bench.speed.decode_attention
 SPARSE_LAUNCH = AttendConfig(block_n=32, warps=4, stages=5, programs=264, min_splits=1)
 SELECT_WORKSPACE_BYTES = 256 << 20  # larger batches select in several rounds
+
+
+class HasBytes(Protocol):
+    """Buffers that know what they take."""
+
+    @property
+    def nbytes(self) -> int:
+        """Device memory, in bytes."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +165,27 @@ class SplitKVWrapper:
         requests = Requests(buffers.sparse_indptr, buffers.sparse_indices, 0, len(q))
         attend(q, scaled(kv_cache, **scales), requests, out, buffers.attend, SPARSE_LAUNCH)
         return out
+
+
+Made = TypeVar("Made", bound=HasBytes)
+
+
+def made_on(device: torch.device, make: Callable[[torch.device], Made], max_batch: int, max_length: int) -> Made:
+    """The buffers that ``make`` allocates for ``max_batch`` requests of up to ``max_length`` tokens.
+
+    Raises:
+        UnsupportedError: SGLang's own allocations, which come first, have left too little.
+    """
+    try:
+        return make(device)
+    except torch.OutOfMemoryError as error:
+        wanted = make(torch.device("meta")).nbytes
+        free, total = torch.cuda.mem_get_info(device)
+        raise UnsupportedError(
+            f"no room for lim's buffers: {wanted >> 20} MiB for {max_batch} requests of up to {max_length} tokens, and "
+            f"{free >> 20} MiB are free; lower --mem-fraction-static by {math.ceil(100 * wanted / total) / 100}, or "
+            "--max-running-requests or --context-length"
+        ) from error
 
 
 def scaled(

@@ -96,3 +96,25 @@ def test_serving() -> None:
             for attention in ("dense", "lim"):
                 cell = next(shown)
                 assert same(cell, float(found[attention][name]) / unit), (title, rate, name, cell)
+
+
+def test_lossless() -> None:
+    rows = [row for name in ("lossless.csv", "lossless_large.csv") for row in rows_of(name)]
+    found = {(int(row["batch"]), int(row["context"]), row["measured"]): row for row in rows if row["measured"]}
+    shown = re.findall(
+        r"^\| (?:H200)? ?\| ?(?:(\d+) × ([\d,]+))? ?\| (greedy|at temperature 1) (\|.*)$", README, re.MULTILINE
+    )
+    assert len(shown) == 6
+    batch, context = "", ""
+    for first, second, drafts, rest in shown:
+        batch, context = first or batch, second or context
+        row = found[int(batch), int(context.replace(",", "")), drafts.removeprefix("at ")]
+        assert row["gpu"] == "NVIDIA H200"
+        for cell, column in zip(cells(rest), ("dense_ms", "lossless_ms", "speedup"), strict=True):
+            assert same(cell, float(row[column])), (batch, context, drafts, cell)
+
+
+def test_lossless_tokens() -> None:
+    rows = rows_of("lossless_tokens.csv")
+    assert len(rows) == 216
+    assert all(row["equal"] == row["tokens"] == "128" for row in rows)

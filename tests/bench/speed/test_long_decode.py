@@ -24,12 +24,13 @@ def test_stretches_take_the_time_between_marks() -> None:
     assert [row["speedup"] for row in rows] == pytest.approx([0.909, 2, 3])
 
 
-def test_marks_that_one_arm_lacks_are_bridged() -> None:
-    dense, lim = marks([10] * 6), marks([5] * 6)
-    del lim[2]
-    rows = stretches(dense, lim, prompt=0, length=128)
+def test_marks_of_the_other_arm_may_lie_elsewhere() -> None:
+    """The lossless mode makes several tokens at a time."""
+    dense, other = marks([10] * 6), marks([5] * 9, every=43)
+    rows = stretches(dense, other, prompt=0, length=128, arm="lossless")
     assert [row["speedup"] for row in rows] == pytest.approx([2] * len(rows))
-    assert rows[0]["context"] == (1 + 193) // 2
+    assert [row["lossless_ms"] for row in rows] == pytest.approx([5] * len(rows))
+    assert [row["context"] for row in rows] == [65, 193, 321]
 
 
 def test_the_summary_names_the_crossing_and_the_worst() -> None:
