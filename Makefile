@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.made-for-sglang-$(SGLANG)
 GPU := $(wildcard /dev/nvidiactl /dev/dxg)
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint drift clean
 
 setup: $(STAMP)
 
@@ -40,6 +40,10 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The names of SGLang that the plugin relies on, in every release on the index.
+drift: setup
+	$(BIN)/python .ci/drift.py
 
 clean:
 	rm -rf .venv .venv-*

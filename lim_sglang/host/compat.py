@@ -309,11 +309,16 @@ def no_draft_worker() -> Any:
     return SimpleNamespace(draft_runner=SimpleNamespace(token_to_kv_pool=None), draft_runners=[])
 
 
-def withdraw_read_done(runner: Any) -> None:
-    """Take back that the running step no longer reads what SGLang's scheduler writes: it waits for the step's end."""
+def read_done_event(runner: Any) -> str:
+    """The attribute of SGLang's ``ModelRunner`` by which a step says that it no longer reads the table of slots.
+
+    Raises:
+        AttributeError: this SGLang has another.
+    """
     for name in ("war_fastpath_read_done_event", "shared_read_done_event"):
         if hasattr(runner, name):
-            setattr(runner, name, None)
+            return name
+    raise AttributeError("SGLang's ModelRunner has no event that steps record once they have read the table of slots")
 
 
 def agreed(value: Any) -> Any:

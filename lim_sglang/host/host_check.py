@@ -44,14 +44,18 @@ class Verdict:
         return not self.problem
 
 
-def check(names: Sequence[HostName]) -> list[Verdict]:
-    """One verdict per name, in the order given."""
-    return [Verdict(name, _problem(name)) for name in names]
+def check(names: Sequence[HostName], root: Path | None = None) -> list[Verdict]:
+    """One verdict per name, in the order given.
+
+    Args:
+        root: the folder that holds the packages' folders; None for what is installed.
+    """
+    return [Verdict(name, _problem(name, root)) for name in names]
 
 
 def constant_calls(module: str, function: str) -> list[tuple[object, ...]]:
     """The leading constant arguments of every call of ``function`` in ``module``; empty without such a module."""
-    source = _module_file(module)
+    source = _module_file(module, None)
     found = []
     for node in ast.walk(_parse(source)) if source else ():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == function:
@@ -60,8 +64,8 @@ def constant_calls(module: str, function: str) -> list[tuple[object, ...]]:
     return found
 
 
-def _problem(host_name: HostName) -> str:
-    found = _find(host_name.module, tuple(host_name.name.split(".")))
+def _problem(host_name: HostName, root: Path | None) -> str:
+    found = _find(host_name.module, tuple(host_name.name.split(".")), root)
     if isinstance(found, str):
         return found
     if host_name.parameters and isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -76,16 +80,16 @@ def _accepts(function: ast.FunctionDef | ast.AsyncFunctionDef, parameter: str) -
     return any(a.arg == parameter for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs))
 
 
-def _find(module: str, names: tuple[str, ...], hops: int = 3) -> ast.AST | str:
+def _find(module: str, names: tuple[str, ...], root: Path | None, hops: int = 3) -> ast.AST | str:
     """The node that defines ``names`` in ``module``, or one sentence on why there is none."""
-    source = _module_file(module)
+    source = _module_file(module, root)
     if source is None:
         return f"no module {module}"
     scope: ast.AST = _parse(source)
     for depth, name in enumerate(names):
         node = _member(scope, name)
         if isinstance(node, ast.ImportFrom) and node.module and not node.level and hops:
-            return _find(node.module, names[depth:], hops - 1)
+            return _find(node.module, names[depth:], root, hops - 1)
         if node is None:
             return f"no {name} in {'.'.join((module, *names[:depth]))}"
         scope = node
@@ -123,10 +127,10 @@ def source_folder(module: str) -> Path:
     return Path(spec.submodule_search_locations[0]).joinpath(*rest)
 
 
-def _module_file(module: str) -> Path | None:
+def _module_file(module: str, root: Path | None) -> Path | None:
     """The module's source file."""
     try:
-        base = source_folder(module)
+        base = root.joinpath(*module.split(".")) if root else source_folder(module)
     except ModuleNotFoundError:
         return None
     candidates = (base.with_suffix(".py"), base / "__init__.py")

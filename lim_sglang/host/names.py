@@ -188,6 +188,33 @@ LOSSLESS_NAMES: tuple[HostName, ...] = (
         ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
         "the dense verification on a CPU",
     ),
+    HostName(
+        _FLASHINFER,
+        "FlashInferAttnBackend.forward_extend",
+        ("q", "k", "v", "layer", "forward_batch", "save_kv_cache"),
+        "the dense verification on a GPU",
+    ),
+    HostName(_FLASHINFER, "PrefillMetadata.prefill_wrappers", (), "the dense verification on a GPU"),
+    HostName(
+        _FLASHINFER, "FlashInferAttnBackend.init_cuda_graph_state", ("max_bs", "max_num_tokens"), "graphs of each kind"
+    ),
+    HostName(
+        f"{_SRT}.model_executor.runner.decode_cuda_graph_runner",
+        "DecodeCudaGraphRunner.__init__",
+        ("model_runner", "attn_backend"),
+        "graphs of drafts",
+    ),
+    HostName(f"{_SPECULATIVE}.spec_info", "SpeculativeAlgorithm.NONE", (), "graphs of drafts"),
+    HostName(_RUNNER, "ModelRunner.decode_cuda_graph_runner", (), "graphs of drafts"),
+    HostName(_RUNNER, "ModelRunner.eager_runner", (), "graphs of drafts"),
+    HostName(_RUNNER, "ModelRunner.attn_backend", (), "graphs of drafts"),
+    HostName(_RUNNER, "ModelRunner.spec_algorithm", (), "graphs of drafts"),
+    HostName(_RUNNER, "ModelRunner.max_total_num_tokens", (), "measuring costs"),
+    HostName(_BATCH, "ScheduleBatch.seq_lens_cpu", (), "how much is drafted"),
+    HostName(f"{_SRT}.distributed.parallel_state", "get_tp_group", (), "one choice for all ranks"),
+    HostName(
+        f"{_SRT}.distributed.parallel_state", "GroupCoordinator.broadcast_object", ("obj",), "one choice for all ranks"
+    ),
 )
 
 HOST_NAMES = PLUGIN_NAMES + TORCH_NATIVE_NAMES + LOADED_MODEL_NAMES + FLASHINFER_NAMES + LOSSLESS_NAMES
@@ -224,6 +251,7 @@ SERVER_ARGS_FIELDS = (
     "port",
     "pp_size",
     "prefill_attention_backend",
+    "random_seed",
     "revision",
     "speculative_accept_threshold_acc",
     "speculative_accept_threshold_single",

@@ -38,6 +38,7 @@ class LimSpecWorker(BaseSpecWorker):
         self.speculative_num_steps = self.width - 1
         self.adaptive_controller = None
         self.runner = target_worker.model_runner
+        self._read_done_event = compat.read_done_event(self.runner)
         # Ranks that share the heads draw alike: same seed, same draws, same order.
         self.generator = torch.Generator(self.runner.device).manual_seed(args.random_seed)
         self.plain: DecodePass
@@ -139,7 +140,7 @@ class LimSpecWorker(BaseSpecWorker):
         if on_publish is not None:
             on_publish(lengths)
         # The drafts' steps have told the scheduler that the table of slots is read; the verification reads it, too.
-        compat.withdraw_read_done(self.runner)
+        setattr(self.runner, self._read_done_event, None)
         return self._complete(result, verdict, lengths, num_drafts + 1)
 
     def _judge(self, output: Any, batch: Any, drafts: Drafts | None, limits: Tensor) -> Verdict:
