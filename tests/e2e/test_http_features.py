@@ -146,6 +146,17 @@ SERVED: dict[str, tuple[str, Body, Check]] = {
         generation({"max_new_tokens": 48, "structural_tag": json.dumps(STRUCTURAL_TAG)}),
         matches(r"(?s)<f>\{.*\}</f>"),
     ),
+    "regex with spaces beside sampling": (
+        "/generate",
+        {
+            "text": ["The", "The"],
+            "sampling_params": [
+                {"max_new_tokens": 24, "temperature": 0, "regex": r"[a-z]{2,6} [a-z]{2,6}\."},
+                {"max_new_tokens": 24, "temperature": 0.8, "top_p": 0.9},
+            ],
+        },
+        first(matches(r"[a-z]{2,6} [a-z]{2,6}\.")),
+    ),
     "regex with logprobs, a bias and penalties": (
         "/generate",
         generation(

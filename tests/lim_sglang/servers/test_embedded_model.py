@@ -48,11 +48,11 @@ def entries(cache: Path) -> set[str]:
 
 @pytest.mark.parametrize("environ", [{}, {"XDG_CACHE_HOME": ""}, {"XDG_CACHE_HOME": "relative/cache"}])
 def test_path_without_a_usable_xdg_cache_home(environ: dict[str, str]) -> None:
-    assert model_dir(environ) == Path.home() / ".cache/lim-sglang/models/SmolLM2-135M-Instruct-1"
+    assert model_dir(environ) == Path.home() / ".cache/lim-sglang/models/SmolLM2-135M-Instruct-2"
 
 
 def test_path_with_xdg_cache_home() -> None:
-    assert model_dir({"XDG_CACHE_HOME": "/c"}) == Path("/c/lim-sglang/models/SmolLM2-135M-Instruct-1")
+    assert model_dir({"XDG_CACHE_HOME": "/c"}) == Path("/c/lim-sglang/models/SmolLM2-135M-Instruct-2")
 
 
 def test_import_is_light() -> None:
@@ -234,6 +234,10 @@ def test_real_conversion_speaks(cache: Path) -> None:
     assert tokenizer.decode(output[0, prompt.input_ids.shape[1] :]).startswith(" Paris")
 
     assert (tokenizer.eos_token_id, model.generation_config.eos_token_id) == (2, 2)
+    xgrammar = pytest.importorskip("xgrammar")  # SGLang's grammars, which take tokens by their bytes
+    decoded = xgrammar.TokenizerInfo.from_huggingface(tokenizer).decoded_vocab
+    assert [decoded[token] for token in tokenizer.encode("ab cd\n")] == [b"ab", b" cd", b"\n"]
+
     chat = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Hi"}], tokenize=False, add_generation_prompt=True
     )

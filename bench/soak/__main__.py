@@ -1,0 +1,169 @@
+"""Mixed traffic against a server for some minutes; afterwards nothing may be lost, stuck or leaked.
+
+    python -m bench.soak --minutes 20 --out runs             lim, the embedded model on a CPU
+    python -m bench.soak --minutes 20 --out runs --lossless  lim drafts, dense attention verifies
+    python -m bench.soak --seed 7 --first 1234 --count 1     one operation again
+
+Clients of random lengths, half of them behind shared prefixes, stream, ask for several answers, grammars and
+log-probabilities, abort, vanish, and send what no server can take. The KV pool holds less than they ask for, so that
+requests are retracted. At the end the server has to be idle and healthy, its pool empty once flushed, and a sample of
+the answers must be the same again, request by request.
+
+Outcomes are written as they come: a run with the same folder, seed and server goes on where the last one stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+import time
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench.soak.client import Outcome, loads, perform, wait_idle
+from bench.soak.results import Report, Settled, earlier, summary
+from bench.soak.traffic import Limits, Maker
+from bench.timing import about
+from lim_sglang.commands.common import positive
+from lim_sglang.errors import exit_with
+from lim_sglang.servers.local import DENSE, LIM, LOSSLESS, Size, launched
+from lim_sglang.servers.process import ServerError, ServerProcess
+
+TIMEOUT = 900.0  # of a request: more than any takes on a busy machine
+IDLE_SECONDS = 120.0
+LONGEST_CONTEXT = 4096
+
+
+def main() -> None:
+    args = parse()
+    args.out.mkdir(parents=True, exist_ok=True)
+    note = Console(stderr=True, highlight=False)
+    attention = args.attention
+    size = Size(tokens=args.pool, requests=args.running)
+    log, options = args.out / f"soak-{attention}.log", [f"--context-length {LONGEST_CONTEXT}", *args.server_arg]
+    try:
+        with launched(
+            attention, args.model, budget=args.budget, size=size, given=options, log=log, note=note
+        ) as server:
+            failed = asyncio.run(soak(server, args, attention))
+    except ServerError as error:
+        exit_with(str(error))
+    sys.exit(1 if failed else 0)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=20.0, help="of traffic, earlier runs included (20)")
+    parser.add_argument("--attention", choices=(LIM, LOSSLESS, DENSE), default=LIM, help="what serves (lim)")
+    parser.add_argument("--lossless", action="store_const", dest="attention", const=LOSSLESS, help="the lossless mode")
+    parser.add_argument("--model", help="folder or name of a Hugging Face model (the embedded one)")
+    parser.add_argument("--budget", type=positive, help="lim's, in tokens (256 for the embedded model)")
+    parser.add_argument("--pool", type=positive, default=12_000, help="tokens of the KV pool on a CPU (12000)")
+    parser.add_argument("--running", type=positive, default=12, help="requests that run at a time on a CPU (12)")
+    parser.add_argument("--clients", type=positive, default=16, help="at a time (16)")
+    parser.add_argument("--prompt", type=positive, default=1500, help="tokens of a prompt, at most (1500)")
+    parser.add_argument("--output", type=positive, default=64, help="tokens of an answer, at most (64)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first operation (0)")
+    parser.add_argument("--count", type=positive, help="operations, in place of --minutes")
+    parser.add_argument("--replays", type=positive, default=40, help="answers that are asked for again (40)")
+    parser.add_argument("--server-arg", action="append", default=[], help="more SGLang options, in quotes")
+    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of soak_*.json and .jsonl (runs)")
+    return parser.parse_args()
+
+
+async def soak(server: ServerProcess, args: argparse.Namespace, attention: str) -> bool:
+    """Traffic, then the reckoning; whether anything is wrong."""
+    maker = Maker(args.seed, Limits(args.prompt, args.output, LONGEST_CONTEXT))
+    report = Report(args.out / f"soak_{attention}.jsonl", args.seed)
+    before = earlier(report.path, args.seed)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=args.clients)
+    async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT, limits=limits, trust_env=False) as client:
+        await settle(client)
+        start = await state(client, server)
+        began = time.monotonic()
+        outcomes = await traffic(client, maker, report, args, before)
+        seconds = before.seconds + time.monotonic() - began
+        stuck = await wait_idle(client, IDLE_SECONDS)
+        differing, replayed = await replay(client, maker, outcomes, args.replays)
+        await settle(client)
+        end = await state(client, server)
+        healthy = (await client.get("/health_generate")).status_code == 200
+    settled = Settled(start, end, stuck, replayed, differing, healthy, round(seconds, 1))
+    found = summary([*before.outcomes, *outcomes], settled)
+    name = args.out / f"soak_{attention}.json"
+    facts = {"about": about(), "settings": {key: str(value) for key, value in vars(args).items()}}
+    name.write_text(json.dumps(found | facts, indent=1) + "\n")
+    for line in (f"{key}: {value}" for key, value in found.items() if key not in ("kinds", "examples")):
+        print(line)
+    for example in found["examples"]:
+        print(f"lost: {example}")
+    return bool(found["wrong"])
+
+
+async def settle(client: httpx.AsyncClient) -> None:
+    """An empty cache, so that what is used afterwards has leaked."""
+    await client.post("/flush_cache", params={"timeout": 60})
+
+
+async def state(client: httpx.AsyncClient, server: ServerProcess) -> dict[str, Any]:
+    """Tokens of the pool in use, memory of all processes, in MiB."""
+    import psutil
+
+    resident = sum(psutil.Process(pid).memory_info().rss for pid in server.processes() if psutil.pid_exists(pid))
+    used = sum(load["num_used_tokens"] for load in await loads(client))
+    return {"used_tokens": used, "rss_mib": resident >> 20}
+
+
+async def traffic(
+    client: httpx.AsyncClient, maker: Maker, report: Report, args: argparse.Namespace, before: Any
+) -> list[Outcome]:
+    """As many clients as asked for, each with one operation after the other, until the time is up."""
+    first = max(args.first, before.next_number)
+    numbers, outcomes = count(first), []
+    left = args.minutes * 60 - before.seconds
+    deadline = time.monotonic() + left
+
+    async def one_after_the_other(progress: Progress, task: Any) -> None:
+        for number in numbers:
+            if (number >= first + args.count) if args.count else time.monotonic() > deadline:
+                return
+            outcome = await perform(client, maker.operation(number))
+            outcomes.append(outcome)
+            report.add(outcome)
+            done = len(outcomes) if args.count else max(0.0, left - (deadline - time.monotonic()))
+            progress.update(task, completed=done, operations=len(outcomes))
+
+    columns = (TextColumn("soak"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[operations]} operations"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("soak", total=args.count or max(1.0, left), operations=0)
+        await asyncio.gather(*(one_after_the_other(progress, task) for _ in range(args.clients)))
+    return outcomes
+
+
+async def replay(client: httpx.AsyncClient, maker: Maker, outcomes: list[Outcome], most: int) -> tuple[list[int], int]:
+    """Numbers of the answers that alone are others, and how many were asked for again.
+
+    Those of retracted requests are left out where lim decodes: what is prefilled again is dense.
+    """
+    kept = [o for o in outcomes if o.tokens and not o.retractions and maker.operation(o.number).compared]
+    kept = kept[:: max(1, len(kept) // most)][:most]
+    differing = []
+    for outcome in kept:
+        again = await perform(client, maker.operation(outcome.number))
+        if again.tokens != outcome.tokens:
+            differing.append(outcome.number)
+    return differing, len(kept)
+
+
+if __name__ == "__main__":
+    main()

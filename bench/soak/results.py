@@ -1,0 +1,103 @@
+"""The outcomes of a soak, written as they come, and what they add up to."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bench.soak.client import Outcome
+
+EXAMPLES = 10
+
+
+@dataclass
+class Report:
+    """A line per outcome, after a line that says whose they are."""
+
+    path: Path
+    seed: int
+    _began: float = field(default_factory=time.monotonic, init=False)
+
+    def add(self, outcome: Outcome) -> None:
+        with self.path.open("a") as file:
+            at = round(time.monotonic() - self._began, 1)
+            file.write(json.dumps({"seed": self.seed, "at": at} | asdict(outcome)) + "\n")
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a folder holds of the same seed.
+
+    Attributes:
+        seconds: that those runs took, all together.
+    """
+
+    outcomes: list[Outcome]
+    seconds: float
+    next_number: int
+
+
+def earlier(path: Path, seed: int) -> Earlier:
+    """Outcomes of runs that were stopped; a last line that was cut off is left out."""
+    outcomes, seconds, last = [], 0.0, 0.0
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue
+        if entry.pop("seed") != seed:
+            continue
+        at = entry.pop("at")
+        seconds += at - last if at >= last else at
+        last = at
+        outcomes.append(Outcome(**entry))
+    return Earlier(outcomes, seconds, max((outcome.number + 1 for outcome in outcomes), default=0))
+
+
+@dataclass(frozen=True)
+class Settled:
+    """The server before the traffic and after it.
+
+    Attributes:
+        stuck: requests that it still held long after the last client.
+        differing: numbers of the answers that alone are others, of ``replayed``.
+    """
+
+    start: dict[str, Any]
+    end: dict[str, Any]
+    stuck: int
+    replayed: int
+    differing: Sequence[int]
+    healthy: bool
+    seconds: float
+
+
+def summary(outcomes: Sequence[Outcome], settled: Settled) -> dict[str, Any]:
+    """The figures; ``wrong`` names those that must be 0 and are not."""
+    verdicts = Counter(outcome.verdict for outcome in outcomes)
+    lost = [outcome for outcome in outcomes if outcome.verdict == "lost"]
+    found: dict[str, Any] = {
+        "requests": len(outcomes),
+        "answered": verdicts["answered"],
+        "aborted": verdicts["gone"],
+        "bad_inputs": verdicts["refused"],
+        "retracted": sum(outcome.retractions for outcome in outcomes),
+        "lost": len(lost),
+        "stuck": settled.stuck,
+        "leaked_tokens": settled.end["used_tokens"] - settled.start["used_tokens"],
+        "replayed": settled.replayed,
+        "differing": len(settled.differing),
+        "rss_growth_mib": settled.end["rss_mib"] - settled.start["rss_mib"],
+        "seconds": settled.seconds,
+        "healthy": settled.healthy,
+        "kinds": dict(Counter(outcome.kind for outcome in outcomes)),
+        "examples": [f"{o.number} ({o.kind}, status {o.status}): {o.detail}" for o in lost[:EXAMPLES]]
+        + [f"{number}: other tokens alone" for number in settled.differing[:EXAMPLES]],
+    }
+    wrong = [name for name in ("lost", "stuck", "leaked_tokens", "differing") if found[name]]
+    return found | {"wrong": wrong if settled.healthy else [*wrong, "healthy"]}

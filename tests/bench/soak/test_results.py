@@ -1,0 +1,74 @@
+"""A soak's figures, and that a run which was stopped can go on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.soak.client import Outcome
+from bench.soak.results import Report, Settled, earlier, summary
+
+OUTCOMES = [
+    Outcome(0, "plain", "answered", 200, [1, 2], retractions=2),
+    Outcome(1, "malformed", "refused", 400),
+    Outcome(2, "disconnected", "gone", 200),
+    Outcome(3, "streamed", "lost", 500, detail="no answer"),
+]
+CLEAN = {"used_tokens": 0, "rss_mib": 100}
+
+
+def settled(**other: object) -> Settled:
+    values = {"start": CLEAN, "end": CLEAN, "stuck": 0, "replayed": 1, "differing": [], "healthy": True, "seconds": 9.5}
+    return Settled(**(values | other))  # type: ignore[arg-type]
+
+
+def test_outcomes_add_up() -> None:
+    found = summary(OUTCOMES, settled())
+    assert {name: found[name] for name in ("requests", "answered", "aborted", "bad_inputs", "retracted", "lost")} == {
+        "requests": 4,
+        "answered": 1,
+        "aborted": 1,
+        "bad_inputs": 1,
+        "retracted": 2,
+        "lost": 1,
+    }
+    assert found["wrong"] == ["lost"]
+    assert found["examples"] == ["3 (streamed, status 500): no answer"]
+
+
+@pytest.mark.parametrize(
+    ("other", "wrong"),
+    [
+        ({}, []),
+        ({"stuck": 3}, ["stuck"]),
+        ({"end": CLEAN | {"used_tokens": 7}}, ["leaked_tokens"]),
+        ({"differing": [5]}, ["differing"]),
+        ({"healthy": False}, ["healthy"]),
+        ({"end": CLEAN | {"rss_mib": 900}}, []),
+    ],
+)
+def test_what_is_wrong_is_named(other: dict[str, object], wrong: list[str]) -> None:
+    assert summary(OUTCOMES[:3], settled(**other))["wrong"] == wrong
+
+
+def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "soak.jsonl"
+    for seed in (1, 2):
+        report = Report(path, seed)
+        for outcome in OUTCOMES[: 2 + seed]:
+            report.add(outcome)
+    with path.open("a") as file:
+        file.write('{"seed": 1, "at": 3, "numb')
+    found = earlier(path, 1)
+    assert found.outcomes == OUTCOMES[:3]
+    assert found.next_number == 3
+    assert earlier(path, 3).next_number == 0
+    assert earlier(tmp_path / "none", 1).outcomes == []
+
+
+def test_the_seconds_of_several_runs_add_up(tmp_path: Path) -> None:
+    path = tmp_path / "soak.jsonl"
+    line = '{{"seed": 1, "at": {}, "number": {}, "kind": "plain", "verdict": "answered"}}\n'
+    path.write_text("".join(line.format(at, number) for number, at in enumerate((1.0, 4.0, 0.5, 2.5))))
+    assert earlier(path, 1).seconds == pytest.approx(6.5)
