@@ -39,7 +39,7 @@ FLOORS = (
     ("lim_sglang.commands", "lim_sglang.speculative"),
     ("lim_sglang.plugin", "lim_sglang.cli"),
     ("bench.timing",),
-    ("bench.speed", "bench.fidelity", "bench.reasoning", "bench.programs"),
+    ("bench.speed", "bench.fidelity", "bench.reasoning", "bench.programs", "bench.soak"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
