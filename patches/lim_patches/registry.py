@@ -8,6 +8,7 @@ from lim_patches import (
     from_cli_args,
     grammar_mask,
     internal_state,
+    last_slot,
     request_values,
     scaling_penalties,
     support_triton,
@@ -22,6 +23,7 @@ PATCHES: tuple[Patch, ...] = (
     support_triton.PATCH,
     *grammar_mask.PATCHES,
     scaling_penalties.PATCH,
+    last_slot.PATCH,
     *request_values.PATCHES,
 )
 _registered: list[Patch] = []

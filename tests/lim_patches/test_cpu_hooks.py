@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lim_patches.patch
-from lim_patches import grammar_mask, request_values, scaling_penalties
+from lim_patches import grammar_mask, last_slot, request_values, scaling_penalties
 from lim_patches.registry import PATCHES
 
 VOCABULARY = 100
@@ -32,7 +32,7 @@ def hooked() -> Iterator[None]:
 
 
 def test_hooks_of_the_cpu_host_are_not_wanted_where_a_gpu_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = [*grammar_mask.PATCHES, scaling_penalties.PATCH, *request_values.PATCHES]
+    ours = [*grammar_mask.PATCHES, scaling_penalties.PATCH, last_slot.PATCH, *request_values.PATCHES]
     assert [patch for patch in PATCHES if patch.only_on_cpu_host] == ours
     for active in (False, True):
         monkeypatch.setattr(lim_patches.patch, "is_active", lambda active=active: active)
@@ -81,6 +81,15 @@ def test_repetition_penalties_compile_nothing() -> None:
         sampling_batch_info.apply_scaling_penalties(logits, penalties)
     assert torch.equal(logits, expected)
     assert not torch.equal(logits[0], before[0])
+
+
+@pytest.mark.usefixtures("hooked")
+def test_the_last_slot_of_a_page_needs_no_triton() -> None:
+    from sglang.srt.mem_cache import allocation
+
+    table = torch.arange(40, dtype=torch.int32).view(4, 10)
+    found = allocation.get_last_loc(table, torch.tensor([2, 0, 3]), torch.tensor([5, 0, 10]))
+    assert found.tolist() == [24, -1, 39]
 
 
 REFUSED_SAMPLING = {
