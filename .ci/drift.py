@@ -16,6 +16,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from packaging.version import Version  # one of SGLang's dependencies
+
 from lim_sglang.host.compat import TESTED_SGLANG
 from lim_sglang.host.host_check import check
 from lim_sglang.host.names import HOST_NAMES, SERVER_ARGS_FIELDS
@@ -25,18 +27,13 @@ TESTED = TESTED_SGLANG["cpu"]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 
-def numbers(release: str) -> tuple[int, ...]:
-    """``0.5.16.post1`` sorts behind ``0.5.16``."""
-    return tuple(int(part) for part in re.findall(r"\d+", release))
-
-
 def releases(oldest: str) -> list[str]:
     """All on the index from ``oldest`` on, in order; empty where it cannot be asked."""
     command = [*PIP, "index", "versions", "sglang"]
     said = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120).stdout
     listed = re.search(r"^Available versions: (.*)$", said, re.MULTILINE)
     found = listed[1].split(", ") if listed else []
-    return sorted((release for release in found if numbers(release) >= numbers(oldest)), key=numbers)
+    return sorted((release for release in found if Version(release) >= Version(oldest)), key=Version)
 
 
 def problems(release: str, folder: Path) -> dict[str, str] | None:

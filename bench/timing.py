@@ -50,6 +50,12 @@ def copy_tb_s() -> float:
     return 2 * source.nbytes / layer_us(lambda _: torch.mul(source, 1, out=target), layers=2) / 1e6
 
 
+def used_mib() -> int:
+    """Device memory that all processes hold."""
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) >> 20
+
+
 def _program() -> str:
     """What runs, as Python is told from the root of this file's checkout: ``-m`` and a module, or a path elsewhere."""
     path, root = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[1]

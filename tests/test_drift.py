@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -11,17 +10,12 @@ import pytest
 
 from lim_sglang.host.host_check import HostName, check
 
-ROOT = Path(__file__).parents[1]
+from .ci_script import ROOT, load
 
 
 @pytest.fixture(scope="module")
 def drift() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("drift", ROOT / ".ci" / "drift.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("drift")
 
 
 def release(folder: Path, number: str, source: str, options: str) -> None:

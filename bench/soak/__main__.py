@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.soak.client import Outcome, loads, perform, wait_idle
-from bench.soak.results import Report, Settled, earlier, summary
+from bench.soak.results import Earlier, Report, Settled, earlier, summary
 from bench.soak.traffic import Limits, Maker
 from bench.timing import about
 from lim_sglang.commands.common import positive
@@ -45,14 +45,13 @@ def main() -> None:
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
     note = Console(stderr=True, highlight=False)
-    attention = args.attention
     size = Size(tokens=args.pool, requests=args.running)
-    log, options = args.out / f"soak-{attention}.log", [f"--context-length {LONGEST_CONTEXT}", *args.server_arg]
+    log, options = args.out / f"soak-{args.attention}.log", [f"--context-length {LONGEST_CONTEXT}", *args.server_arg]
     try:
         with launched(
-            attention, args.model, budget=args.budget, size=size, given=options, log=log, note=note
+            args.attention, args.model, budget=args.budget, size=size, given=options, log=log, note=note
         ) as server:
-            failed = asyncio.run(soak(server, args, attention))
+            failed = asyncio.run(soak(server, args))
     except ServerError as error:
         exit_with(str(error))
     sys.exit(1 if failed else 0)
@@ -81,10 +80,10 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def soak(server: ServerProcess, args: argparse.Namespace, attention: str) -> bool:
+async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
     """Traffic, then the reckoning; whether anything is wrong."""
     maker = Maker(args.seed, Limits(args.prompt, args.output, LONGEST_CONTEXT))
-    report = Report(args.out / f"soak_{attention}.jsonl", args.seed)
+    report = Report(args.out / f"soak_{args.attention}.jsonl", args.seed)
     before = earlier(report.path, args.seed)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=args.clients)
     async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT, limits=limits, trust_env=False) as client:
@@ -100,7 +99,7 @@ async def soak(server: ServerProcess, args: argparse.Namespace, attention: str) 
         healthy = (await client.get("/health_generate")).status_code == 200
     settled = Settled(start, end, stuck, replayed, differing, healthy, round(seconds, 1))
     found = summary([*before.outcomes, *outcomes], settled)
-    name = args.out / f"soak_{attention}.json"
+    name = args.out / f"soak_{args.attention}.json"
     facts = {"about": about(), "settings": {key: str(value) for key, value in vars(args).items()}}
     name.write_text(json.dumps(found | facts, indent=1) + "\n")
     for line in (f"{key}: {value}" for key, value in found.items() if key not in ("kinds", "examples")):
@@ -125,7 +124,7 @@ async def state(client: httpx.AsyncClient, server: ServerProcess) -> dict[str, A
 
 
 async def traffic(
-    client: httpx.AsyncClient, maker: Maker, report: Report, args: argparse.Namespace, before: Any
+    client: httpx.AsyncClient, maker: Maker, report: Report, args: argparse.Namespace, before: Earlier
 ) -> list[Outcome]:
     """As many clients as asked for, each with one operation after the other, until the time is up."""
     first = max(args.first, before.next_number)

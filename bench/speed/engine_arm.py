@@ -47,7 +47,7 @@ def run_arm(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure_all(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Every shape in one engine, into ``result``."""
-    import torch
+    from bench.timing import used_mib
 
     longest = max(context for _, context in args.shapes) + args.steps + WARM_STEPS + 8
     with engine(args, max(batch for batch, _ in args.shapes), longest) as running:
@@ -59,8 +59,7 @@ def measure_all(args: argparse.Namespace, result: dict[str, Any]) -> None:
             result["shapes"][f"{batch}x{context}"] = measured
             print(f"{args.arm}: {batch}x{context} {statistics.median(measured['ms']):.3f} ms/step", flush=True)
         if args.device == "cuda":
-            free, total = torch.cuda.mem_get_info()
-            result["memory_mib"] = (total - free) >> 20
+            result["memory_mib"] = used_mib()
 
 
 def generate(running: Any, batch: int, context: int, tokens: int) -> tuple[float, list[list[int]]]:

@@ -17,6 +17,7 @@ import argparse
 import csv
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def parse() -> argparse.Namespace:
     return args
 
 
+@cache
 def measured_shares(budget: int, context: int, drafts: int = 6) -> dict[str, float]:
     """By sampling, the share that gives as many accepted drafts as were measured at the nearest share of a context."""
     with ACCEPTANCE.open() as file:

@@ -15,6 +15,7 @@ from typing import Any
 from bench.speed import imposed_acceptance
 from bench.speed.arms import engine, serve_arm
 from bench.speed.engine_arm import WARM_STEPS, generate
+from lim_sglang.servers.state import lim_part, rounds_since
 from lim_sglang.speculative.policy import Acceptance
 
 SETTLING = 8 * round(1 / (1 - Acceptance().memory))  # tokens after which the policy has forgotten another share
@@ -36,8 +37,9 @@ def on_gpu(args: argparse.Namespace) -> dict[str, Any]:
         return {}
     import torch
 
-    free, total = torch.cuda.mem_get_info()
-    return {"gpu": torch.cuda.get_device_name(), "memory_mib": (total - free) >> 20}
+    from bench.timing import used_mib
+
+    return {"gpu": torch.cuda.get_device_name(), "memory_mib": used_mib()}
 
 
 def measure(
@@ -59,20 +61,19 @@ def measure(
 
 def timed(running: Any, batch: int, context: int, args: argparse.Namespace) -> dict[str, Any]:
     """Long less short generations, both from the radix cache."""
-    times, before = [], counters(running)
+    times, before = [], state(running, args)
     for _ in range(args.repeats):
         short, _ = generate(running, batch, context, WARM_STEPS)
         long, _ = generate(running, batch, context, WARM_STEPS + args.tokens)
         times.append((long - short) / args.tokens * 1e3)
-    rounds = {name: number - before[name] for name, number in counters(running).items()}
+    after = state(running, args)
+    rounds = rounds_since(before, after) if before and after else {}
     return {"ms": round(statistics.median(times), 3), "spread_ms": round(max(times) - min(times), 3), "rounds": rounds}
 
 
-def counters(running: Any) -> dict[str, int]:
-    """The totals of the lossless mode; none in the other arms."""
-    state = running.get_server_info()["internal_states"][0]
-    found: dict[str, int] = state.get("lim", {}).get("counters", {}).get("lossless", {})
-    return found
+def state(running: Any, args: argparse.Namespace) -> dict[str, Any] | None:
+    """What lim reports, with the totals of the lossless mode; None in the other arms."""
+    return lim_part(running.get_server_info()) if args.arm == "lossless" else None
 
 
 if __name__ == "__main__":

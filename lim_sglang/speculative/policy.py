@@ -118,17 +118,16 @@ class DraftPolicy:
             return 0
         if self.costs is None:
             return self.most
-        batch, rate = len(lengths), self.acceptance.rate
-        cached, read = sum(lengths), sum(max(length, self.budget) for length in lengths)
         if max(lengths) <= self.budget:
             return 0
-        dense, draft = self.costs.dense.at(batch, cached), self.costs.draft.at(batch, read)
-        fixed = self.costs.verify.at(batch, cached) + self.costs.round_ms
-        best, speed = 0, self.MARGIN / dense
+        batch, rate, costs = len(lengths), self.acceptance.rate, self.costs
+        cached, read = sum(lengths), sum(max(length, self.budget) for length in lengths)
+        draft, fixed = costs.draft.at(batch, read), costs.verify.at(batch, cached) + costs.round_ms
+        best, highest = 0, self.MARGIN / costs.dense.at(batch, cached)  # tokens per request and millisecond
         run = 0.0  # accepted drafts to expect
         for number in range(1, self.most + 1):
             run += rate**number
-            tokens = 1 + run * sum(drafting) / batch
-            if tokens / (fixed + number * draft) > speed:
-                best, speed = number, tokens / (fixed + number * draft)
+            speed = (1 + run * sum(drafting) / batch) / (fixed + number * draft)
+            if speed > highest:
+                best, highest = number, speed
         return best

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from lim_sglang.servers.state import lim_part
+
 from .hf_oracle import OracleSettings, SparseOracle
 from .test_cuda_engine import (
     BUDGET,
@@ -46,7 +48,7 @@ def lossless_engine(
 
 
 def counters(running: Any) -> dict[str, int]:
-    found: dict[str, int] = running.get_server_info()["internal_states"][0]["lim"]["counters"]["lossless"]
+    found: dict[str, int] = lim_part(running.get_server_info())["counters"]["lossless"]
     return found
 
 
