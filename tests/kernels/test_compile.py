@@ -130,14 +130,14 @@ def test_large_heads_get_smaller_tiles(heads: HeadShape, config: AttendConfig, t
 
 @pytest.mark.parametrize("target", LIMITS)
 def test_verification_fits_where_decode_does(target: int) -> None:
-    """However many tokens: programs share them before one has too many rows."""
+    """However many tokens: programs share them before one has too many rows, and up to 128 the constants stay."""
     card = Card(divmod(target, 10), LIMITS[target])
     for heads in USUAL + [heads._replace(head_dim=256) for heads in USUAL]:
         fitted(SPARSE, heads, card)
         for q_len in range(2, 17):
             verifying = heads._replace(q_len=q_len)
-            chosen = fitted(verify_config(verifying), verifying, card)
-            assert chosen.block_n == 64 or heads.head_dim == 256
+            config = verify_config(verifying)
+            assert fitted(config, verifying, card) == config or heads.head_dim == 256
             assert (verifying.q_blocks - 1) * verifying.q_tile < q_len <= verifying.q_blocks * verifying.q_tile
             assert verifying.rows_pad <= max(64, heads.rows_pad)
 
