@@ -27,34 +27,48 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.soak.client import Outcome, loads, perform, wait_idle
+from bench.soak import adapter
+from bench.soak.client import Outcome, perform, wait_idle
+from bench.soak.replay import replay
 from bench.soak.results import Earlier, Report, Settled, earlier, summary
 from bench.soak.traffic import Limits, Maker
+from bench.soak.watch import memory_by_minute, settle, state
 from bench.timing import about
 from lim_sglang.commands.common import positive
 from lim_sglang.errors import exit_with
-from lim_sglang.servers.local import DENSE, LIM, LOSSLESS, Size, launched
+from lim_sglang.servers.embedded_model import ensure_model
+from lim_sglang.servers.local import DENSE, LIM, LOSSLESS, Size, find_device, launched
 from lim_sglang.servers.process import ServerError, ServerProcess
 
 TIMEOUT = 900.0  # of a request: more than any takes on a busy machine
 IDLE_SECONDS = 120.0
-LONGEST_CONTEXT = 4096
+CONSERVATIVENESS = 0.2  # SGLang admits more than fits, and has to retract
+NEAR_TIE = 0.25  # nats between two tokens that bfloat16 may swap
 
 
 def main() -> None:
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
     note = Console(stderr=True, highlight=False)
-    size = Size(tokens=args.pool, requests=args.running)
-    log, options = args.out / f"soak-{args.attention}.log", [f"--context-length {LONGEST_CONTEXT}", *args.server_arg]
+    size, log = Size(tokens=args.pool, requests=args.running), args.out / f"soak-{args.attention}.log"
     try:
         with launched(
-            args.attention, args.model, budget=args.budget, size=size, given=options, log=log, note=note
+            args.attention, args.model, budget=args.budget, size=size, given=server_options(args), log=log, note=note
         ) as server:
             failed = asyncio.run(soak(server, args))
     except ServerError as error:
         exit_with(str(error))
     sys.exit(1 if failed else 0)
+
+
+def server_options(args: argparse.Namespace) -> list[str]:
+    options = [
+        f"--max-total-tokens {args.pool} --max-running-requests {args.running} --context-length {args.context}",
+        f"--schedule-conservativeness {CONSERVATIVENESS}",
+    ]
+    if args.adapter:
+        options.append(adapter.make_adapter(Path(args.model or ensure_model()), args.out / "adapter"))
+    return [*options, *args.server_arg]
 
 
 def parse() -> argparse.Namespace:
@@ -66,11 +80,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lossless", action="store_const", dest="attention", const=LOSSLESS, help="the lossless mode")
     parser.add_argument("--model", help="folder or name of a Hugging Face model (the embedded one)")
     parser.add_argument("--budget", type=positive, help="lim's, in tokens (256 for the embedded model)")
-    parser.add_argument("--pool", type=positive, default=12_000, help="tokens of the KV pool on a CPU (12000)")
-    parser.add_argument("--running", type=positive, default=12, help="requests that run at a time on a CPU (12)")
+    parser.add_argument("--pool", type=positive, default=4000, help="tokens of the KV pool (4000)")
+    parser.add_argument("--running", type=positive, default=12, help="requests that run at a time (12)")
     parser.add_argument("--clients", type=positive, default=16, help="at a time (16)")
+    parser.add_argument("--context", type=positive, default=4000, help="tokens of a request, at most (4000)")
     parser.add_argument("--prompt", type=positive, default=1500, help="tokens of a prompt, at most (1500)")
-    parser.add_argument("--output", type=positive, default=64, help="tokens of an answer, at most (64)")
+    parser.add_argument("--output", type=positive, default=128, help="tokens of an answer, at most (128)")
+    parser.add_argument("--adapter", action="store_true", help="a random LoRA adapter serves some requests (GPU only)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first operation (0)")
     parser.add_argument("--count", type=positive, help="operations, in place of --minutes")
@@ -82,7 +98,7 @@ def parse() -> argparse.Namespace:
 
 async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
     """Traffic, then the reckoning; whether anything is wrong."""
-    maker = Maker(args.seed, Limits(args.prompt, args.output, LONGEST_CONTEXT))
+    maker = Maker(args.seed, Limits(args.prompt, args.output, args.context, adapter.NAME if args.adapter else ""))
     report = Report(args.out / f"soak_{args.attention}.jsonl", args.seed)
     before = earlier(report.path, args.seed)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=args.clients)
@@ -90,14 +106,16 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
         await settle(client)
         start = await state(client, server)
         began = time.monotonic()
-        outcomes = await traffic(client, maker, report, args, before)
+        async with memory_by_minute(server) as memory:
+            outcomes = await traffic(client, maker, report, args, before)
         seconds = before.seconds + time.monotonic() - began
         stuck = await wait_idle(client, IDLE_SECONDS)
-        differing, replayed = await replay(client, maker, outcomes, args.replays)
+        tolerance = 0.0 if find_device().is_cpu else NEAR_TIE
+        replayed = await replay(client, maker, outcomes, args.replays, tolerance)
         await settle(client)
         end = await state(client, server)
         healthy = (await client.get("/health_generate")).status_code == 200
-    settled = Settled(start, end, stuck, replayed, differing, healthy, round(seconds, 1))
+    settled = Settled(start, end, stuck, replayed, healthy, round(seconds, 1), memory)
     found = summary([*before.outcomes, *outcomes], settled)
     name = args.out / f"soak_{args.attention}.json"
     facts = {"about": about(), "settings": {key: str(value) for key, value in vars(args).items()}}
@@ -107,20 +125,6 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
     for example in found["examples"]:
         print(f"lost: {example}")
     return bool(found["wrong"])
-
-
-async def settle(client: httpx.AsyncClient) -> None:
-    """An empty cache, so that what is used afterwards has leaked."""
-    await client.post("/flush_cache", params={"timeout": 60})
-
-
-async def state(client: httpx.AsyncClient, server: ServerProcess) -> dict[str, Any]:
-    """Tokens of the pool in use, memory of all processes, in MiB."""
-    import psutil
-
-    resident = sum(psutil.Process(pid).memory_info().rss for pid in server.processes() if psutil.pid_exists(pid))
-    used = sum(load["num_used_tokens"] for load in await loads(client))
-    return {"used_tokens": used, "rss_mib": resident >> 20}
 
 
 async def traffic(
@@ -147,21 +151,6 @@ async def traffic(
         task = progress.add_task("soak", total=args.count or max(1.0, left), operations=0)
         await asyncio.gather(*(one_after_the_other(progress, task) for _ in range(args.clients)))
     return outcomes
-
-
-async def replay(client: httpx.AsyncClient, maker: Maker, outcomes: list[Outcome], most: int) -> tuple[list[int], int]:
-    """Numbers of the answers that alone are others, and how many were asked for again.
-
-    Those of retracted requests are left out where lim decodes: what is prefilled again is dense.
-    """
-    kept = [o for o in outcomes if o.tokens and not o.retractions and maker.operation(o.number).compared]
-    kept = kept[:: max(1, len(kept) // most)][:most]
-    differing = []
-    for outcome in kept:
-        again = await perform(client, maker.operation(outcome.number))
-        if again.tokens != outcome.tokens:
-            differing.append(outcome.number)
-    return differing, len(kept)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.soak.client import Outcome
+from bench.soak.replay import Replayed
 
 EXAMPLES = 10
 
@@ -65,16 +66,16 @@ class Settled:
 
     Attributes:
         stuck: requests that it still held long after the last client.
-        differing: numbers of the answers that alone are others, of ``replayed``.
+        rss_mib_by_minute: resident memory of its processes during the traffic.
     """
 
     start: dict[str, Any]
     end: dict[str, Any]
     stuck: int
-    replayed: int
-    differing: Sequence[int]
+    replayed: Replayed
     healthy: bool
     seconds: float
+    rss_mib_by_minute: Sequence[int] = ()
 
 
 def summary(outcomes: Sequence[Outcome], settled: Settled) -> dict[str, Any]:
@@ -90,14 +91,17 @@ def summary(outcomes: Sequence[Outcome], settled: Settled) -> dict[str, Any]:
         "lost": len(lost),
         "stuck": settled.stuck,
         "leaked_tokens": settled.end["used_tokens"] - settled.start["used_tokens"],
-        "replayed": settled.replayed,
-        "differing": len(settled.differing),
+        "replayed": settled.replayed.asked,
+        "near_ties": settled.replayed.near_ties,
+        "differing": len(settled.replayed.differing),
         "rss_growth_mib": settled.end["rss_mib"] - settled.start["rss_mib"],
+        "gpu_growth_mib": settled.end["gpu_mib"] - settled.start["gpu_mib"],
+        "rss_mib_by_minute": list(settled.rss_mib_by_minute),
         "seconds": settled.seconds,
         "healthy": settled.healthy,
         "kinds": dict(Counter(outcome.kind for outcome in outcomes)),
         "examples": [f"{o.number} ({o.kind}, status {o.status}): {o.detail}" for o in lost[:EXAMPLES]]
-        + [f"{number}: other tokens alone" for number in settled.differing[:EXAMPLES]],
+        + [f"{number}: other tokens alone" for number in settled.replayed.differing[:EXAMPLES]],
     }
     wrong = [name for name in ("lost", "stuck", "leaked_tokens", "differing") if found[name]]
     return found | {"wrong": wrong if settled.healthy else [*wrong, "healthy"]}

@@ -11,6 +11,7 @@ from typing import Any, Literal
 Ending = Literal["answer", "refusal", "gone"]
 VOCABULARY = range(1000, 40_000)  # tokens of every vocabulary, special ones left out
 PREFIXES = 6
+ADAPTED = 0.25  # share of the requests that use the adapter, if there is one
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,13 @@ class Limits:
         prompt: tokens of a prompt, at most.
         output: tokens of an answer, at most.
         context: tokens that the server takes at all.
+        adapter: name of a LoRA adapter that some requests use; empty if it has none.
     """
 
     prompt: int
     output: int
     context: int
+    adapter: str = ""
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,9 @@ class Maker:
         """Greedy to a random length, if ``sampling`` does not say otherwise."""
         length = draw.randint(1, self.limits.output)
         defaults = {"temperature": 0, "ignore_eos": True, "max_new_tokens": length}
-        return {"input_ids": self.prompt(draw), "sampling_params": defaults | sampling}
+        body = {"input_ids": self.prompt(draw), "sampling_params": defaults | sampling}
+        adapted = self.limits.adapter and draw.random() < ADAPTED
+        return body | {"lora_path": self.limits.adapter} if adapted else body
 
 
 def tokens(draw: random.Random, count: int) -> list[int]:

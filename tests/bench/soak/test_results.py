@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.soak.client import Outcome
+from bench.soak.replay import Replayed
 from bench.soak.results import Report, Settled, earlier, summary
 
 OUTCOMES = [
@@ -15,11 +16,11 @@ OUTCOMES = [
     Outcome(2, "disconnected", "gone", 200),
     Outcome(3, "streamed", "lost", 500, detail="no answer"),
 ]
-CLEAN = {"used_tokens": 0, "rss_mib": 100}
+CLEAN = {"used_tokens": 0, "rss_mib": 100, "gpu_mib": 0}
 
 
 def settled(**other: object) -> Settled:
-    values = {"start": CLEAN, "end": CLEAN, "stuck": 0, "replayed": 1, "differing": [], "healthy": True, "seconds": 9.5}
+    values = {"start": CLEAN, "end": CLEAN, "stuck": 0, "replayed": Replayed(1), "healthy": True, "seconds": 9.5}
     return Settled(**(values | other))  # type: ignore[arg-type]
 
 
@@ -43,7 +44,8 @@ def test_outcomes_add_up() -> None:
         ({}, []),
         ({"stuck": 3}, ["stuck"]),
         ({"end": CLEAN | {"used_tokens": 7}}, ["leaked_tokens"]),
-        ({"differing": [5]}, ["differing"]),
+        ({"replayed": Replayed(2, differing=[5])}, ["differing"]),
+        ({"replayed": Replayed(2, near_ties=1)}, []),
         ({"healthy": False}, ["healthy"]),
         ({"end": CLEAN | {"rss_mib": 900}}, []),
     ],

@@ -1,0 +1,65 @@
+"""A server's pool and memory before, during and after the traffic."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import psutil
+
+from bench.soak.client import loads
+from lim_sglang.servers.process import ServerProcess
+
+MINUTE = 60.0
+
+
+async def settle(client: httpx.AsyncClient) -> None:
+    """An empty cache, so that what is used afterwards has leaked."""
+    await client.post("/flush_cache", params={"timeout": 60})
+
+
+async def state(client: httpx.AsyncClient, server: ServerProcess) -> dict[str, Any]:
+    """Tokens of the pool in use; resident memory of all processes and used memory of the GPUs, in MiB."""
+    used = sum(load["num_used_tokens"] for load in await loads(client))
+    return {"used_tokens": used, "rss_mib": rss_mib(server), "gpu_mib": gpu_mib()}
+
+
+def rss_mib(server: ServerProcess) -> int:
+    """Resident memory of the server's processes; those that end meanwhile do not count."""
+    total = 0
+    for pid in server.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += psutil.Process(pid).memory_info().rss
+    return total >> 20
+
+
+def gpu_mib() -> int:
+    """Used memory of all GPUs, 0 without one; asked of the driver, so that this process takes none itself."""
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    return sum(map(int, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()))
+
+
+@contextlib.asynccontextmanager
+async def memory_by_minute(server: ServerProcess) -> AsyncIterator[list[int]]:
+    """Fills the list with the resident memory at the end of each minute of the block."""
+    found: list[int] = []
+
+    async def look() -> None:
+        began = time.monotonic()
+        while True:
+            await asyncio.sleep((len(found) + 1) * MINUTE - (time.monotonic() - began))
+            found.append(rss_mib(server))
+
+    task = asyncio.create_task(look())
+    try:
+        yield found
+    finally:
+        task.cancel()

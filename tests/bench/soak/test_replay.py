@@ -1,0 +1,60 @@
+"""Answers are the same, differ by a near-tie, or differ."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from bench.soak.client import Outcome
+from bench.soak.replay import Replayed, likelihood_gap, replay
+from bench.soak.traffic import Limits, Maker
+
+TOPS = [[[-0.1, 5, None], [-2.5, 7, None]], [[-0.7, 6, None], [-0.8, 8, None]]]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "gap"),
+    [
+        ([5, 6], 0.0),
+        ([5, 8], 0.1),
+        ([7, 8], 2.4),
+        ([9, 6], None),
+        ([5], None),
+        ([5, 6, 7], None),
+        ([], None),
+    ],
+)
+def test_the_first_other_token_decides(tokens: list[int], gap: float | None) -> None:
+    assert likelihood_gap(tokens, [5, 6], TOPS) == (gap if gap is None else pytest.approx(gap))
+
+
+@pytest.mark.parametrize(
+    ("answer", "tolerance", "expected"),
+    [
+        ([5, 6], 0.0, Replayed(1)),
+        ([5, 8], 0.25, Replayed(1, near_ties=1)),
+        ([5, 8], 0.0, Replayed(1, differing=[0])),
+        ([7, 6], 0.25, Replayed(1, differing=[0])),
+    ],
+)
+def test_answers_are_asked_for_again(answer: list[int], tolerance: float, expected: Replayed) -> None:
+    maker = Maker(next(seed for seed in range(99) if Maker(seed, LIMITS).operation(0).compared), LIMITS)
+    asked: list[dict[str, object]] = []
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        asked.append(json.loads(request.content))
+        return httpx.Response(200, json={"output_ids": [5, 6], "meta_info": {"output_top_logprobs": TOPS}})
+
+    async def ask() -> Replayed:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(serve), base_url="http://server") as client:
+            outcomes = [Outcome(0, "plain", "answered", 200, answer), Outcome(0, "plain", "answered", 200, answer, 1)]
+            return await replay(client, maker, outcomes, 10, tolerance)
+
+    assert asyncio.run(ask()) == expected
+    assert [request["input_ids"] for request in asked] == [maker.operation(0).body["input_ids"]]
+
+
+LIMITS = Limits(prompt=30, output=20, context=1000)
