@@ -6,8 +6,8 @@
 
 Clients of random lengths, half of them behind shared prefixes, stream, ask for several answers, grammars and
 log-probabilities, abort, vanish, and send what no server can take. The KV pool holds less than they ask for, so that
-requests are retracted. At the end the server has to be idle and healthy, its pool empty once flushed, and a sample of
-the answers must be the same again, request by request.
+requests are retracted. At the end the server has to be idle and healthy, its pool empty once flushed, and the greedy
+answers must be the same again, request by request, alone.
 
 Outcomes are written as they come: a run with the same folder, seed and server goes on where the last one stopped.
 """
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import sys
 import time
 from itertools import count
@@ -30,7 +29,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from bench.soak import adapter
 from bench.soak.client import Outcome, perform, wait_idle
 from bench.soak.replay import replay
-from bench.soak.results import Earlier, Report, Settled, earlier, summary
+from bench.soak.results import Earlier, Report, Settled, earlier, store, summary
 from bench.soak.traffic import Limits, Maker
 from bench.soak.watch import memory_by_minute, settle, state
 from bench.timing import about
@@ -90,15 +89,21 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first operation (0)")
     parser.add_argument("--count", type=positive, help="operations, in place of --minutes")
-    parser.add_argument("--replays", type=positive, default=40, help="answers that are asked for again (40)")
+    parser.add_argument("--replays", type=positive, help="answers that are asked for again (all that can be compared)")
     parser.add_argument("--server-arg", action="append", default=[], help="more SGLang options, in quotes")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of soak_*.json and .jsonl (runs)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs"),
+        help="folder of soak_cpu.json or soak_gpu.json, logs and .jsonl (runs)",
+    )
     return parser.parse_args()
 
 
 async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
     """Traffic, then the reckoning; whether anything is wrong."""
     maker = Maker(args.seed, Limits(args.prompt, args.output, args.context, adapter.NAME if args.adapter else ""))
+    device = "cpu" if find_device().is_cpu else "gpu"
     report = Report(args.out / f"soak_{args.attention}.jsonl", args.seed)
     before = earlier(report.path, args.seed)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=args.clients)
@@ -110,16 +115,17 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
             outcomes = await traffic(client, maker, report, args, before)
         seconds = before.seconds + time.monotonic() - began
         stuck = await wait_idle(client, IDLE_SECONDS)
-        tolerance = 0.0 if find_device().is_cpu else NEAR_TIE
-        replayed = await replay(client, maker, outcomes, args.replays, tolerance)
+        tolerance = 0.0 if device == "cpu" else NEAR_TIE
+        replayed = await replay(
+            client, maker, outcomes, most=args.replays, retracted=args.attention != LIM, tolerance=tolerance
+        )
         await settle(client)
         end = await state(client, server)
         healthy = (await client.get("/health_generate")).status_code == 200
     settled = Settled(start, end, stuck, replayed, healthy, round(seconds, 1), memory)
     found = summary([*before.outcomes, *outcomes], settled)
-    name = args.out / f"soak_{args.attention}.json"
-    facts = {"about": about(), "settings": {key: str(value) for key, value in vars(args).items()}}
-    name.write_text(json.dumps(found | facts, indent=1) + "\n")
+    settings = {key: str(value) for key, value in vars(args).items() if key != "out"}
+    store(args.out / f"soak_{device}.json", args.attention, found | {"settings": settings, "about": about()})
     for line in (f"{key}: {value}" for key, value in found.items() if key not in ("kinds", "examples")):
         print(line)
     for example in found["examples"]:

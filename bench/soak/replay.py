@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import httpx
+from rich.console import Console
+from rich.progress import track
 
 from bench.soak.client import Outcome
 from bench.soak.traffic import Maker, encoded
@@ -28,18 +30,25 @@ class Replayed:
 
 
 async def replay(
-    client: httpx.AsyncClient, maker: Maker, outcomes: Sequence[Outcome], most: int, tolerance: float
+    client: httpx.AsyncClient,
+    maker: Maker,
+    outcomes: Sequence[Outcome],
+    *,
+    most: int | None,
+    retracted: bool,
+    tolerance: float,
 ) -> Replayed:
-    """Ask again for at most ``most`` of the answers that can be compared, one at a time.
-
-    Those of retracted requests are left out: what lim decoded and SGLang dropped is prefilled again by dense attention.
+    """Ask again for the answers that can be compared, one at a time.
 
     Args:
+        most: how many, taken evenly; None for all.
+        retracted: whether those of retracted requests can be: what lim decoded is prefilled again by dense attention.
         tolerance: difference of log-probabilities up to which another token is a near-tie; 0 asks for equal tokens.
     """
-    kept = [o for o in outcomes if o.tokens and not o.retractions and maker.operation(o.number).compared]
+    kept = [o for o in outcomes if o.tokens and maker.operation(o.number).compared and (retracted or not o.retractions)]
     found = Replayed()
-    for outcome in kept[:: max(1, len(kept) // most)][:most]:
+    asked = kept[:: max(1, len(kept) // most)][:most] if most else kept
+    for outcome in track(asked, "again", console=Console(stderr=True)):
         operation = maker.operation(outcome.number)
         body = operation.body | {"stream": False, "return_logprob": True, "top_logprobs_num": CANDIDATES}
         response = await client.post("/generate", content=encoded(body), headers={"Content-Type": "application/json"})

@@ -105,3 +105,9 @@ def summary(outcomes: Sequence[Outcome], settled: Settled) -> dict[str, Any]:
     }
     wrong = [name for name in ("lost", "stuck", "leaked_tokens", "differing") if found[name]]
     return found | {"wrong": wrong if settled.healthy else [*wrong, "healthy"]}
+
+
+def store(path: Path, attention: str, found: dict[str, Any]) -> None:
+    """Write what was found beside what the file says of other attentions."""
+    others = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(others | {attention: found}, indent=1) + "\n")

@@ -51,7 +51,7 @@ def test_answers_are_asked_for_again(answer: list[int], tolerance: float, expect
     async def ask() -> Replayed:
         async with httpx.AsyncClient(transport=httpx.MockTransport(serve), base_url="http://server") as client:
             outcomes = [Outcome(0, "plain", "answered", 200, answer), Outcome(0, "plain", "answered", 200, answer, 1)]
-            return await replay(client, maker, outcomes, 10, tolerance)
+            return await replay(client, maker, outcomes, most=10, retracted=False, tolerance=tolerance)
 
     assert asyncio.run(ask()) == expected
     assert [request["input_ids"] for request in asked] == [maker.operation(0).body["input_ids"]]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from bench.soak.client import Outcome
 from bench.soak.replay import Replayed
-from bench.soak.results import Report, Settled, earlier, summary
+from bench.soak.results import Report, Settled, earlier, store, summary
 
 OUTCOMES = [
     Outcome(0, "plain", "answered", 200, [1, 2], retractions=2),
@@ -52,6 +53,14 @@ def test_outcomes_add_up() -> None:
 )
 def test_what_is_wrong_is_named(other: dict[str, object], wrong: list[str]) -> None:
     assert summary(OUTCOMES[:3], settled(**other))["wrong"] == wrong
+
+
+def test_a_file_holds_both_attentions(tmp_path: Path) -> None:
+    path = tmp_path / "soak_cpu.json"
+    store(path, "lim", {"lost": 1})
+    store(path, "lossless", {"lost": 0})
+    store(path, "lim", {"lost": 2})
+    assert json.loads(path.read_text()) == {"lim": {"lost": 2}, "lossless": {"lost": 0}}
 
 
 def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
