@@ -95,7 +95,7 @@ def parse() -> argparse.Namespace:
         "--out",
         type=Path,
         default=Path("runs"),
-        help="folder of soak_cpu.json or soak_gpu.json, logs and .jsonl (runs)",
+        help="folder of soak_cpu.json or soak_gpu.json (runs)",
     )
     return parser.parse_args()
 
