@@ -92,12 +92,17 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--replays", type=positive, help="answers that are asked for again (all that can be compared)")
     parser.add_argument("--server-arg", action="append", default=[], help="more SGLang options, in quotes")
     parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("runs"),
-        help="folder of soak_cpu.json or soak_gpu.json (runs)",
+        "--out", type=Path, default=Path("runs"), help="folder of soak_cpu.json or soak_gpu.json (runs)"
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.prompt + args.output > min(args.pool, args.context):
+        parser.error(
+            f"--prompt {args.prompt} and --output {args.output} are more than --pool {args.pool} or --context "
+            f"{args.context} holds; fix: shorter ones"
+        )
+    if not args.minutes > 0:
+        parser.error(f"--minutes {args.minutes}: more than 0")
+    return args
 
 
 async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
@@ -112,7 +117,7 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
         start = await state(client, server)
         began = time.monotonic()
         async with memory_by_minute(server) as memory:
-            outcomes = await traffic(client, maker, report, args, before)
+            outcomes = [*before.outcomes, *await traffic(client, maker, report, args, before)]
         seconds = before.seconds + time.monotonic() - began
         stuck = await wait_idle(client, IDLE_SECONDS)
         tolerance = 0.0 if device == "cpu" else NEAR_TIE
@@ -123,7 +128,7 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
         end = await state(client, server)
         healthy = (await client.get("/health_generate")).status_code == 200
     settled = Settled(start, end, stuck, replayed, healthy, round(seconds, 1), memory)
-    found = summary([*before.outcomes, *outcomes], settled)
+    found = summary(outcomes, settled)
     settings = {key: str(value) for key, value in vars(args).items() if key != "out"}
     store(args.out / f"soak_{device}.json", args.attention, found | {"settings": settings, "about": about()})
     for line in (f"{key}: {value}" for key, value in found.items() if key not in ("kinds", "examples")):
