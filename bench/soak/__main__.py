@@ -79,7 +79,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--lossless", action="store_const", dest="attention", const=LOSSLESS, help="the lossless mode")
     parser.add_argument("--model", help="folder or name of a Hugging Face model (the embedded one)")
     parser.add_argument("--budget", type=positive, help="lim's, in tokens (256 for the embedded model)")
-    parser.add_argument("--pool", type=positive, default=4000, help="tokens of the KV pool (4000)")
+    parser.add_argument("--pool", type=positive, default=2500, help="tokens of the KV pool (2500)")
     parser.add_argument("--running", type=positive, default=12, help="requests that run at a time (12)")
     parser.add_argument("--clients", type=positive, default=16, help="at a time (16)")
     parser.add_argument("--context", type=positive, default=4000, help="tokens of a request, at most (4000)")
