@@ -94,6 +94,10 @@ def engine(args: argparse.Namespace, max_batch: int, longest: int, **more: Any) 
             "mem_fraction_static": 0.8,
             "tp_size": getattr(args, "tp", 1),
         }
+        if getattr(args, "dp_attention", False):
+            options |= {"dp_size": args.tp, "enable_dp_attention": True}
+        if layers := getattr(args, "layers", None):
+            options["json_model_override_args"] = json.dumps({"num_hidden_layers": layers})
     else:
         options |= {"dtype": "float32", "max_total_tokens": max_batch * longest}
     began = time.perf_counter()

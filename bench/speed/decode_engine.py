@@ -2,6 +2,7 @@
 
     python -m bench.speed.decode_engine --model Qwen3-8B --shapes 8x32000 16x16000 1x32000 16x1500
     python -m bench.speed.decode_engine --model Qwen3-32B --tp 2 --profile 8x32000
+    python -m bench.speed.decode_engine --model Qwen3-235B-A22B --layers 32 --tp 4 --dp-attention --shapes 8x32000
     python -m bench.speed.decode_engine --device cpu --shapes 1x2000 4x2000 --budget 256 --steps 16
 
 Every arm is a fresh engine in a process of its own, dense and lim in turn. A shape's prompts are random tokens,
@@ -10,7 +11,7 @@ between a long and a short generation. Where no request outgrows the budget, lim
 no speed is reported. On a GPU, weights are dummies of the model's shape: timings hold, texts do not. On a CPU the
 embedded model serves, with its weights.
 
-Byte bound: what one GPU must read (``byte_bound``), over the copy bandwidth of the same run.
+Byte bound: what one GPU must read (``byte_bound``), over the copy bandwidth of the same run; not told for DP attention.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ COLUMNS = [
     "gpu",
     "model",
     "tp",
+    "dp",
+    "layers",
     "batch",
     "context",
     "budget",
@@ -73,12 +76,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="measurements per shape and engine")
     parser.add_argument("--rounds", type=int, default=1, help="engines per arm")
     parser.add_argument("--tp", type=int, default=1, help="GPUs that share the heads (1)")
+    parser.add_argument("--dp-attention", action="store_true", help="each of --tp GPUs attends for requests of its own")
+    parser.add_argument("--layers", type=int, help="fewer than the model has, where its weights do not fit (all)")
     parser.add_argument("--profile", nargs="*", default=[], help="shapes whose steps are taken apart (GPU)")
     parser.add_argument("--note", help="what a reader must know of this environment; the JSON file keeps it")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     args = parser.parse_args()
     if args.tp > 1 and args.device == "cpu":
         parser.error(f"--tp {args.tp}: expected 1 on a CPU; leave it out, or use --device cuda")
+    if args.layers is not None and args.device == "cpu":
+        parser.error(f"--layers {args.layers}: the model on a CPU has weights; leave it out, or use --device cuda")
     args.model = default_model(args, parser)
     args.shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
     return args
@@ -97,12 +104,15 @@ def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int
         for run, other in zip(arms["lim"], arms["dense"], strict=True)
         for ours, theirs in zip(run["shapes"][shape]["tokens"], other["shapes"][shape]["tokens"], strict=True)
     ]
+    config = json.loads((Path(args.model) / "config.json").read_text())
     within = context + args.steps + 8 <= args.budget
     dense_ms, lim_ms = statistics.median(dense), statistics.median(lim)
     row = {
         "gpu": arms["lim"][0].get("gpu", "none"),
         "model": Path(args.model).name,
         "tp": args.tp,
+        "dp": args.tp if args.dp_attention else 1,
+        "layers": layers_of(config, args.layers),
         "batch": batch,
         "context": context,
         "budget": args.budget,
@@ -117,12 +127,21 @@ def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int
     }
     if args.device == "cuda":
         copy = statistics.median(run["copy_tb_s"] for run in (*arms["dense"], *arms["lim"]))
-        config = json.loads((Path(args.model) / "config.json").read_text())
-        least = step_bytes(config, Path(args.model).name, batch, context + args.steps // 2, args.budget, args.tp)
-        row["byte_bound_share"] = round(least / copy / 1e9 / lim_ms, 3)
+        if not args.dp_attention:
+            run_config = config | {"num_hidden_layers": args.layers or config["num_hidden_layers"]}
+            least = step_bytes(
+                run_config, Path(args.model).name, batch, context + args.steps // 2, args.budget, args.tp
+            )
+            row["byte_bound_share"] = round(least / copy / 1e9 / lim_ms, 3)
         row["extra_mib"] = arms["lim"][0]["memory_mib"] - arms["dense"][0]["memory_mib"]
         row["collective_share"] = collective_share(*(arms[arm][0]["shapes"][shape] for arm in ("dense", "lim")))
     return row
+
+
+def layers_of(config: dict[str, Any], layers: int | None) -> str:
+    """Layers that ran, and of how many where not all did."""
+    published = config["num_hidden_layers"]
+    return str(published) if layers in (None, published) else f"{layers} of {published}"
 
 
 def collective_share(dense: dict[str, Any], lim: dict[str, Any]) -> float | None:

@@ -1,7 +1,7 @@
-"""Two GPUs share the heads in SGLang's Engine: dense's tokens within the budget, one GPU's beyond it, graph and eager.
+"""GPUs share the heads in SGLang's Engine: dense's tokens within the budget, one GPU's beyond it, graph and eager.
 
 The embedded model's nine heads do not divide by two, so weights are dummies; where a token is a near-tie, the sums of
-two GPUs may decide otherwise than one's.
+several GPUs may decide otherwise than one's.
 """
 
 from __future__ import annotations
@@ -63,23 +63,47 @@ def answers(model: Path, prompts: list[list[int]], backend: str, **options: Any)
         return generate(running, prompts)
 
 
+@pytest.fixture(scope="module", params=[2, 4])
+def gpus(request: pytest.FixtureRequest) -> int:
+    count: int = request.param
+    if torch.cuda.device_count() < count:
+        pytest.skip(f"needs {count} NVIDIA GPUs")
+    return count
+
+
 @pytest.fixture(scope="module")
-def two_gpus(model: Path, prompts: list[list[int]]) -> list[Answer]:
-    return answers(model, prompts, "lim", tp_size=2)
+def shared(model: Path, prompts: list[list[int]], gpus: int) -> list[Answer]:
+    return answers(model, prompts, "lim", tp_size=gpus)
 
 
-def test_within_the_budget_tokens_are_denses(model: Path, prompts: list[list[int]], two_gpus: list[Answer]) -> None:
-    dense = answers(model, prompts, "flashinfer", tp_size=2)
-    for ours, theirs in zip(two_gpus[: len(WITHIN)], dense, strict=False):
+@pytest.fixture(scope="module")
+def one_gpu(model: Path, prompts: list[list[int]]) -> list[Answer]:
+    return answers(model, prompts, "lim")
+
+
+def test_within_the_budget_tokens_are_denses(
+    model: Path, prompts: list[list[int]], gpus: int, shared: list[Answer]
+) -> None:
+    dense = answers(model, prompts, "flashinfer", tp_size=gpus)
+    for ours, theirs in zip(shared[: len(WITHIN)], dense, strict=False):
         assert ours.tokens == theirs.tokens
 
 
-def test_a_graph_and_eager_steps_agree(model: Path, prompts: list[list[int]], two_gpus: list[Answer]) -> None:
-    eager = answers(model, prompts, "lim", tp_size=2, disable_cuda_graph=True)
-    for ours, theirs in zip(two_gpus, eager, strict=True):
+def test_a_graph_and_eager_steps_agree(model: Path, prompts: list[list[int]], gpus: int, shared: list[Answer]) -> None:
+    eager = answers(model, prompts, "lim", tp_size=gpus, disable_cuda_graph=True)
+    for ours, theirs in zip(shared, eager, strict=True):
         assert_same(ours, theirs)
 
 
-def test_two_gpus_are_one(model: Path, prompts: list[list[int]], two_gpus: list[Answer]) -> None:
-    for ours, theirs in zip(two_gpus, answers(model, prompts, "lim"), strict=True):
+def test_several_gpus_are_one(shared: list[Answer], one_gpu: list[Answer]) -> None:
+    for ours, theirs in zip(shared, one_gpu, strict=True):
+        assert_same(ours, theirs)
+
+
+def test_gpus_that_attend_for_requests_of_their_own_are_one(
+    model: Path, prompts: list[list[int]], gpus: int, one_gpu: list[Answer]
+) -> None:
+    """DP attention: the heads are whole, the MLP is shared."""
+    found = answers(model, prompts, "lim", tp_size=gpus, dp_size=gpus, enable_dp_attention=True)
+    for ours, theirs in zip(found, one_gpu, strict=True):
         assert_same(ours, theirs)

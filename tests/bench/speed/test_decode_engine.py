@@ -26,8 +26,15 @@ def arms_of(context: int, dense: list[list[int]], lim: list[list[int]]) -> dict[
     }
 
 
-def row_of(context: int, dense: list[list[int]], lim: list[list[int]]) -> dict[str, Any]:
-    args = argparse.Namespace(device="cpu", model="m", tp=1, shapes=[(2, context)], budget=BUDGET, steps=STEPS)
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_bytes((CONFIGS / "Qwen3-235B-A22B.json").read_bytes())
+    return tmp_path
+
+
+def row_of(model: Path, context: int, dense: list[list[int]], lim: list[list[int]], **more: Any) -> dict[str, Any]:
+    usual = {"device": "cpu", "tp": 1, "budget": BUDGET, "steps": STEPS, "dp_attention": False, "layers": None}
+    args = argparse.Namespace(model=str(model), shapes=[(2, context)], **(usual | more))
     return compare(args, arms_of(context, dense, lim))[0]
 
 
@@ -35,18 +42,31 @@ SAME, OTHER = [[1, 2], [3, 4]], [[1, 2], [3, 5]]
 
 
 @pytest.mark.parametrize("context", [WITHIN, 8])
-def test_no_speed_where_tokens_within_the_budget_differ(context: int) -> None:
-    row = row_of(context, SAME, OTHER)
+def test_no_speed_where_tokens_within_the_budget_differ(model: Path, context: int) -> None:
+    row = row_of(model, context, SAME, OTHER)
     assert row["speedup"] == "wrong tokens"
     assert row["same_tokens"] == "1/2"
 
 
 @pytest.mark.parametrize(("context", "tokens"), [(WITHIN, SAME), (WITHIN + 1, SAME), (WITHIN + 1, OTHER)])
-def test_the_speed_of_equal_tokens_or_beyond_the_budget(context: int, tokens: list[list[int]]) -> None:
-    row = row_of(context, SAME, tokens)
+def test_the_speed_of_equal_tokens_or_beyond_the_budget(model: Path, context: int, tokens: list[list[int]]) -> None:
+    row = row_of(model, context, SAME, tokens)
     assert (row["dense_ms"], row["lim_ms"], row["speedup"]) == (4.0, 2.0, 2.0)
     assert (row["dense_spread_ms"], row["lim_spread_ms"]) == (1.0, 1.0)
     assert (row["dense_tok_s"], row["lim_tok_s"]) == (500.0, 1000.0)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, (1, 1, "94")),
+        ({"tp": 4, "layers": 32}, (4, 1, "32 of 94")),
+        ({"tp": 4, "layers": 94, "dp_attention": True}, (4, 4, "94")),
+    ],
+)
+def test_a_row_says_what_ran(model: Path, more: dict[str, Any], said: tuple[int, int, str]) -> None:
+    row = row_of(model, WITHIN, SAME, SAME, **more)
+    assert (row["tp"], row["dp"], row["layers"]) == said
 
 
 def test_a_note_is_kept_once_and_tokens_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
