@@ -56,6 +56,20 @@ def test_the_newest_sglang() -> None:
     assert "in place of" in facts["note"]
 
 
+def test_the_soak() -> None:
+    text = " ".join(README.split())
+    shown = re.findall(r"(\d+) and (\d+) (?:requests|of which|refused|retractions|greedy|MiB)", text)
+    found = json.loads((RESULTS / "soak_cpu.json").read_text())
+    names = ("requests", "aborted", "bad_inputs", "retracted", "replayed", "rss_growth_mib")
+    assert shown == [(str(found["lim"][name]), str(found["lossless"][name])) for name in names]
+    for mode in ("lim", "lossless"):
+        assert [found[mode][name] for name in ("lost", "stuck", "leaked_tokens", "differing")] == [0, 0, 0, 0], mode
+        assert found[mode]["seconds"] >= 1200, mode
+        assert found[mode]["retracted"] > 0, mode
+        minutes = found[mode]["rss_mib_by_minute"]
+        assert sum(minutes[-5:]) <= 1.01 * sum(minutes[2:7]), "memory still grows"
+
+
 def test_two_gpus() -> None:
     found = {(row["model"], int(row["batch"]), int(row["context"])): row for row in rows_of("tp2.csv")}
     shown = re.findall(r"^\| (Qwen3-\S+)? ?\| (\d+) × ([\d,]+)[^|]*(\|.*)$", README, re.MULTILINE)
