@@ -1,0 +1,105 @@
+"""Whether two answers of mathematics are the same: numbers and words by themselves, everything else by math-verify."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from bench.reasoning import algebra
+from bench.reasoning.latex import folded, is_words, plain, tidy, without_unit
+from bench.reasoning.number import number
+
+_BASED = re.compile(
+    r"\(?([0-9A-F]+)\)?(?: ?_ ?\{?| \(?base)[\s({]*(?:\\text\{)?(?:base)? ?(\d{1,2}|[a-z]{3,12})[\s)}]*"
+)
+_BASES = {
+    name: str(n) for n, name in enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], 2)
+}
+_CLOCK = re.compile(r"\d{1,2}:\d\d(?: ?[ap]\.?m)?", re.IGNORECASE)
+_FRACTION = re.compile(r"-?\d+(?:/\d+)?")
+_SIMPLE_NAME = re.compile(r"(?:\\[A-Za-z]+ ?)?[A-Za-z]{1,3}(?:_ ?\{?\w+\}?)?'*(?: ?\([A-Za-z, ]+\))?")
+_COMMAND = re.compile(r"\\(?:begin|end|text|mathbb|mathcal)\{[^{}]*\}|\\[A-Za-z]+")
+_SEVERAL = re.compile(r"[<>,;]|\\(?:le|ge|ne)(?![A-Za-z])| (?:or|and) ")
+_ENVIRONMENT = re.compile(r"\\begin\{(?![pb]?(?:small)?matrix|array)")
+_NO_TERM = re.compile(r"\d \.?\d|!!|\?")
+
+
+def same(expected: str, found: str) -> bool:
+    """Whether ``found`` says what the published answer ``expected`` says."""
+    one, other = _without_names(tidy(expected), tidy(found))
+    if not one or not other:
+        return False
+    if squeezed(one) == squeezed(other):
+        return True
+    forms = form(one), form(other)
+    if None not in forms or any(side and not _FRACTION.fullmatch(side) for side in forms):
+        return forms[0] == forms[1] or _in_percent(one, other)
+    if is_words(one) or is_words(other):
+        return folded(one) == folded(other)
+    return _comparable(one, other) and algebra.equal(_mathematics(one), _mathematics(other))
+
+
+def form(text: str) -> str | None:
+    """The one form of a tidied number, with its base if it names one, or of a time of day; None for anything else."""
+    bare = plain(text)
+    if (based := _BASED.fullmatch(bare)) and (base := _BASES.get(based[2], based[2])).isdigit():
+        return f"{based[1].lstrip('0') or '0'} in base {base}"
+    if _CLOCK.fullmatch(bare):
+        return bare.lower().replace(".", "").replace(" ", "")
+    value = _number(text)
+    return None if value is None else str(value)
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+def _number(text: str) -> Fraction | None:
+    return number(plain(without_unit(text)))
+
+
+def _in_percent(one: str, other: str) -> bool:
+    """Whether one side alone is in percent, and is the other side as a share of one."""
+    values = _number(one), _number(other)
+    if None in values or ("%" in one) == ("%" in other):
+        return False
+    percent, share = values if "%" in one else values[::-1]
+    return percent == share * 100
+
+
+def _without_names(expected: str, found: str) -> tuple[str, str]:
+    """Both sides without the name in front of an equals sign, unless they name different things."""
+    name, value = _named(expected)
+    other_name, other_value = _named(found)
+    if name and other_name:
+        return (value, other_value) if squeezed(name) == squeezed(other_name) else (expected, found)
+    if name and not _SIMPLE_NAME.fullmatch(name):
+        return expected, found
+    return value, other_value
+
+
+def _named(text: str) -> tuple[str, str]:
+    """What an equation is about, and what it comes to; no name for what is no equation or several ones."""
+    name, sign, value = text.replace(r"\equiv", "=").rpartition("=")
+    if not sign or _SEVERAL.search(text):
+        return "", text
+    if re.fullmatch(r"\s*[A-Za-z]\s*", value):  # 5 = x
+        name, value = value, name
+    return name.strip(), value.strip()
+
+
+def _comparable(one: str, other: str) -> bool:
+    """Whether math-verify can tell them apart: it looks at neither case nor the brackets of a set."""
+    letters = [set(re.findall("[A-Za-z]", _COMMAND.sub(" ", text))) for text in (one, other)]
+    if {letter.swapcase() for letter in letters[0] - letters[1]} & letters[1]:
+        return False
+    if _named(one)[0] and "=" not in other:
+        return False
+    if {one[:1], other[:1]} == {"\\", "("} and r"\{" in (one[:2], other[:2]):
+        return False
+    return not any(pattern.search(text) for pattern in (_ENVIRONMENT, _NO_TERM) for text in (one, other))
+
+
+def _mathematics(text: str) -> str:
+    """What math-verify is given: no units, commas for "and" and "or"."""
+    return re.sub(r",? (?:and|or) ", ", ", without_unit(text))

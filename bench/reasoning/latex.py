@@ -1,0 +1,204 @@
+r"""One way of writing for what LaTeX and models write in many ways, and the words around it.
+
+``tidy`` leaves the mathematics as it is and takes away how it looks: fonts, sizes, spaces, dollar and degree signs.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+LONGEST = 1000  # characters of an answer; nothing that is published as one comes near
+_BOX = r"\\(?:boxed|fbox|framebox|bbox)\*?\s*(?:\[[^\[\]{}]*\]\s*)*"
+_BRACES = re.compile(rf"{_BOX}\{{|\\.|[{{}}]", re.DOTALL)
+_BARELONGEST = 1000  # characters of an answer; nothing that is published as one comes near
+_BOX = re.compile(rf"{_BOX}(\d)")
+
+_UNICODE = str.maketrans(
+    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "θ": r"\theta "}
+    | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "±": r"\pm ", "∞": r"\infty "}
+    | {"∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "√": r"\sqrt ", "°": r"^\circ ", "′": "'"}
+    | {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}"}
+    | {power: f"^{n}" for n, power in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")}
+    | {index: f"_{n}" for n, index in enumerate("₀₁₂₃₄₅₆₇₈₉")}
+)
+_RADICAL = re.compile(r"√\s*(\d+|\([^()]*\))")
+_GROUP = r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|sc|normal)?|mbox|hbox|emph)" + _GROUP)
+_FONT = re.compile(
+    r"\\(?:boldsymbol|bm|pmb|math(?:bf|rm|it|sf|tt|normal)|operatorname\*?|underline|ensuremath|(?:text)?color\{\w+\})"
+    + _GROUP
+)
+_NAMES = "sqrt|pi|theta|alpha|beta|gamma|sin|cos|tan|log|ln|infty|infinity"
+_LOOKS: list[tuple[re.Pattern[str], str]] = [
+    (
+        re.compile(
+            r"\\(?:left|right)\s*\.|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|bf|rm)(?![A-Za-z])"
+        ),
+        "",
+    ),
+    (re.compile(r"\\(?:quad|qquad|thinspace|enspace)(?![A-Za-z])|\\hspace\*?\{[^{}]*\}|~"), " "),
+    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
+    (re.compile(r"\\leq(?![A-Za-z])|\\leqslant(?![A-Za-z])|<=|=<"), r"\\le "),
+    (re.compile(r"\\geq(?![A-Za-z])|\\geqslant(?![A-Za-z])|>="), r"\\ge "),
+    (re.compile(r"\\(?:neq)(?![A-Za-z])|!="), r"\\ne "),
+    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
+    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
+    (re.compile(r"\\(?:lbrace)(?![A-Za-z])"), r"\\{"),
+    (re.compile(r"\\(?:rbrace)(?![A-Za-z])"), r"\\}"),
+    (re.compile(r"\\(?:langle)(?![A-Za-z])"), "("),
+    (re.compile(r"\\(?:rangle)(?![A-Za-z])"), ")"),
+    (re.compile(r"\\[lr](?:vert)(?![A-Za-z])|\\(?:mid|vert)(?![A-Za-z])"), "|"),
+    (re.compile(r"\\varnothing(?![A-Za-z])|\\emptyset(?![A-Za-z])|\\\{\s*\\\}"), r"\\emptyset "),
+    (re.compile(r"\^\s*\{?\s*(?:\\circ|\\degree)\s*\}?|\\degree(?![A-Za-z])"), " "),
+    (re.compile(r"\\?\$|[€£¥`]|\*\*"), ""),
+    (re.compile(r"\\%|(?<![A-Za-z])(?:percent|percentage|pct)(?![A-Za-z])"), "%"),
+    (re.compile(r"(?<=\d)\s*\{,\}\s*(?=\d)"), ","),
+    (re.compile(r"\{([,;])\}"), r"\1"),
+    (re.compile(rf"(?<![\\A-Za-z])({_NAMES})(?![A-Za-z])"), r"\\\1"),
+    (re.compile(r"\\infinity"), r"\\infty"),
+    (re.compile(r"\\sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+]
+_ROWS = re.compile(r"\\begin\s*\{(?:[pbBvV]?(?:small)?matrix|array|cases|aligned)\*?\}")
+_SPACING = re.compile(r"\\\\\s*(\[[^\[\]]*(?:pt|em|ex|cm|mm)\s*\])?|\\[,;:! \n]|\\(?=\s|$)")
+_DOUBLED = re.compile(r"\\\\(?=[A-Za-z({\[)}\]%,])")
+_ARGUMENTS = {"frac": 2, "binom": 2, "sqrt": 1}
+_COMMAND = re.compile(r"\\(frac|binom|sqrt)(?![A-Za-z])(\s*\[[^\[\]]*\])?")
+_TOKEN = re.compile(r"\s*(\\[A-Za-z]+|[^\s{}\\])")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_OUTER_BRACES = re.compile(r"\{([^{}]*)\}", re.DOTALL)
+
+_LABEL = re.compile(
+    r"^(?:\\text\{)?\s*(?:the\s+)?(?:(?:final|correct)\s+)?(?:answer|ans)\s*(?:is\b|[:=])\s*\}?\s*", re.IGNORECASE
+)
+_WORDS = re.compile(r"[A-Za-z0-9 '.,():&-]*[A-Za-z][A-Za-z0-9 '.,():&-]*")
+_LONG_WORD = re.compile(r"[A-Za-z]{4}")
+_NO_WORD = re.compile(r"[^A-Za-z0-9]+")
+_UNIT_WORD = r"(?:[A-Za-z]{3,}|[ckmd]m|mi|ft|in|yd|kg|mg|lb|oz|hr|mL|(?<= )[mghsL])\.?"
+_POWER = r"(?:\s*\^\s*\{?\s*\d\s*\}?)?"
+_UNIT = re.compile(
+    r"(.*(?:[\d)}%]|\\pi))\s*"
+    rf"((?:\\text\s*\{{[^{{}}]*\}}{_POWER}[\s/]*)+|(?<=[\d\s]){_UNIT_WORD}{_POWER}(?:[\s/]+{_UNIT_WORD}{_POWER})*)\.?",
+    re.DOTALL,
+)
+# Behind a number these are no unit: "2 million", "5 or more", "3 squared".
+CALCULATING_WORD = re.compile(
+    r"(?<![A-Za-z])(?:or|and|not|to|plus|minus|times|over|divided|choose|squared|cubed|factorial|hundred"
+    r"|thousand|million|billion|trillion|dozen)(?![A-Za-z])",
+    re.IGNORECASE,
+)
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The contents of the last ``\boxed{...}`` that is closed and not empty; of nested ones the inner."""
+    opened: list[int | None] = []
+    last, contents = -1, None
+    for token in _BRACES.finditer(text):
+        if token[0] == "}":
+            start = opened.pop() if opened else None
+            if start is not None and start > last and (inside := text[start : token.start()].strip()):
+                last, contents = start, inside
+        elif token[0].endswith("{") and token[0] != r"\{":
+            opened.append(token.end() if len(token[0]) > 1 else None)
+    for bare in _BARE_BOX.finditer(text, max(last, 0)):
+        contents = bare[1]
+    return contents
+
+
+def tidy(answer: str) -> str:
+    r"""An answer without boxes, fonts, sizes, spacing, ``$``, degree signs and the full stop behind it.
+
+    Words keep their ``\text{...}``, which tells them from products of letters. Nothing is left of what is too long.
+    """
+    text = last_boxed(answer) or answer
+    if len(text) > LONGEST:
+        return ""
+    text = _RADICAL.sub(r"\\sqrt{\1}", text).translate(_UNICODE).replace(r",\!", ",")
+    text = unicodedata.normalize("NFKC", text)
+    if not _ROWS.search(text):
+        text = _DOUBLED.sub(r"\\", text)
+    text = _SPACING.sub(lambda found: r"\\ " if found[0].startswith(r"\\") else " ", text)
+    for _ in range(3):  # fonts lie in one another
+        text = _TEXT.sub(_words_of, _FONT.sub(_font_of, text))
+    for pattern, form in _LOOKS:
+        text = pattern.sub(form, text)
+    text = _LABEL.sub("", _with_braces(" ".join(text.split())))
+    return _without_outer_braces(text.strip(" .,;:"))
+
+
+def plain(text: str) -> str:
+    r"""A tidied answer with its ``\text{...}`` as bare words."""
+    return " ".join(_TEXT.sub(r" \1 ", text).split()).strip(" .,;:")
+
+
+def is_words(text: str) -> bool:
+    """Whether a tidied answer is words and no mathematics: ``\\text{...}`` alone, or with a word of four letters."""
+    bare = plain(text)
+    return bool(_WORDS.fullmatch(bare)) and bool(_TEXT.fullmatch(text) or _LONG_WORD.search(bare))
+
+
+def folded(text: str) -> str:
+    """A tidied answer's words in one form; the case of a single letter stays."""
+    bare = " ".join(_NO_WORD.sub(" ", plain(text)).split())
+    return bare.casefold() if len(bare) > 1 else bare
+
+
+def without_unit(text: str) -> str:
+    """A tidied answer without the unit behind its mathematics."""
+    found = _UNIT.fullmatch(text)
+    return text if found is None or CALCULATING_WORD.search(found[2]) else found[1].strip()
+
+
+def _words_of(found: re.Match[str]) -> str:
+    words = _LABEL.sub("", found[1].strip())
+    if words.lower() in ("and", "or") or not re.search("[A-Za-z]", words):
+        return f" {words} "
+    return rf"\text{{{words}}}"
+
+
+def _font_of(found: re.Match[str]) -> str:
+    is_word = re.fullmatch(r"\s*[A-Za-z]{2,}\s*", found[1]) or (
+        "mathrm" in found[0] and re.fullmatch("[A-Zabcf-hj-z]", found[1])
+    )
+    return rf"\text{{{found[1]}}}" if is_word else f" {found[1]} "
+
+
+def _with_braces(text: str) -> str:
+    r"""``\frac12`` as ``\frac{1}{2}``, likewise for roots and binomials; from the last one to the first."""
+    for command in reversed(list(_COMMAND.finditer(text))):
+        rest, arguments = text[command.end() :], ""
+        for _ in range(_ARGUMENTS[command[1]]):
+            argument, rest = _first_argument(rest)
+            arguments += argument
+        text = f"{text[: command.start()]}\\{command[1]}{(command[2] or '').strip()}{arguments}{rest}"
+    return text
+
+
+def _first_argument(text: str) -> tuple[str, str]:
+    """The argument that ``text`` begins with, in braces, and what follows it."""
+    if text.lstrip().startswith("{"):
+        end = _group_end(text, 0)
+        return text[:end].lstrip(), text[end:]
+    token = _TOKEN.match(text)
+    if token is None:
+        return "", text
+    end = token.end()
+    while token[1] in (r"\sqrt", r"\frac", r"\binom") and text[end : end + 1] == "{":
+        end = _group_end(text, end)
+    return f"{{{text[:end].strip()}}}", text[end:]
+
+
+def _group_end(text: str, start: int) -> int:
+    """Where the group ends that opens at ``start``; the end of the text if it is never closed."""
+    depth = 0
+    for brace in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return brace.end()
+    return len(text)
+
+
+def _without_outer_braces(text: str) -> str:
+    while (found := _OUTER_BRACES.fullmatch(text)) is not None:
+        text = found[1].strip()
+    return text
