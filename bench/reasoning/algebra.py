@@ -76,8 +76,14 @@ class _Worker:
     def _started(self) -> subprocess.Popen[str]:
         # -P: the folder of the worker has a requests.py, which is not for libraries to find.
         command = [sys.executable, "-P", str(_WORKER), str(TIME_LIMIT)]
-        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        return subprocess.Popen(command, text=True, start_new_session=True, **streams)  # no Ctrl-C of the terminal's
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the one who asks
+        )
 
     def _stop(self) -> None:
         if self._process is not None:

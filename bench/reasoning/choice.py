@@ -16,12 +16,12 @@ _ALONE = re.compile(r"([A-Da-d])()")
 # "C, because ...", "C is right", "C (the third)", "C - the third": a letter, and then what cannot be its continuation.
 _EXPLAINED = re.compile(
     r"([A-D])(?:,? (?:because|since|as|which|is (?:the )?(?:correct|right|best|answer))\b"
-    r"|\s*(?=\()|\s+[-:]{1,3}\s+(?=[A-Za-z0-9\\]{2}))(.*)",
+    r"|\s+(?=\()|\s+[-:—]{1,3}\s+(?=[A-Za-z0-9\\]{2}))(.*)",
     re.DOTALL,
 )
 _NOT_THE_OTHER = re.compile(r",? \(?(?:and )?(?:not|rather than) [(\[]?[A-D][)\]]?\)?$")
 _ANOTHER = re.compile(
-    r"\s*(?:,|;|/|&|\+|-|\\)?\s*(?:(?:and|or|nor|and/or|to)\b|[/&+]|[(\[{,;]?\s*(?:or\s+)?[A-D](?![A-Za-z0-9'^_-])\s*[)\]},;:.]?\s*(?:$|[,;/&]|and\b|or\b))"
+    r"[\s(]*[,;]?\s*(?:and|or|nor|vs)\b|\s*[/&+]|\s*[,;]\s*[(\[]?[A-D](?![\w'^-])|[\s(\[]*[A-D][\s)\].:]*$"
 )
 _OTHER_LABEL = re.compile(r"[(\[]\s*[A-D]\s*[)\]]|(?<![\w(])[A-D]\s*\)")
 
@@ -44,5 +44,5 @@ def _names_another(label: str, chosen: str) -> bool:
 
 
 def _unquoted(text: str) -> str:
-    text = text.strip(' *_"')
-    return text[1:-1] if text[:1] == text[-1:] == "'" else text
+    text = text.strip(' "')
+    return text[1:-1].strip() if text[:1] == text[-1:] and text[:1] in ("'", "*", "_") else text

@@ -19,7 +19,10 @@ _CLOCK = re.compile(r"\d{1,2}:\d\d(?: ?[ap]\.?m)?", re.IGNORECASE)
 _FRACTION = re.compile(r"-?\d+(?:/\d+)?")
 _SIMPLE_NAME = re.compile(r"(?:\\[A-Za-z]+ ?)?[A-Za-z]{1,3}(?:_ ?\{?\w+\}?)?'*(?: ?\([A-Za-z, ]+\))?")
 _COMMAND = re.compile(r"\\(?:begin|end|text|mathbb|mathcal)\{[^{}]*\}|\\[A-Za-z]+")
+_RESULT_OF = re.compile(r"\\(?:equiv|approx)(?![A-Za-z])")
+_LETTER = re.compile("[A-Za-z]")
 _SEVERAL = re.compile(r"[<>,;]|\\(?:le|ge|ne)(?![A-Za-z])| (?:or|and) ")
+_BUILDER = re.compile(r"\\\{ ?[A-Za-z] ?[|:] ?(.*)\\\}")
 _ENVIRONMENT = re.compile(r"\\begin\{(?![pb]?(?:small)?matrix|array)")
 _NO_TERM = re.compile(r"\d \.?\d|!!|\?")
 
@@ -60,11 +63,10 @@ def _number(text: str) -> Fraction | None:
 
 def _in_percent(one: str, other: str) -> bool:
     """Whether one side alone is in percent, and is the other side as a share of one."""
-    values = _number(one), _number(other)
-    if None in values or ("%" in one) == ("%" in other):
-        return False
-    percent, share = values if "%" in one else values[::-1]
-    return percent == share * 100
+    if "%" in other:
+        one, other = other, one
+    percent, share = _number(one), _number(other)
+    return "%" in one and "%" not in other and share is not None and percent == share * 100
 
 
 def _without_names(expected: str, found: str) -> tuple[str, str]:
@@ -80,10 +82,10 @@ def _without_names(expected: str, found: str) -> tuple[str, str]:
 
 def _named(text: str) -> tuple[str, str]:
     """What an equation is about, and what it comes to; no name for what is no equation or several ones."""
-    name, sign, value = text.replace(r"\equiv", "=").rpartition("=")
+    name, sign, value = _RESULT_OF.sub("=", text).rpartition("=")
     if not sign or _SEVERAL.search(text):
         return "", text
-    if re.fullmatch(r"\s*[A-Za-z]\s*", value):  # 5 = x
+    if re.fullmatch(r" ?[A-Za-z] ?", value) and not _LETTER.search(name):  # 5 = x
         name, value = value, name
     return name.strip(), value.strip()
 
@@ -102,4 +104,4 @@ def _comparable(one: str, other: str) -> bool:
 
 def _mathematics(text: str) -> str:
     """What math-verify is given: no units, commas for "and" and "or"."""
-    return re.sub(r",? (?:and|or) ", ", ", without_unit(text))
+    return re.sub(r",? (?:and|or) ", ", ", _BUILDER.sub(r"\1", without_unit(text)))

@@ -8,7 +8,8 @@ from bench.reasoning.latex import last_boxed
 from bench.reasoning.number import last_in
 
 _PHRASE = re.compile(
-    r"\banswer\b[*_ \t]*(?:is\b|[:=])[*_\s:]*|^[#*_ \t]*(?:the )?(?:final |correct )?answer[*_ \t]*$\s*",
+    r"\banswer\b(?: to (?:the|this)(?: \w+){1,3})?[*_ \t]*(?:is\b|[:=])[*_\s:]*"
+    r"|^[#*_ \t]*(?:the )?(?:final |correct )?answer[*_ \t]*$\s*",
     re.IGNORECASE | re.MULTILINE,
 )
 _CHOICE_PHRASE = re.compile(r"\b(?:correct|right|best) (?:option|choice)\b[*_ \t]*(?:is\b|[:=])[*_\s:]*", re.IGNORECASE)
@@ -26,6 +27,7 @@ _DISPLAYS = [
 ]
 _INLINE = re.compile(r"\$[^$\n]*\$|\\\([^\n]*?\\\)")
 _LONGEST = 2000  # characters of a statement
+_DELIMITERS = " \\[]()$"
 _AROUND = " \t\r*_`\"'"
 
 
@@ -59,6 +61,7 @@ def _statement(text: str) -> str:
     while stop := _STATEMENT_END.search(text, end):
         inline = next((part for part in _INLINE.finditer(text) if part.end() > stop.start()), None)
         if inline is None or inline.start() > stop.start():
-            return text[: stop.start()].strip(_AROUND)
+            statement = text[: stop.start()].strip(_AROUND)
+            return statement if statement.strip(_DELIMITERS) else ""
         end = inline.end()
     return ""

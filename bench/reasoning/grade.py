@@ -9,6 +9,7 @@ gpqa         one letter
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 from bench.reasoning import algebra
@@ -20,7 +21,7 @@ from bench.reasoning.number import number, stated, states_several
 
 __all__ = ["canonical", "extract", "is_correct", "majority"]
 
-_NO_EXPRESSION = re.compile(r"[A-Za-z]{4}|\d \.?\d|[,;:?]|!!")
+_NO_EXPRESSION = re.compile(r"[A-Za-z]{4}|\d ?(?:_| \.?\d)|[,;:]|!!")
 
 
 def is_correct(extracted: str | None, expected: str, kind: str) -> bool:
@@ -50,14 +51,18 @@ def canonical(answer: str, kind: str) -> str | None:
 
 
 def majority(answers: Iterable[str], kind: str) -> str | None:
-    """The answer that most of ``answers`` give, in the form of its first; of equally frequent ones the first."""
-    votes: dict[str, int] = {}
+    """The answer that most of ``answers`` give, as it is given first; of equally frequent ones the first."""
+    first: dict[str, str] = {}  # form -> the first answer that is the same
+    votes: Counter[str] = Counter()
     for answer in answers:
-        if (found := canonical(answer, kind)) is not None:
-            known = found in votes or kind != "math500"
-            found = found if known else next((other for other in votes if same(other, found)), found)
-            votes[found] = votes.get(found, 0) + 1
-    return max(votes, key=votes.__getitem__, default=None)
+        found = canonical(answer, kind)
+        if found is None:
+            continue
+        if found not in first:
+            same_as = (other for other in votes if kind == "math500" and same(other, answer))
+            first[found] = next(same_as, answer)
+        votes[first[found]] += 1
+    return votes.most_common(1)[0][0] if votes else None
 
 
 def _value(text: str) -> str | None:

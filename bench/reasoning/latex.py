@@ -11,8 +11,7 @@ import unicodedata
 LONGEST = 1000  # characters of an answer; nothing that is published as one comes near
 _BOX = r"\\(?:boxed|fbox|framebox|bbox)\*?\s*(?:\[[^\[\]{}]*\]\s*)*"
 _BRACES = re.compile(rf"{_BOX}\{{|\\.|[{{}}]", re.DOTALL)
-_BARELONGEST = 1000  # characters of an answer; nothing that is published as one comes near
-_BOX = re.compile(rf"{_BOX}(\d)")
+_BARE_BOX = re.compile(rf"{_BOX}(\d)")
 
 _UNICODE = str.maketrans(
     {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "θ": r"\theta "}
@@ -26,37 +25,49 @@ _RADICAL = re.compile(r"√\s*(\d+|\([^()]*\))")
 _GROUP = r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
 _TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|sc|normal)?|mbox|hbox|emph)" + _GROUP)
 _FONT = re.compile(
-    r"\\(?:boldsymbol|bm|pmb|math(?:bf|rm|it|sf|tt|normal)|operatorname\*?|underline|ensuremath|(?:text)?color\{\w+\})"
-    + _GROUP
+    r"\\(?:boldsymbol|bm|pmb|math(?:bf|rm|it|sf|tt|normal)|operatorname\*?|underline|ensuremath|[lL]arge|[hH]uge"
+    rf"|(?:(?:text)?color|colorbox)\s*\{{\w+\}}){_GROUP}"
 )
-_NAMES = "sqrt|pi|theta|alpha|beta|gamma|sin|cos|tan|log|ln|infty|infinity"
+_NAME = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|theta|alpha|beta|gamma|sin|cos|tan|log|ln|infty|infinity)(?![A-Za-z])")
+_ANY_COMMAND = re.compile(r"\\([A-Za-z]+)")
+_NO_SIZE = (
+    "left",
+    "right",
+    "displaystyle",
+    "textstyle",
+    "limits",
+    "bf",
+    "rm",
+    "large",
+    "Large",
+    "huge",
+    "Huge",
+    "hline",
+)
+_BIG = [size + side for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "m", "r")]
+_SYNONYMS = (
+    dict.fromkeys([*_NO_SIZE, *_BIG], "")
+    | dict.fromkeys(["quad", "qquad", "enspace", "thinspace"], " ")
+    | dict.fromkeys(["dfrac", "tfrac", "cfrac"], r"\frac")
+    | dict.fromkeys(["leq", "leqslant"], r"\le ")
+    | dict.fromkeys(["geq", "geqslant"], r"\ge ")
+    | dict.fromkeys(["lvert", "rvert", "vert", "mid"], "|")
+    | {"neq": r"\ne ", "lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}", "langle": "(", "rangle": ")"}
+    | {"varnothing": r"\emptyset ", "infinity": r"\infty ", "degree": r"^\circ "}
+)
+_UNSEEN = re.compile(r"\\(?:left|right)\s*\.|\\color\s*\{\w+\}")
 _LOOKS: list[tuple[re.Pattern[str], str]] = [
-    (
-        re.compile(
-            r"\\(?:left|right)\s*\.|\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits|bf|rm)(?![A-Za-z])"
-        ),
-        "",
-    ),
-    (re.compile(r"\\(?:quad|qquad|thinspace|enspace)(?![A-Za-z])|\\hspace\*?\{[^{}]*\}|~"), " "),
-    (re.compile(r"\\[dtc]frac(?![A-Za-z])"), r"\\frac"),
-    (re.compile(r"\\leq(?![A-Za-z])|\\leqslant(?![A-Za-z])|<=|=<"), r"\\le "),
-    (re.compile(r"\\geq(?![A-Za-z])|\\geqslant(?![A-Za-z])|>="), r"\\ge "),
-    (re.compile(r"\\(?:neq)(?![A-Za-z])|!="), r"\\ne "),
-    (re.compile(r"\\lt(?![A-Za-z])"), "<"),
-    (re.compile(r"\\gt(?![A-Za-z])"), ">"),
-    (re.compile(r"\\(?:lbrace)(?![A-Za-z])"), r"\\{"),
-    (re.compile(r"\\(?:rbrace)(?![A-Za-z])"), r"\\}"),
-    (re.compile(r"\\(?:langle)(?![A-Za-z])"), "("),
-    (re.compile(r"\\(?:rangle)(?![A-Za-z])"), ")"),
-    (re.compile(r"\\[lr](?:vert)(?![A-Za-z])|\\(?:mid|vert)(?![A-Za-z])"), "|"),
-    (re.compile(r"\\varnothing(?![A-Za-z])|\\emptyset(?![A-Za-z])|\\\{\s*\\\}"), r"\\emptyset "),
-    (re.compile(r"\^\s*\{?\s*(?:\\circ|\\degree)\s*\}?|\\degree(?![A-Za-z])"), " "),
-    (re.compile(r"\\?\$|[€£¥`]|\*\*"), ""),
+    (re.compile(r"\\hspace\*?\{[^{}]*\}|~|\\text\{\s*\}"), " "),
+    (re.compile(r"\{smallmatrix\}"), "{matrix}"),
+    (re.compile(r"<=|=<"), r"\\le "),
+    (re.compile(r">="), r"\\ge "),
+    (re.compile(r"!="), r"\\ne "),
+    (re.compile(r"\\\{\s*\\\}"), r"\\emptyset "),
+    (re.compile(r"\^\s*\{?\s*(?:\^\s*)?\\circ\s*\}?"), " "),
+    (re.compile(r"\\?\$|[€£¥`]|\*\*|\\[()\[\]]"), ""),
     (re.compile(r"\\%|(?<![A-Za-z])(?:percent|percentage|pct)(?![A-Za-z])"), "%"),
     (re.compile(r"(?<=\d)\s*\{,\}\s*(?=\d)"), ","),
     (re.compile(r"\{([,;])\}"), r"\1"),
-    (re.compile(rf"(?<![\\A-Za-z])({_NAMES})(?![A-Za-z])"), r"\\\1"),
-    (re.compile(r"\\infinity"), r"\\infty"),
     (re.compile(r"\\sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
 ]
 _ROWS = re.compile(r"\\begin\s*\{(?:[pbBvV]?(?:small)?matrix|array|cases|aligned)\*?\}")
@@ -120,6 +131,8 @@ def tidy(answer: str) -> str:
     text = _SPACING.sub(lambda found: r"\\ " if found[0].startswith(r"\\") else " ", text)
     for _ in range(3):  # fonts lie in one another
         text = _TEXT.sub(_words_of, _FONT.sub(_font_of, text))
+    text = _UNSEEN.sub("", _NAME.sub(r"\\\1", text))
+    text = _ANY_COMMAND.sub(lambda found: _SYNONYMS.get(found[1], found[0]), text)
     for pattern, form in _LOOKS:
         text = pattern.sub(form, text)
     text = _LABEL.sub("", _with_braces(" ".join(text.split())))
@@ -151,7 +164,7 @@ def without_unit(text: str) -> str:
 
 def _words_of(found: re.Match[str]) -> str:
     words = _LABEL.sub("", found[1].strip())
-    if words.lower() in ("and", "or") or not re.search("[A-Za-z]", words):
+    if words.lower() in ("and", "or", "infinity") or not re.fullmatch(r"[^=^\\]*[A-Za-z][^=^\\]*", words):
         return f" {words} "
     return rf"\text{{{words}}}"
 

@@ -20,9 +20,9 @@ _BRACKETED = re.compile(r"\(([^()]*)\)")
 
 _ORDINAL = re.compile(r"(?<=\d) ?\^? ?\{? ?(?:st|nd|rd|th)(?![A-Za-z]) ?\}?")
 _RESULT_OF = re.compile(r"=|\\equiv|\\approx")
-_REASON = re.compile(r",? (?:because|since|as|so|which|where|for)(?![A-Za-z]).*", re.IGNORECASE | re.DOTALL)
+_REASON = re.compile(r"[, ]+\(?(?:because|since|as|so|which|where|for)(?![A-Za-z]).*", re.IGNORECASE | re.DOTALL)
 _NOT_ONE = re.compile(
-    r"[<>~]|=[^=]*[,;]\s[^=]*=|\\(?:le|ge|ne|pm|mp|in|cup|cap|to)(?![A-Za-z])"
+    r"[<>~?]|=[^=]*[,;]\s[^=]*=|\\(?:le|ge|ne|pm|mp|in|cup|cap|to)(?![A-Za-z])"
     r"|(?<![A-Za-z])(?:neither|either|between|under|above|below|up to|at least|at most"
     r"|(?:more|less|fewer|greater|larger|smaller|higher|lower) than)(?![A-Za-z])",
     re.IGNORECASE,
