@@ -104,4 +104,13 @@ def _exchange(process: subprocess.Popen[str], question: str) -> str:
 
 
 _worker = _Worker()
-atexit.register(_worker.close)
+
+
+def close() -> None:
+    """End the process; the next question starts another, and what has been answered is forgotten."""
+    _worker.close()
+    equal.cache_clear()
+    value.cache_clear()
+
+
+atexit.register(close)

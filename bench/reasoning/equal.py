@@ -19,17 +19,22 @@ _CLOCK = re.compile(r"\d{1,2}:\d\d(?: ?[ap]\.?m)?", re.IGNORECASE)
 _FRACTION = re.compile(r"-?\d+(?:/\d+)?")
 _SIMPLE_NAME = re.compile(r"(?:\\[A-Za-z]+ ?)?[A-Za-z]{1,3}(?:_ ?\{?\w+\}?)?'*(?: ?\([A-Za-z, ]+\))?")
 _COMMAND = re.compile(r"\\(?:begin|end|text|mathbb|mathcal)\{[^{}]*\}|\\[A-Za-z]+")
-_RESULT_OF = re.compile(r"\\(?:equiv|approx)(?![A-Za-z])")
+_APPROXIMATELY = re.compile(r"\\approx(?![A-Za-z])|≈")
+_CONGRUENT = re.compile(r"\\equiv(?![A-Za-z])")
 _LETTER = re.compile("[A-Za-z]")
 _SEVERAL = re.compile(r"[<>,;]|\\(?:le|ge|ne)(?![A-Za-z])| (?:or|and) ")
 _BUILDER = re.compile(r"\\\{ ?[A-Za-z] ?[|:] ?(.*)\\\}")
+_SEVERAL_VALUES = re.compile(r"[<>]|\\(?:pm|mp|le|ge|ne|in|cup|emptyset|\{)")
+_IN_BRACKETS = re.compile(r"\([^()]*\)|\{[^{}]*\}")
 _ENVIRONMENT = re.compile(r"\\begin\{(?![pb]?(?:small)?matrix|array)")
 _NO_TERM = re.compile(r"\d \.?\d|!!|\?")
 
 
 def same(expected: str, found: str) -> bool:
     """Whether ``found`` says what the published answer ``expected`` says."""
-    one, other = _without_names(tidy(expected), tidy(found))
+    if len(sides := _APPROXIMATELY.split(found)) > 1:
+        return any(same(expected, side) for side in sides)
+    one, other = _without_names(*(_BUILDER.sub(r"\1", tidy(side)) for side in (expected, found)))
     if not one or not other:
         return False
     if squeezed(one) == squeezed(other):
@@ -39,7 +44,8 @@ def same(expected: str, found: str) -> bool:
         return forms[0] == forms[1] or _in_percent(one, other)
     if is_words(one) or is_words(other):
         return folded(one) == folded(other)
-    return _comparable(one, other) and algebra.equal(_mathematics(one), _mathematics(other))
+    one, other = _mathematics(one), _mathematics(other)
+    return _comparable(one, other) and algebra.equal(one, other)
 
 
 def form(text: str) -> str | None:
@@ -82,7 +88,7 @@ def _without_names(expected: str, found: str) -> tuple[str, str]:
 
 def _named(text: str) -> tuple[str, str]:
     """What an equation is about, and what it comes to; no name for what is no equation or several ones."""
-    name, sign, value = _RESULT_OF.sub("=", text).rpartition("=")
+    name, sign, value = _CONGRUENT.sub("=", text).rpartition("=")
     if not sign or _SEVERAL.search(text):
         return "", text
     if re.fullmatch(r" ?[A-Za-z] ?", value) and not _LETTER.search(name):  # 5 = x
@@ -97,11 +103,17 @@ def _comparable(one: str, other: str) -> bool:
         return False
     if _named(one)[0] and "=" not in other:
         return False
-    if {one[:1], other[:1]} == {"\\", "("} and r"\{" in (one[:2], other[:2]):
+    if any(side.startswith(r"\{") for side in (one, other)) and any(side[0] in "([" for side in (one, other)):
+        return False
+    if _is_list(other) and not (_is_list(one) or _SEVERAL_VALUES.search(one)):
         return False
     return not any(pattern.search(text) for pattern in (_ENVIRONMENT, _NO_TERM) for text in (one, other))
 
 
+def _is_list(text: str) -> bool:
+    return "," in _IN_BRACKETS.sub("", text) and number(text) is None
+
+
 def _mathematics(text: str) -> str:
     """What math-verify is given: no units, commas for "and" and "or"."""
-    return re.sub(r",? (?:and|or) ", ", ", _BUILDER.sub(r"\1", without_unit(text)))
+    return re.sub(r",? (?:and|or) ", ", ", without_unit(text))

@@ -68,10 +68,13 @@ _LOOKS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"\\%|(?<![A-Za-z])(?:percent|percentage|pct)(?![A-Za-z])"), "%"),
     (re.compile(r"(?<=\d)\s*\{,\}\s*(?=\d)"), ","),
     (re.compile(r"\{([,;])\}"), r"\1"),
+    (re.compile(r"\\log ?_ ?(\w)"), r"\\log_{\1}"),
     (re.compile(r"\\sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
 ]
 _ROWS = re.compile(r"\\begin\s*\{(?:[pbBvV]?(?:small)?matrix|array|cases|aligned)\*?\}")
-_SPACING = re.compile(r"\\\\\s*(\[[^\[\]]*(?:pt|em|ex|cm|mm)\s*\])?|\\[,;:! \n]|\\(?=\s|$)")
+_SPACING = re.compile(
+    r"(?:\\\\\s*|\\cr(?![A-Za-z]))+(\[[^\[\]]*(?:pt|em|ex|cm|mm)\s*\])?|(?<=,)\\! *|\\[,;:! \n]|\\(?=\s|$)"
+)
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z({\[)}\]%,])")
 _ARGUMENTS = {"frac": 2, "binom": 2, "sqrt": 1}
 _COMMAND = re.compile(r"\\(frac|binom|sqrt)(?![A-Za-z])(\s*\[[^\[\]]*\])?")
@@ -124,11 +127,11 @@ def tidy(answer: str) -> str:
     text = last_boxed(answer) or answer
     if len(text) > LONGEST:
         return ""
-    text = _RADICAL.sub(r"\\sqrt{\1}", text).translate(_UNICODE).replace(r",\!", ",")
+    text = _RADICAL.sub(r"\\sqrt{\1}", text).translate(_UNICODE)
     text = unicodedata.normalize("NFKC", text)
     if not _ROWS.search(text):
         text = _DOUBLED.sub(r"\\", text)
-    text = _SPACING.sub(lambda found: r"\\ " if found[0].startswith(r"\\") else " ", text)
+    text = _SPACING.sub(_spacing, text)
     for _ in range(3):  # fonts lie in one another
         text = _TEXT.sub(_words_of, _FONT.sub(_font_of, text))
     text = _UNSEEN.sub("", _NAME.sub(r"\\\1", text))
@@ -162,10 +165,18 @@ def without_unit(text: str) -> str:
     return text if found is None or CALCULATING_WORD.search(found[2]) else found[1].strip()
 
 
+def _spacing(found: re.Match[str]) -> str:
+    if found[0].startswith((r"\\", r"\cr")):
+        return r"\\ "
+    return "" if found[0].startswith(r"\!") else " "
+
+
 def _words_of(found: re.Match[str]) -> str:
     words = _LABEL.sub("", found[1].strip())
-    if words.lower() in ("and", "or", "infinity") or not re.fullmatch(r"[^=^\\]*[A-Za-z][^=^\\]*", words):
+    if words.lower() in ("and", "or", "infinity"):
         return f" {words} "
+    if not re.fullmatch(r"[^=^\\]*[A-Za-z][^=^\\]*", words):
+        return words
     return rf"\text{{{words}}}"
 
 
