@@ -90,7 +90,9 @@ def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         for row in rows:
             yield rows.line_num, {key: cell for key, cell in row.items() if key and cell}
     except csv.Error as error:
-        raise _Malformed(f"not CSV ({error}); fix: quote cells that hold commas or quotes", rows.line_num) from error
+        raise _Malformed(
+            f"not CSV ({error}); fix: quote cells that hold commas or quotes", rows.reader.line_num
+        ) from error
 
 
 def _object(text: str, line: int) -> dict[str, Any]:

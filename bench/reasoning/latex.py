@@ -11,7 +11,7 @@ import unicodedata
 LONGEST = 1000  # characters of an answer; nothing that is published as one comes near
 _BOX = r"\\(?:boxed|fbox|framebox|bbox)\*?\s*(?:\[[^\[\]{}]*\]\s*)*"
 _BRACES = re.compile(rf"{_BOX}\{{|\\.|[{{}}]", re.DOTALL)
-_BARE_BOX = re.compile(rf"{_BOX}(\d)")
+_BARE_BOX = re.compile(rf"{_BOX}(\d+(?:\.\d+)?)")
 
 _UNICODE = str.maketrans(
     {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "θ": r"\theta "}
