@@ -67,7 +67,11 @@ def _parsed(text: str) -> Any:
 def _as_set(read: Any) -> Any:
     """Inequalities joined by "or" as the set of what satisfies them; anything else as it is."""
     parts = read.args if isinstance(read, SympySet) else ()
-    if len(parts) > 1 and all(isinstance(part, Relational) and not isinstance(part, Equality) for part in parts):
+    if (
+        len(parts) > 1
+        and len(read.free_symbols) == 1
+        and all(isinstance(part, Relational) and not isinstance(part, Equality) for part in parts)
+    ):
         sets = [part.as_set() for part in parts]
         if all(isinstance(part, Interval) for part in sets):
             return Union(*sets)
