@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 
 from bench.reasoning import algebra
-from bench.reasoning.latex import folded, is_words, plain, tidy, without_unit
+from bench.reasoning.latex import folded, is_words, plain, tidy, units, without_unit
 from bench.reasoning.number import number
 
 _BASED = re.compile(
@@ -35,8 +35,9 @@ def same(expected: str, found: str) -> bool:
     if len(sides := _APPROXIMATELY.split(found)) > 1:
         return any(same(expected, side) for side in sides)
     one, other = _without_names(*(_BUILDER.sub(r"\1", tidy(side)) for side in (expected, found)))
-    if not one or not other:
+    if not one or not other or _other_unit(one, other):
         return False
+    other = _point(other) if one.startswith("(") else other
     if squeezed(one) == squeezed(other):
         return True
     forms = form(one), form(other)
@@ -60,11 +61,27 @@ def form(text: str) -> str | None:
 
 
 def squeezed(text: str) -> str:
-    return "".join(text.split())
+    """Without spaces, but for those between digits: ``3 1/2`` is not ``31/2``."""
+    return re.sub(r"(?<!\d) +| +(?!\d)", "", text)
+
+
+def _point(text: str) -> str:
+    """``x = 5, y = -2`` as ``(5, -2)``, if the names are in the order of the alphabet."""
+    parts = [part.split("=") for part in re.split(",| and ", text)]
+    names = [part[0].strip() for part in parts]
+    if len(parts) < 2 or not all(len(part) == 2 and re.fullmatch("[A-Za-z]", part[0].strip()) for part in parts):
+        return text
+    return f"({','.join(part[1] for part in parts)})" if names == sorted(set(names)) else text
 
 
 def _number(text: str) -> Fraction | None:
     return number(plain(without_unit(text)))
+
+
+def _other_unit(one: str, other: str) -> bool:
+    """Whether both sides name units, and not the same ones."""
+    first, second = units(one), units(other)
+    return first is not None and second is not None and first != second
 
 
 def _in_percent(one: str, other: str) -> bool:

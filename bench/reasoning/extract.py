@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import re
 
+from bench.reasoning.choice import letter
 from bench.reasoning.latex import last_boxed
 from bench.reasoning.number import last_in
 
+_IS = r"(?:(?:is|(?:must|should|would|will) be)\b(?: (?:therefore|thus|then|simply|equal to)\b)*|[:=])[*_\s:]*"
 _PHRASE = re.compile(
-    r"\banswer\b(?: to (?:the|this)(?: \w+){1,3})?[*_ \t]*(?:is\b|[:=])[*_\s:]*"
+    rf"\banswer\b(?: to (?:the|this)(?: \w+){{1,3}})?[*_ \t]*{_IS}"
     r"|^[#*_ \t]*(?:the )?(?:final |correct )?answer[*_ \t]*$\s*",
     re.IGNORECASE | re.MULTILINE,
 )
-_CHOICE_PHRASE = re.compile(r"\b(?:correct|right|best) (?:option|choice)\b[*_ \t]*(?:is\b|[:=])[*_\s:]*", re.IGNORECASE)
+_CHOICE_PHRASE = re.compile(
+    rf"\b(?:correct|right|best) (?:option|choice)\b[*_ \t]*{_IS}"
+    r"|\b(?:answer|option|choice) (?=[(*]*[A-D][)*]* is (?:the )?(?:correct|right|best)\b)",
+    re.IGNORECASE,
+)
 _STATEMENT_END = re.compile(r"[.!?](?:[*_\s]|$)|\n|$")
 # What stands between a phrase and mathematics on lines of its own: "The answer is given by".
 _LEAD_IN = r"[A-Za-z ,:*_]{0,60}\s*"
@@ -26,6 +32,7 @@ _DISPLAYS = [
     )
 ]
 _INLINE = re.compile(r"\$[^$\n]*\$|\\\([^\n]*?\\\)")
+_BOLD = re.compile(r"\*\*[^*]+\*\*\.?")
 _LONGEST = 2000  # characters of a statement
 _DELIMITERS = " \\[]()$"
 _AROUND = " \t\r*_`\"'"
@@ -33,7 +40,15 @@ _AROUND = " \t\r*_`\"'"
 
 def extract(text: str, kind: str) -> str | None:
     r"""The last ``\boxed{...}``, else what follows the last "answer is" or "Answer:", else, for arithmetic, the last
-    number; None if there is none of them."""
+    number, and for gpqa a choice at the end; None if there is none of them.
+
+    What stands behind ``</think>`` goes before what stands in front of it.
+    """
+    thoughts, _, text = text.rpartition("</think>")
+    return _extract(text, kind) or (_extract(thoughts, kind) if thoughts else None)
+
+
+def _extract(text: str, kind: str) -> str | None:
     if boxed := last_boxed(text):
         return boxed
     text = text.replace(r"\boxed{}", "")  # the prompt's own words, repeated
@@ -44,7 +59,15 @@ def extract(text: str, kind: str) -> str | None:
         said = text[phrase.end() : phrase.end() + _LONGEST]
         if answer := _displayed(said) or _statement(said):
             return answer
+    if kind == "gpqa":
+        return _choice_at_the_end(text)
     return last_in(text) if kind == "arithmetic" else None
+
+
+def _choice_at_the_end(text: str) -> str | None:
+    """The last line if it is a choice in bold, or the only line if it is a choice."""
+    before, _, last = text.strip().rpartition("\n")
+    return last if (not before or _BOLD.fullmatch(last)) and letter(last) else None
 
 
 def _displayed(text: str) -> str | None:

@@ -26,12 +26,12 @@ _NO_EXPRESSION = re.compile(r"[A-Za-z]{4}|\d ?(?:_| \.?\d)|[,;:]|!!")
 
 def is_correct(extracted: str | None, expected: str, kind: str) -> bool:
     """Whether an extracted answer is the expected one."""
-    found = None if extracted is None else canonical(extracted, kind)
-    if extracted is None or found is None:
+    if extracted is None:
         return False
-    if found == canonical(expected, kind):
-        return True
-    return kind == "math500" and same(expected, extracted)
+    if kind == "math500":
+        return same(expected, extracted)
+    found = canonical(extracted, kind)
+    return found is not None and found == canonical(expected, kind)
 
 
 def canonical(answer: str, kind: str) -> str | None:

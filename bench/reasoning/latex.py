@@ -38,6 +38,9 @@ _NO_SIZE = (
     "limits",
     "bf",
     "rm",
+    "mathbf",
+    "mathrm",
+    "boldsymbol",
     "large",
     "Large",
     "huge",
@@ -85,16 +88,32 @@ _OUTER_BRACES = re.compile(r"\{([^{}]*)\}", re.DOTALL)
 _LABEL = re.compile(
     r"^(?:\\text\{)?\s*(?:the\s+)?(?:(?:final|correct)\s+)?(?:answer|ans)\s*(?:is\b|[:=])\s*\}?\s*", re.IGNORECASE
 )
+# Behind an answer these begin what is no part of it: "k\pi, where k is an integer", "2, not 3".
+_ASIDE = re.compile(
+    r"(?<=[^\s,]),? *(?:\\text\{)? *(?:, ?(?:not|rather than|as)|\(?(?:because|since|where|i\.e\.))(?![A-Za-z]).*",
+    re.DOTALL,
+)
 _WORDS = re.compile(r"[A-Za-z0-9 '.,():&-]*[A-Za-z][A-Za-z0-9 '.,():&-]*")
+_ARTICLE = re.compile(r"^(?:an?|the) (?=\w{3})")
 _LONG_WORD = re.compile(r"[A-Za-z]{4}")
 _NO_WORD = re.compile(r"[^A-Za-z0-9]+")
-_UNIT_WORD = r"(?:[A-Za-z]{3,}|[ckmd]m|mi|ft|in|yd|kg|mg|lb|oz|hr|mL|(?<= )[mghsL])\.?"
+_UNIT_WORD = r"(?:[A-Za-z]{3,}|[ap]\.?m|[ckmd]m|mi|ft|in|yd|kg|mg|lb|oz|hr|mL|(?<= )[mghsL])\.?"
 _POWER = r"(?:\s*\^\s*\{?\s*\d\s*\}?)?"
 _UNIT = re.compile(
     r"(.*(?:[\d)}%]|\\pi))\s*"
     rf"((?:\\text\s*\{{[^{{}}]*\}}{_POWER}[\s/]*)+|(?<=[\d\s]){_UNIT_WORD}{_POWER}(?:[\s/]+{_UNIT_WORD}{_POWER})*)\.?",
     re.DOTALL,
 )
+_UNITS = {
+    name: names.split()[0]
+    for names in (
+        *("mm millimeter millimetre", "cm centimeter centimetre", "m meter metre", "km kilometer kilometre"),
+        *("in inch inche", "ft foot feet", "yd yard", "mi mile", "g gram", "kg kilogram kilo", "lb pound", "oz ounce"),
+        *("s sec second", "min minute", "h hr hour", "day", "week", "month", "year", "am", "pm", "cent", "dollar"),
+        *("2 square sq", "3 cubic"),
+    )
+    for name in names.split()
+}
 # Behind a number these are no unit: "2 million", "5 or more", "3 squared".
 CALCULATING_WORD = re.compile(
     r"(?<![A-Za-z])(?:or|and|not|to|plus|minus|times|over|divided|choose|squared|cubed|factorial|hundred"
@@ -138,13 +157,13 @@ def tidy(answer: str) -> str:
     text = _ANY_COMMAND.sub(lambda found: _SYNONYMS.get(found[1], found[0]), text)
     for pattern, form in _LOOKS:
         text = pattern.sub(form, text)
-    text = _LABEL.sub("", _with_braces(" ".join(text.split())))
-    return _without_outer_braces(text.strip(" .,;:"))
+    text = _ASIDE.sub(_closing, _LABEL.sub("", _with_braces(" ".join(text.split()))))
+    return _without_outer_braces(_stripped(text))
 
 
 def plain(text: str) -> str:
     r"""A tidied answer with its ``\text{...}`` as bare words."""
-    return " ".join(_TEXT.sub(r" \1 ", text).split()).strip(" .,;:")
+    return _stripped(" ".join(_TEXT.sub(r" \1 ", text).split()))
 
 
 def is_words(text: str) -> bool:
@@ -156,13 +175,30 @@ def is_words(text: str) -> bool:
 def folded(text: str) -> str:
     """A tidied answer's words in one form; the case of a single letter stays."""
     bare = " ".join(_NO_WORD.sub(" ", plain(text)).split())
-    return bare.casefold() if len(bare) > 1 else bare
+    return _ARTICLE.sub("", bare.casefold()) if len(bare) > 1 else bare
 
 
 def without_unit(text: str) -> str:
     """A tidied answer without the unit behind its mathematics."""
+    return _with_unit(text)[0]
+
+
+def units(text: str) -> list[str] | None:
+    """The units behind a tidied answer, in one form; None if there are none, or unknown ones."""
+    words = re.findall(r"[a-z]+|\d", plain(_with_unit(text)[1].replace(".", "")).lower())
+    known = [_UNITS.get(word) or _UNITS.get(word.removesuffix("s"), "") for word in words if word != "per"]
+    return sorted(known) if known and all(known) else None
+
+
+def _with_unit(text: str) -> tuple[str, str]:
     found = _UNIT.fullmatch(text)
-    return text if found is None or CALCULATING_WORD.search(found[2]) else found[1].strip()
+    return (text, "") if found is None or CALCULATING_WORD.search(found[2]) else (found[1].strip(), found[2])
+
+
+def _stripped(text: str) -> str:
+    """Without punctuation around it; the point in front of a digit stays."""
+    text = text.rstrip(" .,;:").lstrip(" ,;:")
+    return text if re.match(r"\.\d", text) else text.lstrip(" .,;:")
 
 
 def _spacing(found: re.Match[str]) -> str:
@@ -171,11 +207,16 @@ def _spacing(found: re.Match[str]) -> str:
     return "" if found[0].startswith(r"\!") else " "
 
 
+def _closing(found: re.Match[str]) -> str:
+    """The brace in what is taken away that closes one before it."""
+    return "}" * max(0, found[0].count("}") - found[0].count("{"))
+
+
 def _words_of(found: re.Match[str]) -> str:
     words = _LABEL.sub("", found[1].strip())
     if words.lower() in ("and", "or", "infinity"):
         return f" {words} "
-    if not re.fullmatch(r"[^=^\\]*[A-Za-z][^=^\\]*", words):
+    if not re.fullmatch(r"[^=^\\]*[A-Za-z][^=^\\]*", words) or re.fullmatch(r"[A-Z](?:, ?[A-Z])+", words):
         return words
     return rf"\text{{{words}}}"
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.parser import NormalizationConfig
-from sympy import Basic, Float, Interval, Rational, Union, simplify
+from sympy import Basic, Expr, Float, I, Interval, Rational, Symbol, Union, simplify
 from sympy import FiniteSet as SympySet
 from sympy.core.relational import Equality, Relational
 
@@ -47,7 +47,9 @@ def equal(expected: str, found: str) -> bool:
     sides = _parsed(expected), _parsed(found)
     if None in sides:
         return False
-    return bool(verify(*map(_as_set, sides), allow_set_relation_comp=True, timeout_seconds=None))
+    return not _apart(*sides) and bool(
+        verify(*map(_as_set, sides), float_rounding=12, allow_set_relation_comp=True, timeout_seconds=None)
+    )
 
 
 def value(text: str) -> str | None:
@@ -61,7 +63,28 @@ def value(text: str) -> str | None:
 
 def _parsed(text: str) -> Any:
     found = parse(f"${text}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None)
-    return found[0] if found else None
+    return _with_alike_names(found[0]) if found else None
+
+
+def _with_alike_names(read: Any) -> Any:
+    """Every letter as a real one and ``i`` as the imaginary unit: the parser takes them now for this, now for that."""
+    names = {name: I if name.name == "i" else Symbol(name.name, real=True) for name in read.free_symbols}
+    try:
+        return read.xreplace(names) if any(name != other for name, other in names.items()) else read
+    except TypeError:  # i < n
+        return read
+
+
+def _apart(one: Any, other: Any) -> bool:
+    """Whether two numbers differ, however small they are; math-verify looks at the first digits of their difference."""
+    if not all(
+        isinstance(side, Expr) and side.is_number and side.is_finite and not side.atoms(Float) for side in (one, other)
+    ):
+        return False
+    one, other = one.doit(), other.doit()
+    if one.is_Rational and other.is_Rational:
+        return bool(one != other)
+    return bool(abs((one / other).evalf(30) - 1) > Rational(1, 10**20))
 
 
 def _as_set(read: Any) -> Any:
