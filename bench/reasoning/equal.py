@@ -26,7 +26,7 @@ _SEVERAL = re.compile(r"[<>,;]|\\(?:le|ge|ne)(?![A-Za-z])| (?:or|and) ")
 _BUILDER = re.compile(r"\\\{ ?[A-Za-z] ?[|:] ?(.*)\\\}")
 _SEVERAL_VALUES = re.compile(r"[<>]|\\(?:pm|mp|le|ge|ne|in|cup|emptyset|\{)")
 _IN_BRACKETS = re.compile(r"\([^()]*\)|\{[^{}]*\}")
-_ENVIRONMENT = re.compile(r"\\begin\{(?![pb]?(?:small)?matrix|array)")
+_ENVIRONMENT = re.compile(r"\\begin\{(?![pb]?matrix|array)")
 _NO_TERM = re.compile(r"\d \.?\d|!!|\?")
 
 

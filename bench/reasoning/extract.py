@@ -8,7 +8,7 @@ from bench.reasoning.choice import letter
 from bench.reasoning.latex import last_boxed
 from bench.reasoning.number import last_in
 
-_IS = r"(?:(?:is|(?:must|should|would|will) be)\b(?: (?:therefore|thus|then|simply|equal to)\b)*|[:=])[*_\s:]*"
+_IS = r"(?:(?:is|(?:must|should|would|will) be)\b(?: (?:therefore|thus|then|simply|equal to|given by)\b)*|[:=])[*_\s:]*"
 _PHRASE = re.compile(
     rf"\banswer\b(?: to (?:the|this)(?: \w+){{1,3}})?[*_ \t]*{_IS}"
     r"|^[#*_ \t]*(?:the )?(?:final |correct )?answer[*_ \t]*$\s*",
@@ -16,8 +16,8 @@ _PHRASE = re.compile(
 )
 _CHOICE_PHRASE = re.compile(
     rf"\b(?:correct|right|best) (?:option|choice)\b[*_ \t]*{_IS}"
-    r"|\b(?:answer|option|choice) (?=[(*]*[A-D][)*]* is (?:the )?(?:correct|right|best)\b)",
-    re.IGNORECASE,
+    r"|\b(?:answer|option|choice) (?=[(*]*[A-D][)*]* is (?:the )?(?:correct|right|best)(?: \w+)?(?:[.!,*]|$| because))",
+    re.IGNORECASE | re.MULTILINE,
 )
 _STATEMENT_END = re.compile(r"[.!?](?:[*_\s]|$)|\n|$")
 # What stands between a phrase and mathematics on lines of its own: "The answer is given by".

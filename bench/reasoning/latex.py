@@ -9,12 +9,12 @@ import re
 import unicodedata
 
 LONGEST = 1000  # characters of an answer; nothing that is published as one comes near
-_BOX = r"\\(?:boxed|fbox|framebox|bbox)\*?\s*(?:\[[^\[\]{}]*\]\s*)*"
+_BOX = r"\\(?:boxed|fbox|framebox)\*?\s*(?:\[[^\[\]{}]*\]\s*)*"
 _BRACES = re.compile(rf"{_BOX}\{{|\\.|[{{}}]", re.DOTALL)
 _BARE_BOX = re.compile(rf"{_BOX}(\d+(?:\.\d+)?)")
 
 _UNICODE = str.maketrans(
-    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": r"\div ", "π": r"\pi ", "θ": r"\theta "}
+    {"−": "-", "–": "-", "×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "π": r"\pi "}
     | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "≈": r"\approx ", "≡": r"\equiv ", "±": r"\pm ", "∞": r"\infty "}
     | {"∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "√": r"\sqrt ", "°": r"^\circ ", "′": "'"}
     | {"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}", "⅓": r"\frac{1}{3}", "⅔": r"\frac{2}{3}"}
@@ -23,61 +23,38 @@ _UNICODE = str.maketrans(
 )
 _RADICAL = re.compile(r"√\s*(\d+|\([^()]*\))")
 _GROUP = r"\s*\{((?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*)\}"
-_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt|sc|normal)?|mbox|hbox|emph)" + _GROUP)
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|tt|normal)?|mbox)" + _GROUP)
 _FONT = re.compile(
-    r"\\(?:boldsymbol|bm|pmb|math(?:bf|rm|it|sf|tt|normal)|operatorname\*?|underline|ensuremath|[lL]arge|[hH]uge"
-    rf"|(?:(?:text)?color|colorbox)\s*\{{\w+\}}){_GROUP}"
+    r"\\(?:boldsymbol|bm|math(?:bf|rm|it)|operatorname\*?|underline"
+    rf"|(?:text)?color\s*\{{\w+\}}){_GROUP}"
 )
-_NAME = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|theta|alpha|beta|gamma|sin|cos|tan|log|ln|infty|infinity)(?![A-Za-z])")
+_OLD_FONT = re.compile(r"\{\s*\\(bf|rm)(?![A-Za-z])")
+_NAME = re.compile(r"(?<![\\A-Za-z])(sqrt|pi|sin|cos|tan|log|ln|infty|infinity)(?![A-Za-z])")
 _ANY_COMMAND = re.compile(r"\\([A-Za-z]+)")
-_NO_SIZE = (
-    "left",
-    "right",
-    "displaystyle",
-    "textstyle",
-    "limits",
-    "bf",
-    "rm",
-    "mathbf",
-    "mathrm",
-    "boldsymbol",
-    "large",
-    "Large",
-    "huge",
-    "Huge",
-    "hline",
-)
-_BIG = [size + side for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "m", "r")]
 _SYNONYMS = (
-    dict.fromkeys([*_NO_SIZE, *_BIG], "")
-    | dict.fromkeys(["quad", "qquad", "enspace", "thinspace"], " ")
+    dict.fromkeys(["quad", "qquad"], " ")
     | dict.fromkeys(["dfrac", "tfrac", "cfrac"], r"\frac")
     | dict.fromkeys(["leq", "leqslant"], r"\le ")
     | dict.fromkeys(["geq", "geqslant"], r"\ge ")
     | dict.fromkeys(["lvert", "rvert", "vert", "mid"], "|")
-    | {"neq": r"\ne ", "lt": "<", "gt": ">", "lbrace": r"\{", "rbrace": r"\}", "langle": "(", "rangle": ")"}
+    | {"neq": r"\ne ", "lt": "<", "gt": ">", "langle": "(", "rangle": ")"}
     | {"varnothing": r"\emptyset ", "infinity": r"\infty ", "degree": r"^\circ "}
 )
 _UNSEEN = re.compile(r"\\(?:left|right)\s*\.|\\color\s*\{\w+\}")
+_SIZES = "left|right|displaystyle|textstyle|math(?:bf|rm)|boldsymbol|large|hline|[bB]igg?[lmr]?"
 _LOOKS: list[tuple[re.Pattern[str], str]] = [
+    (re.compile(rf"\\(?:{_SIZES})(?![A-Za-z])"), ""),
     (re.compile(r"\\hspace\*?\{[^{}]*\}|~|\\text\{\s*\}"), " "),
-    (re.compile(r"\{smallmatrix\}"), "{matrix}"),
-    (re.compile(r"<=|=<"), r"\\le "),
-    (re.compile(r">="), r"\\ge "),
     (re.compile(r"!="), r"\\ne "),
-    (re.compile(r"\\\{\s*\\\}"), r"\\emptyset "),
     (re.compile(r"\^\s*\{?\s*(?:\^\s*)?\\circ\s*\}?"), " "),
     (re.compile(r"\\?\$|[€£¥`]|\*\*|\\[()\[\]]"), ""),
     (re.compile(r"\\%|(?<![A-Za-z])(?:percent|percentage|pct)(?![A-Za-z])"), "%"),
-    (re.compile(r"(?<=\d)\s*\{,\}\s*(?=\d)"), ","),
     (re.compile(r"\{([,;])\}"), r"\1"),
     (re.compile(r"\\log ?_ ?(\w)"), r"\\log_{\1}"),
     (re.compile(r"\\sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
 ]
-_ROWS = re.compile(r"\\begin\s*\{(?:[pbBvV]?(?:small)?matrix|array|cases|aligned)\*?\}")
-_SPACING = re.compile(
-    r"(?:\\\\\s*|\\cr(?![A-Za-z]))+(\[[^\[\]]*(?:pt|em|ex|cm|mm)\s*\])?|(?<=,)\\! *|\\[,;:! \n]|\\(?=\s|$)"
-)
+_ROWS = re.compile(r"\\begin\s*\{(?:[pbBvV]?matrix|array|cases|aligned)\*?\}")
+_SPACING = re.compile(r"(?:\\\\\s*|\\cr(?![A-Za-z]))+(\[[^\[\]]*[a-z]{2}\s*\])?|(?<=,)\\! *|\\[,;:! \n]|\\(?=\s|$)")
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z({\[)}\]%,])")
 _ARGUMENTS = {"frac": 2, "binom": 2, "sqrt": 1}
 _COMMAND = re.compile(r"\\(frac|binom|sqrt)(?![A-Za-z])(\s*\[[^\[\]]*\])?")
@@ -90,7 +67,8 @@ _LABEL = re.compile(
 )
 # Behind an answer these begin what is no part of it: "k\pi, where k is an integer", "2, not 3".
 _ASIDE = re.compile(
-    r"(?<=[^\s,]),? *(?:\\text\{)? *(?:, ?(?:not|rather than|as)|\(?(?:because|since|where|i\.e\.))(?![A-Za-z]).*",
+    r"(?<=[^\s,]),? *(?:\\text\{)? *(?:, ?(?:not|rather than|as)|\(?(?:because|since|where|i\.e\.)"
+    r"|\((?:about|approximately))(?![A-Za-z]).*",
     re.DOTALL,
 )
 _WORDS = re.compile(r"[A-Za-z0-9 '.,():&-]*[A-Za-z][A-Za-z0-9 '.,():&-]*")
@@ -151,6 +129,7 @@ def tidy(answer: str) -> str:
     if not _ROWS.search(text):
         text = _DOUBLED.sub(r"\\", text)
     text = _SPACING.sub(_spacing, text)
+    text = _OLD_FONT.sub(r"\\math\1{", text)
     for _ in range(3):  # fonts lie in one another
         text = _TEXT.sub(_words_of, _FONT.sub(_font_of, text))
     text = _UNSEEN.sub("", _NAME.sub(r"\\\1", text))

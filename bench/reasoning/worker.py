@@ -84,6 +84,8 @@ def _apart(one: Any, other: Any) -> bool:
     one, other = one.doit(), other.doit()
     if one.is_Rational and other.is_Rational:
         return bool(one != other)
+    if 0 in (one, other):
+        return False
     return bool(abs((one / other).evalf(30) - 1) > Rational(1, 10**20))
 
 
