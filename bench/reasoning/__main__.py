@@ -7,12 +7,26 @@ The same command with the same --out goes on from what is finished: samples that
 failed ones are. Requests that fail are repeated twice, then recorded as errors and not graded. RUN holds
 ``settings.json``, ``samples.jsonl`` (one graded answer per line) and, at the end, ``summary.json``.
 
-Data files are the user's own, JSONL in UTF-8 with one object per line; other keys are ignored, "id" may be left out:
+Data files are the user's own, as published: JSONL in UTF-8 with one object per line, or CSV with a header. Case makes
+no difference to keys, other keys are ignored, "id" may be left out:
 
-    --kind aime      {"id": "2024-I-1", "problem": "...", "answer": 204}      a whole number from 0 to 999, "073" too
-    --kind math500   {"id": 7, "problem": "...", "answer": "\\\\frac{3}{4}"}    LaTeX; compared after normalisation
-    --kind gpqa      {"id": "q1", "question": "...", "choices": ["...", "...", "...", "..."], "answer": "C"}
-                     the letter or the index from 0 of the right choice; choices are shown in an order drawn by --seed
+    --kind aime      {"id": "2024-I-1", "problem": "...", "answer": 204}     a whole number from 0 to 999; "073" too,
+                     "204.0" and "336^\\circ"; "question" for "problem"; a "solution" with its answer in \\boxed{}
+    --kind math500   {"unique_id": "test/7", "problem": "...", "answer": "\\\\frac{3}{4}"}     likewise
+    --kind gpqa      {"Record ID": "q1", "Question": "...", "Correct Answer": "...", "Incorrect Answer 1": "...", ...}
+                     or "choices", a list of four, with "answer", the letter or the index from 0 of the right one;
+                     choices are shown in an order drawn by --seed
+
+Answers of aime and math500 are graded by math-verify (pip install 'lim-sglang[bench]'), each within 5 seconds: what
+takes longer counts as wrong, and a line says so. Those of gpqa are one letter and its label, or none.
+
+The same tasks by lm-evaluation-harness (0.4.13), with its own prompts and grading, greedily; MODEL is what the server's
+/v1/models calls it, and a key is taken from OPENAI_API_KEY:
+
+    pip install 'lm-eval[api,math]==0.4.13'
+    lm_eval --model local-chat-completions --tasks aime24,minerva_math500,gpqa_diamond_cot_zeroshot \\
+        --model_args model=MODEL,base_url=http://127.0.0.1:30000/v1/chat/completions,num_concurrent=16,timeout=7200 \\
+        --apply_chat_template --gen_kwargs max_gen_toks=32768 --output_path runs/lm_eval
 
 Every sample has a seed of its own, made of --seed, problem and sample number, and sent as OpenAI's ``seed``. SGLang
 draws with it only under --enable-deterministic-inference, which lim refuses; elsewhere samples differ from run to run.
@@ -35,6 +49,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bench.reasoning.algebra import check_installed
 from bench.reasoning.data import BUILT_IN, FILE_KINDS, Problem, ReasoningError, arithmetic, digest, load
 from bench.reasoning.requests import Sampling, Server, ServerLost, ask_all, ask_server
 from bench.reasoning.results import SUMMARY, RunFolder, Sample, figure_table, figures
@@ -48,6 +63,7 @@ from lim_sglang.servers.process import ServerError, ServerProcess
 from lim_sglang.servers.state import counted_since
 
 BUILT_IN_PROBLEMS = 40
+GRADED_BY_ALGEBRA = ("aime", "math500")
 FILE_MAX_TOKENS, BUILT_IN_MAX_TOKENS = 32768, 256
 
 
@@ -56,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("httpx", "openai"):  # else a line per request where a program logs
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
+        if args.kind in GRADED_BY_ALGEBRA:
+            check_installed()
         problems, key = read_problems(args), key_of(args)
         if args.launch:
             with server_of(args) as server:
@@ -172,7 +190,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--launch-backend", metavar="NAME", help="--attention-backend of --launch (lim)")
     parser.add_argument("--budget", type=positive, help=f"lim budget of --launch ({EMBEDDED_BUDGET})")
     parser.add_argument("--server-arg", action="append", default=[], help="SGLang option of --launch: '--OPTION VALUE'")
-    parser.add_argument("--data", type=Path, help="JSONL file; the built-in arithmetic set if left out")
+    parser.add_argument("--data", type=Path, help="JSONL or CSV file; the built-in arithmetic set if left out")
     parser.add_argument("--kind", choices=FILE_KINDS, help="format of --data")
     parser.add_argument("--problems", type=positive, help=f"first problems only (all; {BUILT_IN_PROBLEMS} built-in)")
     parser.add_argument("--samples", type=positive, default=1, help="answers per problem (1)")

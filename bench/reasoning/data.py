@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from bench.reasoning.latex import last_boxed, plain, tidy
+from bench.reasoning.number import number
 
 FILE_KINDS = ("aime", "math500", "gpqa")
 BUILT_IN = "arithmetic"
@@ -21,7 +26,11 @@ class ReasoningError(RuntimeError):
 
 
 class _Malformed(ValueError):
-    """What is wrong with one object, and the fix; the file and the line are added by the loader."""
+    """What is wrong with one row, and the fix; the loader adds the file, and the line unless ``line`` says it."""
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.line = line
 
 
 @dataclass(frozen=True)
@@ -39,7 +48,7 @@ def digest(problems: list[Problem]) -> str:
 
 
 def load(path: Path, kind: str, seed: int) -> list[Problem]:
-    """The problems of a JSONL file; blank lines are skipped, keys that the kind does not know are ignored.
+    """The problems of a JSONL or CSV file; blank lines are skipped, keys that the kind does not know are ignored.
 
     Args:
         kind: one of ``FILE_KINDS``.
@@ -49,80 +58,141 @@ def load(path: Path, kind: str, seed: int) -> list[Problem]:
         ReasoningError: the file cannot be read, or a line of it cannot be used.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise ReasoningError(f"--data {path} cannot be read: {error}; fix: name a JSONL file in UTF-8") from error
+        fix = "name a JSONL or CSV file in UTF-8"
+        raise ReasoningError(f"--data {path} cannot be read: {error}; fix: {fix}") from error
     problems: dict[str, Problem] = {}
-    for line, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            row = _object(text)
+    line = 1
+    try:
+        for line, row in _csv_rows(text) if path.suffix.lower() == ".csv" else _json_rows(text):
             problem_id = _id(row, f"{kind}-{line}")
             if problem_id in problems:
-                raise _Malformed(f'"id" {problem_id!r} stands in an earlier line too; fix: give each problem its own')
+                raise _Malformed(f"id {problem_id!r} stands in an earlier line too; fix: give each problem its own")
             problems[problem_id] = _READERS[kind](row, problem_id, seed)
-        except _Malformed as error:
-            raise ReasoningError(f"{path}, line {line}: {error}") from error
+    except _Malformed as error:
+        raise ReasoningError(f"{path}, line {error.line or line}: {error}") from error
     if not problems:
-        raise ReasoningError(f"{path} holds no problems; fix: one JSON object per line")
+        raise ReasoningError(f"{path} holds no problems; fix: one JSON object per line, or CSV with a header")
     return list(problems.values())
 
 
-def _object(text: str) -> dict[str, Any]:
+def _json_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line, part in enumerate(text.split("\n"), 1):
+        if part.strip():
+            yield line, _object(part, line)
+
+
+def _csv_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row by its header, with the line that it ends in; empty cells are left out."""
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in rows:
+            yield rows.line_num, {key: cell for key, cell in row.items() if key and cell}
+    except csv.Error as error:
+        raise _Malformed(
+            f"not CSV ({error}); fix: quote cells that hold commas or quotes", rows.reader.line_num
+        ) from error
+
+
+def _object(text: str, line: int) -> dict[str, Any]:
     try:
         row = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise _Malformed(f"not JSON ({error}); fix: one JSON object per line") from error
+        raise _Malformed(f"not JSON ({error}); fix: one JSON object per line", line) from error
     if not isinstance(row, dict):
-        raise _Malformed(f"{_show(row)} is not an object; fix: one JSON object per line")
+        raise _Malformed(f"{_show(row)} is not an object; fix: one JSON object per line", line)
     return row
 
 
+def _find(row: dict[str, Any], *names: str) -> str:
+    """The key of ``row`` that is one of ``names``, in any case."""
+    keys = {key.strip().lower(): key for key in row}
+    for name in names:
+        if name in keys:
+            return keys[name]
+    found = ", ".join(map(_show, row)) or "none"
+    raise _Malformed(f'"{names[0]}" is missing, the keys are {found}; fix: name it {_either(names)}')
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(f'"{name}"' for name in names)
+
+
 def _id(row: dict[str, Any], default: str) -> str:
-    value = row.get("id", default)
+    try:
+        key = _find(row, "id", "unique_id", "record id")
+    except _Malformed:
+        return default
+    value = row[key]
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise _Malformed(f'"id" is {_show(value)}; fix: a string, a whole number, or no id at all')
+        raise _Malformed(f"{_show(key)} is {_show(value)}; fix: a string, a whole number, or no id at all")
     return str(value)
 
 
-def _text(row: dict[str, Any], key: str) -> str:
-    value = row.get(key)
+def _text(row: dict[str, Any], *names: str) -> str:
+    key = _find(row, *names)
+    value = row[key]
     if not isinstance(value, str) or not value.strip():
-        state = f"is {_show(value)}" if key in row else "is missing"
-        raise _Malformed(f'"{key}" {state}; fix: a string that is not empty')
+        raise _Malformed(f"{_show(key)} is {_show(value)}; fix: a string that is not empty")
     return value.strip()
 
 
+def _question(row: dict[str, Any]) -> str:
+    return _text(row, "problem", "question")
+
+
+def _answer(row: dict[str, Any]) -> tuple[str, Any]:
+    """The key and the value of the answer; where there is a solution only, what it has in its last box."""
+    key = _find(row, "answer", "solution")
+    value = row[key]
+    return key, last_boxed(value) or value if key.strip().lower() == "solution" and isinstance(value, str) else value
+
+
 def _aime(row: dict[str, Any], problem_id: str, _seed: int) -> Problem:
-    answer = row.get("answer")
-    digits = str(answer).strip() if isinstance(answer, str | int) and not isinstance(answer, bool) else ""
-    if not (digits.isascii() and digits.isdecimal() and len(digits) <= 3):
-        state = f"is {_show(answer)}" if "answer" in row else "is missing"
-        raise _Malformed(f'"answer" {state}; fix: a whole number from 0 to 999')
-    prompt = f"{_text(row, 'problem')}\n\n{_HOW}, a whole number from 0 to 999, within \\boxed{{}}."
-    return Problem(problem_id, prompt, str(int(digits)))
+    question = _question(row)
+    key, answer = _answer(row)
+    value = None
+    if isinstance(answer, str | int | float) and not isinstance(answer, bool):
+        value = number(plain(tidy(str(answer))))
+    if value is None or value.denominator != 1 or not 0 <= value <= 999:
+        raise _Malformed(f"{_show(key)} is {_show(answer)}; fix: a whole number from 0 to 999")
+    return Problem(problem_id, f"{question}\n\n{_HOW}, a whole number from 0 to 999, within \\boxed{{}}.", str(value))
 
 
 def _math500(row: dict[str, Any], problem_id: str, _seed: int) -> Problem:
-    return Problem(problem_id, f"{_text(row, 'problem')}\n\n{_HOW} within \\boxed{{}}.", _text(row, "answer"))
+    question = _question(row)
+    key, answer = _answer(row)
+    if not isinstance(answer, str) or not answer.strip():
+        raise _Malformed(f"{_show(key)} is {_show(answer)}; fix: a string that is not empty")
+    return Problem(problem_id, f"{question}\n\n{_HOW} within \\boxed{{}}.", answer.strip())
 
 
 def _gpqa(row: dict[str, Any], problem_id: str, seed: int) -> Problem:
-    choices, answer = row.get("choices"), row.get("answer")
-    if not isinstance(choices, list) or len(choices) != 4 or not all(isinstance(c, str) and c.strip() for c in choices):
-        raise _Malformed(f'"choices" is {_show(choices)}; fix: a list of four strings that are not empty')
-    if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS:
-        right = LETTERS.index(answer)
-    elif type(answer) is int and 0 <= answer <= 3:
-        right = answer
-    else:
-        raise _Malformed(f'"answer" is {_show(answer)}; fix: "A", "B", "C", "D", or an index from 0 to 3')
+    question = _text(row, "question", "problem")
+    choices, right = _choices(row)
     order = list(range(4))
     random.Random(f"{seed}/{problem_id}").shuffle(order)
     shown = "\n".join(f"{letter}) {choices[n].strip()}" for letter, n in zip(LETTERS, order, strict=True))
-    prompt = f"{_text(row, 'question')}\n\n{shown}\n\n{_HOW}, the letter of the right choice, within \\boxed{{}}."
+    prompt = f"{question}\n\n{shown}\n\n{_HOW}, the letter of the right choice, within \\boxed{{}}."
     return Problem(problem_id, prompt, LETTERS[order.index(right)])
+
+
+def _choices(row: dict[str, Any]) -> tuple[list[str], int]:
+    """The four choices and the index of the right one, in GPQA's own columns or as a list with an answer."""
+    if any(key.strip().lower() == "correct answer" for key in row):
+        return [_text(row, "correct answer"), *(_text(row, f"incorrect answer {n}") for n in (1, 2, 3))], 0
+    key = _find(row, "choices", "options", "correct answer")
+    choices = row[key]
+    if not isinstance(choices, list) or len(choices) != 4 or not all(isinstance(c, str) and c.strip() for c in choices):
+        raise _Malformed(f"{_show(key)} is {_show(choices)}; fix: a list of four strings that are not empty")
+    key = _find(row, "answer")
+    answer = row[key]
+    if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS:
+        return choices, LETTERS.index(answer)
+    if type(answer) is int and 0 <= answer <= 3:
+        return choices, answer
+    raise _Malformed(f'{_show(key)} is {_show(answer)}; fix: "A", "B", "C", "D", or an index from 0 to 3')
 
 
 _READERS: dict[str, Callable[[dict[str, Any], str, int], Problem]] = {

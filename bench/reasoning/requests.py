@@ -165,12 +165,12 @@ async def ask(client: openai.AsyncOpenAI, server: Server, sampling: Sampling, pr
     choice, usage = completion.choices[0], completion.usage
     # With a reasoning parser the server tells the reasoning apart; grading must not depend on that.
     text = (getattr(choice.message, "reasoning_content", None) or "") + (choice.message.content or "")
-    extracted = extract(text, sampling.kind)
+    extracted, correct = await asyncio.to_thread(_graded, text, problem.expected, sampling.kind)
     return Sample(
         problem=problem.id,
         sample=number,
         seed=seed,
-        correct=is_correct(extracted, problem.expected, sampling.kind),
+        correct=correct,
         extracted=extracted,
         expected=problem.expected,
         prompt_tokens=usage.prompt_tokens,
@@ -180,6 +180,11 @@ async def ask(client: openai.AsyncOpenAI, server: Server, sampling: Sampling, pr
         seconds=seconds,
         text=text,
     )
+
+
+def _graded(text: str, expected: str, kind: str) -> tuple[str | None, bool]:
+    extracted = extract(text, kind)
+    return extracted, is_correct(extracted, expected, kind)
 
 
 async def _check_alive(server: Server, failure: Exception) -> None:

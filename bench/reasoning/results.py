@@ -6,7 +6,7 @@ import fcntl
 import json
 import math
 import statistics
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from bench.reasoning.data import ReasoningError
-from bench.reasoning.grade import canonical
+from bench.reasoning.grade import is_correct, majority
 
 SETTINGS, SAMPLES, SUMMARY = "settings.json", "samples.jsonl", "summary.json"
 # What a user sets on the server, not by a flag of the benchmark.
@@ -181,9 +181,8 @@ def figures(samples: Sequence[Sample], kind: str) -> dict[str, Any]:
 def voted(samples: Sequence[Sample], kind: str) -> bool:
     """Whether the most frequent answer of one problem is right; of equally frequent ones the lowest sample's counts."""
     in_order = sorted(samples, key=lambda sample: sample.sample)
-    answers = [canonical(sample.extracted, kind) for sample in in_order if sample.extracted is not None]
-    votes = Counter(answer for answer in answers if answer is not None)
-    return bool(votes) and votes.most_common(1)[0][0] == canonical(in_order[0].expected, kind)
+    answers = [sample.extracted for sample in in_order if sample.extracted is not None]
+    return is_correct(majority(answers, kind), in_order[0].expected, kind)
 
 
 def busy_seconds(samples: Sequence[Sample]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from pathlib import Path
 
@@ -11,6 +12,15 @@ from bench.reasoning.data import ReasoningError, arithmetic, load
 
 from .stub_server import write
 
+GPQA_OWN = {
+    "Record ID": "rec1",
+    "Question": "Which?\n",
+    "Correct Answer": "three\n",
+    "Incorrect Answer 1": "one",
+    "Incorrect Answer 2": 'two, "2"\n',
+    "Incorrect Answer 3": "four\nlines",
+    "Subdomain": "Chemistry",
+}
 GPQA = {"question": "Which?", "choices": ["one", "two", "three", "four"], "answer": "C"}
 
 
@@ -38,15 +48,98 @@ def test_choices_are_shuffled_by_problem_and_seed_and_the_letter_follows(tmp_pat
     assert load(path, "gpqa", 1) != problems
 
 
+PUBLISHED = {
+    "number": ("aime", {"problem": "P", "answer": 204}, "204"),
+    "capitals": ("aime", {"ID": "2024-I-1", "Problem": "P", "Solution": "...", "Answer": 204}, "204"),
+    "question": ("aime", {"question": "P", "answer": "204"}, "204"),
+    "degrees": ("aime", {"question": "P", "answer": r"336^\circ"}, "336"),
+    "float": ("aime", {"problem": "P", "answer": 204.0}, "204"),
+    "float-as-text": ("aime", {"problem": "P", "answer": "204.0"}, "204"),
+    "dollars": ("aime", {"problem": "P", "answer": "$204$"}, "204"),
+    "solution": ("aime", {"problem": "P", "solution": r"\boxed{204}", "url": "u"}, "204"),
+    "long-solution": ("aime", {"problem": "P", "solution": "words " * 400 + r"so $\boxed{204}$."}, "204"),
+    "math": ("math500", {"problem": "P", "solution": "s", "answer": "p - q", "unique_id": "test/1.json"}, "p - q"),
+    "math-solution": ("math500", {"problem": "P", "solution": r"So \boxed{\frac{1}{2}}."}, r"\frac{1}{2}"),
+}
+
+
+@pytest.mark.parametrize(("kind", "row", "expected"), PUBLISHED.values(), ids=PUBLISHED.keys())
+def test_rows_as_published(tmp_path: Path, kind: str, row: dict[str, object], expected: str) -> None:
+    (problem,) = load(write(tmp_path / "data.jsonl", row), kind, 0)
+    assert problem.expected == expected
+    assert problem.prompt.startswith("P\n")
+
+
+def test_ids_as_published(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", *({"unique_id": f"test/{n}", "problem": "P", "answer": "5"} for n in (7, 9)))
+    assert [problem.id for problem in load(path, "math500", 0)] == ["test/7", "test/9"]
+
+
+@pytest.mark.parametrize("as_csv", [False, True], ids=["jsonl", "csv"])
+def test_gpqa_in_its_own_columns(tmp_path: Path, as_csv: bool) -> None:
+    rows = [GPQA_OWN | {"Record ID": f"rec{n}"} for n in range(30)]
+    path = write_csv(tmp_path / "gpqa_diamond.csv", rows) if as_csv else write(tmp_path / "g", *rows)
+    problems = load(path, "gpqa", 0)
+    assert [problem.id for problem in problems] == [f"rec{n}" for n in range(30)]
+    for problem in problems:
+        assert f"\n{problem.expected}) three\n" in problem.prompt
+        assert all(f") {choice}\n" in problem.prompt for choice in ("one", 'two, "2"', "four\nlines"))
+    assert {problem.expected for problem in problems} == set("ABCD")
+
+
+def test_aime_as_csv(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "aime.CSV", [{"Problem": "P", "Answer": "073", "ID": ""}])
+    assert [(problem.id, problem.expected) for problem in load(path, "aime", 0)] == [("aime-2", "73")]
+
+
+BAD_CSV = {
+    "quote": ('Problem,Answer\nP,5\n"Q"x,6\n', "line 3: not CSV"),
+    "answer": ("Problem,Answer\nP,5\nQ,x\n", 'line 3: "Answer" is "x"'),
+    "no-answer": ("Problem,Answer\nP,5\nQ,\n", 'line 3: "answer" is missing, the keys are "Problem"'),
+    "header-only": ("Problem,Answer\n", "holds no problems"),
+}
+
+
+@pytest.mark.parametrize(("text", "said"), BAD_CSV.values(), ids=BAD_CSV.keys())
+def test_a_malformed_csv_line_is_named(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "data.csv"
+    path.write_text(text)
+    with pytest.raises(ReasoningError, match=r"data\.csv.*; fix: ") as error:
+        load(path, "aime", 0)
+    assert said in str(error.value)
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    return path
+
+
 MALFORMED = {
     "not-json": ("aime", '{"problem": ', "not JSON"),
     "not-an-object": ("aime", [1], "not an object"),
-    "no-problem": ("aime", {"answer": 5}, '"problem" is missing'),
+    "no-problem": ("aime", {"answer": 5}, '"problem" is missing, the keys are "answer"'),
+    "other-keys": ("math500", {"prompt": "P", "target": "5"}, 'the keys are "prompt", "target"'),
+    "empty-question": ("aime", {"Question": " ", "answer": 5}, '"Question" is " "'),
     "empty-problem": ("math500", {"problem": " ", "answer": "5"}, '"problem" is " "'),
     "answer-too-large": ("aime", {"problem": "P", "answer": 1000}, '"answer" is 1000'),
     "answer-negative": ("aime", {"problem": "P", "answer": -1}, "0 to 999"),
+    "answer-of-a-half": ("aime", {"Problem": "P", "Answer": "204.5"}, '"Answer" is "204.5"; fix: a whole number'),
+    "answer-nan": ("aime", '{"problem": "P", "answer": NaN}', '"answer" is NaN'),
+    "answer-in-words": ("aime", {"problem": "P", "answer": "73 or 74"}, '"answer" is "73 or 74"'),
+    "solution-without-box": ("aime", {"problem": "P", "solution": "so 73"}, '"solution" is "so 73"'),
     "answer-true": ("aime", {"problem": "P", "answer": True}, '"answer" is true'),
-    "no-answer": ("aime", {"problem": "P"}, '"answer" is missing'),
+    "no-answer": ("aime", {"problem": "P"}, '"answer" is missing, the keys are "problem"'),
+    "no-choices": ("gpqa", {"question": "Which?", "answer": "C"}, '"choices" is missing'),
+    "three-incorrect": (
+        "gpqa",
+        {"Question": "Which?", "Correct Answer": "a", "Incorrect Answer 1": "b"},
+        '"Correct Answer"',
+    ),
+    "empty-incorrect": ("gpqa", GPQA_OWN | {"Incorrect Answer 2": "\n"}, '"Incorrect Answer 2" is "\\n"'),
+    "same-record": ("gpqa", GPQA_OWN | {"Record ID": "first"}, "'first'"),
     "math-answer-as-number": ("math500", {"problem": "P", "answer": 5}, '"answer" is 5'),
     "three-choices": ("gpqa", GPQA | {"choices": ["a", "b", "c"]}, '"choices"'),
     "letter-beyond-d": ("gpqa", GPQA | {"answer": "E"}, '"answer" is "E"'),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from bench.reasoning.grade import is_correct
-from bench.reasoning.results import Sample, busy_seconds, figures
+from bench.reasoning.results import Sample, busy_seconds, figures, voted
 
 
 def sample(problem: str, number: int, extracted: str | None, expected: str = "1", **other: Any) -> Sample:
@@ -45,3 +45,15 @@ def test_figures_of_nothing() -> None:
     assert found["samples"] == 0
     assert found["accuracy"] is found["tokens_per_second"] is found["at_maximum_length"] is None
     assert busy_seconds([]) == 0
+
+
+def test_a_vote_counts_equal_answers_together_and_no_others() -> None:
+    def samples(*answers: str) -> list[Sample]:
+        return [sample("a", n, answer, expected="29") for n, answer in enumerate(answers)]
+
+    assert voted(samples("$29.00", "30", "29", "30", "29.0"), "aime")
+    assert voted(samples("28 or 29", "28 or 29", ">29", "29"), "aime")
+    assert not voted(samples("28 or 29", "28 or 29"), "aime")
+    assert not voted(samples("30", "29", "30", "30.0"), "aime")
+    assert voted(samples("x+1", "29", "x+2", r"\frac{58}{2}"), "math500")
+    assert not voted(samples("x+1", "29", "1+x", r"\left(x+1\right)"), "math500")
