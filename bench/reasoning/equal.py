@@ -10,7 +10,7 @@ from bench.reasoning.latex import folded, is_words, plain, tidy, units, without_
 from bench.reasoning.number import number
 
 _BASED = re.compile(
-    r"\(?([0-9A-F]+)\)?(?: ?_ ?\{?| \(?base)[\s({]*(?:\\text\{)?(?:base)? ?(\d{1,2}|[a-z]{3,12})[\s)}]*"
+    r"\(?([0-9A-F]+)\)?(?: ?_ ?\{?| \(? ?base)[\s({]*(?:\\text\{)?(?:base)? ?(\d{1,2}|[a-z]{3,12})[\s)}]*"
 )
 _BASES = {
     name: str(n) for n, name in enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], 2)

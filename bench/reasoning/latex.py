@@ -47,7 +47,7 @@ _LOOKS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"\\hspace\*?\{[^{}]*\}|~|\\text\{\s*\}"), " "),
     (re.compile(r"!="), r"\\ne "),
     (re.compile(r"\^\s*\{?\s*(?:\^\s*)?\\circ\s*\}?"), " "),
-    (re.compile(r"\\?\$|[€£¥`]|\*\*|\\[()\[\]]"), ""),
+    (re.compile(r"\\?\$|[€£¥¢`]|\*\*|\\[()\[\]]"), ""),
     (re.compile(r"\\%|(?<![A-Za-z])(?:percent|percentage|pct)(?![A-Za-z])"), "%"),
     (re.compile(r"\{([,;])\}"), r"\1"),
     (re.compile(r"\\log ?_ ?(\w)"), r"\\log_{\1}"),
