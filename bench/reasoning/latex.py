@@ -36,9 +36,8 @@ _SYNONYMS = (
     | dict.fromkeys(["dfrac", "tfrac", "cfrac"], r"\frac")
     | dict.fromkeys(["leq", "leqslant"], r"\le ")
     | dict.fromkeys(["geq", "geqslant"], r"\ge ")
-    | dict.fromkeys(["lvert", "rvert", "vert", "mid"], "|")
-    | {"neq": r"\ne ", "lt": "<", "gt": ">", "langle": "(", "rangle": ")"}
-    | {"varnothing": r"\emptyset ", "infinity": r"\infty ", "degree": r"^\circ "}
+    | {"mid": "|", "neq": r"\ne ", "lt": "<", "gt": ">", "langle": "(", "rangle": ")"}
+    | {"varnothing": r"\emptyset ", "degree": r"^\circ "}
 )
 _UNSEEN = re.compile(r"\\(?:left|right)\s*\.|\\color\s*\{\w+\}")
 _SIZES = "left|right|displaystyle|textstyle|math(?:bf|rm)|boldsymbol|large|hline|[bB]igg?[lmr]?"
