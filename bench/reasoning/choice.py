@@ -15,7 +15,7 @@ _MARKED = re.compile(r"([A-Da-d])\s*[).:](.*)", re.DOTALL)
 _ALONE = re.compile(r"([A-Da-d])()")
 # "C, because ...", "C is right", "C (the third)", "C - the third": a letter, and then what cannot be its continuation.
 _EXPLAINED = re.compile(
-    r"([A-D])(?:,? (?:because|since|as|which|is (?:the )?(?:correct|right|best|answer))\b"
+    r"([A-D])(?:,? (?:as|which|is (?:the )?(?:correct|right|best|answer))\b"
     r"|\s+(?=\()|\s+[-:—]{1,3}\s+(?=[A-Za-z0-9\\]{2}))(.*)",
     re.DOTALL,
 )

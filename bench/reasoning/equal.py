@@ -10,7 +10,7 @@ from bench.reasoning.latex import folded, is_words, plain, tidy, units, without_
 from bench.reasoning.number import number
 
 _BASED = re.compile(
-    r"\(?([0-9A-F]+)\)?(?: ?_ ?\{?| \(?base)[\s({]*(?:\\text\{)?(?:base)? ?(\d{1,2}|[a-z]{3,12})[\s)}]*"
+    r"\(?([0-9A-F]+)\)?(?: ?_ ?\{?| \(? ?base)[\s({]*(?:\\text\{)?(?:base)? ?(\d{1,2}|[a-z]{3,12})[\s)}]*"
 )
 _BASES = {
     name: str(n) for n, name in enumerate(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"], 2)
@@ -26,7 +26,6 @@ _SEVERAL = re.compile(r"[<>,;]|\\(?:le|ge|ne)(?![A-Za-z])| (?:or|and) ")
 _BUILDER = re.compile(r"\\\{ ?[A-Za-z] ?[|:] ?(.*)\\\}")
 _SEVERAL_VALUES = re.compile(r"[<>]|\\(?:pm|mp|le|ge|ne|in|cup|emptyset|\{)")
 _IN_BRACKETS = re.compile(r"\([^()]*\)|\{[^{}]*\}")
-_ENVIRONMENT = re.compile(r"\\begin\{(?![pb]?matrix|array)")
 _NO_TERM = re.compile(r"\d \.?\d|!!|\?")
 
 
@@ -124,7 +123,7 @@ def _comparable(one: str, other: str) -> bool:
         return False
     if _is_list(other) and not (_is_list(one) or _SEVERAL_VALUES.search(one)):
         return False
-    return not any(pattern.search(text) for pattern in (_ENVIRONMENT, _NO_TERM) for text in (one, other))
+    return not any(_NO_TERM.search(text) for text in (one, other))
 
 
 def _is_list(text: str) -> bool:

@@ -36,9 +36,8 @@ _SYNONYMS = (
     | dict.fromkeys(["dfrac", "tfrac", "cfrac"], r"\frac")
     | dict.fromkeys(["leq", "leqslant"], r"\le ")
     | dict.fromkeys(["geq", "geqslant"], r"\ge ")
-    | dict.fromkeys(["lvert", "rvert", "vert", "mid"], "|")
-    | {"neq": r"\ne ", "lt": "<", "gt": ">", "langle": "(", "rangle": ")"}
-    | {"varnothing": r"\emptyset ", "infinity": r"\infty ", "degree": r"^\circ "}
+    | {"mid": "|", "neq": r"\ne ", "lt": "<", "gt": ">", "langle": "(", "rangle": ")"}
+    | {"varnothing": r"\emptyset ", "degree": r"^\circ "}
 )
 _UNSEEN = re.compile(r"\\(?:left|right)\s*\.|\\color\s*\{\w+\}")
 _SIZES = "left|right|displaystyle|textstyle|math(?:bf|rm)|boldsymbol|large|hline|[bB]igg?[lmr]?"
@@ -47,7 +46,7 @@ _LOOKS: list[tuple[re.Pattern[str], str]] = [
     (re.compile(r"\\hspace\*?\{[^{}]*\}|~|\\text\{\s*\}"), " "),
     (re.compile(r"!="), r"\\ne "),
     (re.compile(r"\^\s*\{?\s*(?:\^\s*)?\\circ\s*\}?"), " "),
-    (re.compile(r"\\?\$|[€£¥`]|\*\*|\\[()\[\]]"), ""),
+    (re.compile(r"\\?\$|[€£¥¢`]|\*\*|\\[()\[\]]"), ""),
     (re.compile(r"\\%|(?<![A-Za-z])(?:percent|percentage|pct)(?![A-Za-z])"), "%"),
     (re.compile(r"\{([,;])\}"), r"\1"),
     (re.compile(r"\\log ?_ ?(\w)"), r"\\log_{\1}"),

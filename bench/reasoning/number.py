@@ -16,11 +16,10 @@ _REPEATING = re.compile(r"([-+]?) ?(\d{1,20})?\.(\d{0,20}) ?\\overline ?\{ ?(\d{
 _FRACTION = re.compile(rf"([-+]?) ?(?:(\d{{1,50}}) ?)?\\frac\{{ ?({_SIGNED}) ?\}}\{{ ?({_SIGNED}) ?\}}")
 _SLASH = re.compile(rf"([-+]?) ?(?:(\d{{1,50}}) (?:and )?)?({_DECIMAL}) ?/ ?({_SIGNED})")
 _RESIDUE = re.compile(rf"({_SIGNED}) ?\(?(?:\\[pb]?mod(?![A-Za-z])|mod(?:ulo)?(?![A-Za-z])) ?\{{?(\d{{1,50}})\}}?\)?")
-_BRACKETED = re.compile(r"\(([^()]*)\)")
 
 _ORDINAL = re.compile(r"(?<=\d) ?\^? ?\{? ?(?:st|nd|rd|th)(?![A-Za-z]) ?\}?")
 _RESULT_OF = re.compile(r"=|\\equiv|\\approx")
-_REASON = re.compile(r"[, ]+\(?(?:because|since|as|so|which|where|for)(?![A-Za-z]).*", re.IGNORECASE | re.DOTALL)
+_REASON = re.compile(r"[, ]+\(?(?:as|so|which|for)(?![A-Za-z]).*", re.IGNORECASE | re.DOTALL)
 _NOT_ONE = re.compile(
     r"[<>~?]|=[^=]*[,;]\s[^=]*=|\\(?:le|ge|ne|pm|mp|in|cup|cap|to)(?![A-Za-z])"
     r"|(?<![A-Za-z])(?:neither|either|between|under|above|below|up to|at least|at most"
@@ -35,8 +34,6 @@ _OPERATOR = re.compile(r"[\\^*/+<>%_{}|]|\d ?[B-HJ-Zb-z](?![A-Za-z])|\d ?!|\d\s*
 
 def number(text: str) -> Fraction | None:
     """The value of a number: a decimal, a fraction, a mixed or repeating one, a residue; None for anything else."""
-    if (bracketed := _BRACKETED.fullmatch(text)) and "," not in text:
-        text = bracketed[1]
     text = text.strip().removesuffix("%").strip()
     if _PLAIN.fullmatch(text):
         return _value(text)
