@@ -164,7 +164,8 @@ async def ask(client: openai.AsyncOpenAI, server: Server, sampling: Sampling, pr
         )
     choice, usage = completion.choices[0], completion.usage
     # With a reasoning parser the server tells the reasoning apart; grading must not depend on that.
-    text = (getattr(choice.message, "reasoning_content", None) or "") + (choice.message.content or "")
+    reasoning = getattr(choice.message, "reasoning_content", None)
+    text = (f"{reasoning}</think>" if reasoning else "") + (choice.message.content or "")
     extracted, correct = await asyncio.to_thread(_graded, text, problem.expected, sampling.kind)
     return Sample(
         problem=problem.id,

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-MAKE, LOSSLESS, ASK, GPU, CPU, CURL, PROGRAMS = BLOCKS
+MAKE, LOSSLESS, ASK, GPU, CPU, CURL, PROGRAMS, LM_EVAL = BLOCKS
 BIN = Path(sys.executable).parent
 ENV = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
 
@@ -38,6 +38,18 @@ def test_make_commands_are_what_ci_runs() -> None:
     assert commands(MAKE) == ["make demo", "make test"]
     for command in commands(MAKE):
         assert re.search(rf"^{command}\b", run, re.MULTILINE), command
+
+
+def test_the_other_harness_is_asked_as_the_help_says() -> None:
+    """It is not installed here: its command is the one of `python -m bench.reasoning --help`, whatever the order."""
+    from bench.reasoning import __main__ as reasoning
+
+    assert reasoning.__doc__ is not None
+    help_text = reasoning.__doc__.partition("lm-evaluation-harness")[2]
+    install, command = commands(LM_EVAL)
+    [shown] = [line for line in commands(help_text) if line.startswith("lm_eval")]
+    assert install in commands(help_text)
+    assert sorted(shlex.split(shown)) == sorted(shlex.split(command))
 
 
 def test_the_gpu_command_is_one_that_sglang_takes() -> None:

@@ -42,8 +42,15 @@ def test_a_run_asks_grades_records_and_sums_up(stub: Stub, tmp_path: Path, capsy
     assert "layer role" not in shown
 
 
-def test_reasoning_that_the_server_tells_apart_is_part_of_the_text(stub: Stub, tmp_path: Path) -> None:
-    stub.message = {"content": "", "reasoning_content": r"I think \boxed{3}"}
+@pytest.mark.parametrize(
+    ("content", "reasoning_content"),
+    [("", r"I think \boxed{3}"), ("Answer: 3", r"Is it \boxed{4}?"), (r"\boxed{3}", None)],
+)
+def test_reasoning_that_the_server_tells_apart_is_part_of_the_text(
+    stub: Stub, tmp_path: Path, content: str, reasoning_content: str | None
+) -> None:
+    """What is answered counts, and what was thought where nothing is."""
+    stub.message = {"content": content, "reasoning_content": reasoning_content}
     data = write(tmp_path / "d", {"problem": "P", "answer": 3})
     reasoning.main([*arguments(stub, tmp_path / "o"), "--data", str(data), "--kind", "aime", "--max-tokens", "9"])
     (found,) = records(tmp_path / "o")
