@@ -17,7 +17,7 @@ no difference to keys, other keys are ignored, "id" may be left out:
                      or "choices", a list of four, with "answer", the letter or the index from 0 of the right one;
                      choices are shown in an order drawn by --seed
 
-Answers of aime and math500 are graded by math-verify (pip install 'lim-sglang[bench]'), each within 5 seconds: what
+Answers of aime and math500 are graded by math-verify (pip install 'lim-sglang[bench]'), each in 5 seconds of work: what
 takes longer counts as wrong, and a line says so. Those of gpqa are one letter and its label, or none.
 
 The same tasks by lm-evaluation-harness (0.4.13), with its own prompts and grading, greedily; MODEL is what the server's

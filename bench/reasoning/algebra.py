@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.reasoning.data import ReasoningError
 
-TIME_LIMIT = 5.0  # seconds for one question
+TIME_LIMIT = 5.0  # seconds of a processor for one question: what else runs on the machine changes no grade
 _WORKER = Path(__file__).with_name("worker.py")
 _log = logging.getLogger(__name__)
 

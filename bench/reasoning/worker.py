@@ -1,7 +1,8 @@
 """The process in which math-verify works: one request a line on stdin, one answer a line on stdout, both JSON.
 
 It stands alone, as it is run by its path. An expression can keep sympy busy in one call for ever, where no exception of
-Python's arrives; so the kernel ends the whole process at the time limit, and ``algebra.py`` starts another.
+Python's arrives; so the kernel ends the whole process once it has worked for as long as it may, and
+``algebra.py`` starts another.
 """
 
 import json
@@ -28,17 +29,17 @@ _LATEX = LatexExtractionConfig(normalization_config=_NORMALIZATION)
 def main() -> None:
     limit = float(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGALRM])
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
         name, *texts = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, limit)
+        signal.setitimer(signal.ITIMER_PROF, limit)
         try:
             answer = REQUESTS[name](*texts)
         except Exception:  # whatever a text makes of the parser, it has no answer
             answer = None
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(answer), file=answers, flush=True)
 
 
