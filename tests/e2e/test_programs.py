@@ -264,6 +264,8 @@ def runner(*flags: str, mark: str = "", wait: bool = True) -> Any:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell that starts us in the background has us ignore SIGINT; a terminal does not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     if not wait:
         return process
