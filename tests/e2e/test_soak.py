@@ -14,7 +14,8 @@ pytestmark = pytest.mark.e2e
 
 @pytest.mark.parametrize("mode", ["lim", "lossless"])
 def test_nothing_is_lost_stuck_or_leaked(mode: str, tmp_path: Path) -> None:
-    options = ["--minutes", "1", "--out", str(tmp_path), "--attention", mode, "--seed", "16", "--replays", "8"]
+    size = ["--pool", "1200", "--prompt", "500", "--output", "48", "--replays", "8"]
+    options = ["--minutes", "1", "--out", str(tmp_path), "--attention", mode, "--seed", "16", *size]
     command = [sys.executable, "-m", "bench.soak", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800, cwd=Path(__file__).parents[2])
     found = json.loads((tmp_path / "soak_cpu.json").read_text())[mode]
