@@ -192,14 +192,17 @@ def test_a_refused_request_is_told_in_the_servers_words(dense_server: ServerProc
 
 
 class Endless:
-    """A program whose one generation takes minutes."""
+    """A program whose generations take minutes; the template's stop string may end one of them at any time."""
 
     def run(self, endpoint: MeteredEndpoint, *_: object) -> None:
         @sgl.function
         def endless(s: Any) -> None:
-            s += "Once upon a time" + sgl.gen("tale", max_tokens=8000, ignore_eos=True)
+            s += "Once upon a time"
+            for chapter in range(20):
+                s += sgl.gen(f"chapter {chapter}", max_tokens=5000, ignore_eos=True)
+                s[f"chapter {chapter}"]
 
-        endless.run(backend=endpoint)["tale"]
+        endless.run(backend=endpoint)
 
 
 def test_what_is_given_up_stops_on_the_server(dense_server: ServerProcess) -> None:
