@@ -202,6 +202,7 @@ def test_a_killed_scheduler_ends_the_server(relay: Relay, tokenizer: PreTrainedT
     relay.serving()
 
 
+@pytest.mark.parametrize("relay", ["lim"], indirect=True)  # signals are told to SGLang, whatever decodes
 @pytest.mark.parametrize("receivers", ["the server", "all its processes"])
 def test_a_server_that_is_told_to_end_under_load_ends(
     relay: Relay, tokenizer: PreTrainedTokenizerBase, receivers: str
