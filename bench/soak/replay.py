@@ -9,7 +9,7 @@ import httpx
 from rich.console import Console
 from rich.progress import track
 
-from bench.soak.client import Outcome
+from bench.soak.client import JSON, Outcome
 from bench.soak.traffic import Maker, encoded
 
 CANDIDATES = 5  # log-probabilities that a replay asks for at each token
@@ -51,7 +51,7 @@ async def replay(
     for outcome in track(asked, "again", console=Console(stderr=True)):
         operation = maker.operation(outcome.number)
         body = operation.body | {"stream": False, "return_logprob": True, "top_logprobs_num": CANDIDATES}
-        response = await client.post("/generate", content=encoded(body), headers={"Content-Type": "application/json"})
+        response = await client.post("/generate", content=encoded(body), headers=JSON)
         found.asked += 1
         answer = response.json() if response.status_code == 200 else {"output_ids": [], "meta_info": {}}
         tops = answer["meta_info"].get("output_top_logprobs", [])
