@@ -41,6 +41,7 @@ from lim_sglang.servers.process import ServerError, ServerProcess
 
 TIMEOUT = 900.0  # of a request: more than any takes on a busy machine
 IDLE_SECONDS = 120.0
+ENDING_SECONDS = 15.0  # that a server may take to end once its clients have noticed
 CONSERVATIVENESS = 0.2  # SGLang admits more than fits, and has to retract
 NEAR_TIE = 0.25  # nats between two tokens that bfloat16 may swap
 
@@ -52,7 +53,14 @@ def main() -> None:
     size, log = Size(tokens=args.pool, requests=args.running), args.out / f"soak-{args.attention}.log"
     try:
         with launched(
-            args.attention, args.model, budget=args.budget, size=size, given=server_options(args), log=log, note=note
+            args.attention,
+            args.model,
+            budget=args.budget,
+            size=size,
+            given=server_options(args),
+            log=log,
+            note=note,
+            lost=httpx.HTTPError,
         ) as server:
             failed = asyncio.run(soak(server, args))
     except ServerError as error:
@@ -117,7 +125,7 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
         start = await state(client, server)
         began = time.monotonic()
         async with memory_by_minute(server) as memory:
-            outcomes = [*before.outcomes, *await traffic(client, maker, report, args, before)]
+            outcomes = [*before.outcomes, *await traffic(client, server, maker, report, args, before)]
         seconds = before.seconds + time.monotonic() - began
         stuck = await wait_idle(client, IDLE_SECONDS)
         tolerance = 0.0 if device == "cpu" else NEAR_TIE
@@ -139,9 +147,18 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
 
 
 async def traffic(
-    client: httpx.AsyncClient, maker: Maker, report: Report, args: argparse.Namespace, before: Earlier
+    client: httpx.AsyncClient,
+    server: ServerProcess,
+    maker: Maker,
+    report: Report,
+    args: argparse.Namespace,
+    before: Earlier,
 ) -> list[Outcome]:
-    """As many clients as asked for, each with one operation after the other, until the time is up."""
+    """As many clients as asked for, each with one operation after the other, until the time is up.
+
+    Raises:
+        ServerError: the server has ended.
+    """
     first = max(args.first, before.next_number)
     numbers, outcomes = count(first), []
     left = args.minutes * 60 - before.seconds
@@ -154,6 +171,8 @@ async def traffic(
             outcome = await perform(client, maker.operation(number))
             outcomes.append(outcome)
             report.add(outcome)
+            if outcome.verdict == "lost" and outcome.status is None:
+                await asyncio.to_thread(server.check_running, ENDING_SECONDS)
             done = len(outcomes) if args.count else max(0.0, left - (deadline - time.monotonic()))
             progress.update(task, completed=done, operations=len(outcomes))
 
