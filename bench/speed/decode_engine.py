@@ -26,6 +26,7 @@ from typing import Any
 from bench.speed.arms import MODEL_HELP, default_model, start_arm
 from bench.speed.byte_bound import step_bytes
 from bench.timing import about
+from lim_sglang.commands.common import positive
 
 COLUMNS = [
     "gpu",
@@ -77,16 +78,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1, help="engines per arm")
     parser.add_argument("--tp", type=int, default=1, help="GPUs that share the heads (1)")
     parser.add_argument("--dp-attention", action="store_true", help="each of --tp GPUs attends for requests of its own")
-    parser.add_argument("--layers", type=int, help="fewer than the model has, where its weights do not fit (all)")
+    parser.add_argument("--layers", type=positive, help="fewer than the model has, where its weights do not fit (all)")
     parser.add_argument("--profile", nargs="*", default=[], help="shapes whose steps are taken apart (GPU)")
     parser.add_argument("--note", help="what a reader must know of this environment; the JSON file keeps it")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     args = parser.parse_args()
     if args.tp > 1 and args.device == "cpu":
         parser.error(f"--tp {args.tp}: expected 1 on a CPU; leave it out, or use --device cuda")
+    if args.dp_attention and args.tp == 1:
+        parser.error("--dp-attention: needs --tp of 2 or more, whose GPUs then attend for requests of their own")
     if args.layers is not None and args.device == "cpu":
         parser.error(f"--layers {args.layers}: the model on a CPU has weights; leave it out, or use --device cuda")
     args.model = default_model(args, parser)
+    if args.layers is not None and args.layers > (most := config_of(args)["num_hidden_layers"]):
+        parser.error(f"--layers {args.layers}: the model has {most}; expected 1 to {most}")
     args.shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
     return args
 
@@ -104,7 +109,8 @@ def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int
         for run, other in zip(arms["lim"], arms["dense"], strict=True)
         for ours, theirs in zip(run["shapes"][shape]["tokens"], other["shapes"][shape]["tokens"], strict=True)
     ]
-    config = json.loads((Path(args.model) / "config.json").read_text())
+    config = config_of(args)
+    published, layers = config["num_hidden_layers"], args.layers or config["num_hidden_layers"]
     within = context + args.steps + 8 <= args.budget
     dense_ms, lim_ms = statistics.median(dense), statistics.median(lim)
     row = {
@@ -112,7 +118,7 @@ def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int
         "model": Path(args.model).name,
         "tp": args.tp,
         "dp": args.tp if args.dp_attention else 1,
-        "layers": layers_of(config, args.layers),
+        "layers": str(layers) if layers == published else f"{layers} of {published}",
         "batch": batch,
         "context": context,
         "budget": args.budget,
@@ -128,20 +134,18 @@ def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int
     if args.device == "cuda":
         copy = statistics.median(run["copy_tb_s"] for run in (*arms["dense"], *arms["lim"]))
         if not args.dp_attention:
-            run_config = config | {"num_hidden_layers": args.layers or config["num_hidden_layers"]}
-            least = step_bytes(
-                run_config, Path(args.model).name, batch, context + args.steps // 2, args.budget, args.tp
-            )
+            ran, middle = config | {"num_hidden_layers": layers}, context + args.steps // 2
+            least = step_bytes(ran, Path(args.model).name, batch, middle, args.budget, args.tp)
             row["byte_bound_share"] = round(least / copy / 1e9 / lim_ms, 3)
         row["extra_mib"] = arms["lim"][0]["memory_mib"] - arms["dense"][0]["memory_mib"]
         row["collective_share"] = collective_share(*(arms[arm][0]["shapes"][shape] for arm in ("dense", "lim")))
     return row
 
 
-def layers_of(config: dict[str, Any], layers: int | None) -> str:
-    """Layers that ran, and of how many where not all did."""
-    published = config["num_hidden_layers"]
-    return str(published) if layers in (None, published) else f"{layers} of {published}"
+def config_of(args: argparse.Namespace) -> dict[str, Any]:
+    """The model's config.json, with all of its layers."""
+    found: dict[str, Any] = json.loads((Path(args.model) / "config.json").read_text())
+    return found
 
 
 def collective_share(dense: dict[str, Any], lim: dict[str, Any]) -> float | None:

@@ -89,6 +89,23 @@ def test_what_ranks_tell_each_other_is_counted_beyond_denses() -> None:
     assert kind("ncclDevKernel_AllReduce_Sum_bf16_RING_LL", False) == "everything else"
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--layers", "0"], "argument --layers"),
+        (["--layers", "95"], "--layers 95: the model has 94; expected 1 to 94"),
+        (["--dp-attention"], "--dp-attention: needs --tp of 2 or more"),
+    ],
+)
+def test_what_cannot_run_is_one_line(
+    model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["decode_engine", "--model", str(model), *options])
+    with pytest.raises(SystemExit):
+        parse()
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_several_gpus_are_none_of_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", ["decode_engine", "--device", "cpu", "--tp", "2"])
     with pytest.raises(SystemExit):
