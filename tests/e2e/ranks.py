@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -62,8 +62,18 @@ def attended_in_prometheus(client: NativeClient) -> dict[str, float]:
     return {role: float(value) for role, value in found}
 
 
-def by_request(lines: Sequence[Mapping[str, Any]], selects: int, budget: int) -> dict[tuple[int, int], list[list[int]]]:
-    """The sets of requests beyond the budget by select layer and length, which no two requests share.
+def decoded_lengths(prompt: int, new_tokens: int) -> range:
+    """Lengths in tokens at which a request surely decodes, whose prompt has ``prompt`` tokens.
+
+    Overlap scheduling runs one step more, whose token is dropped, unless another request's prefill comes first.
+    """
+    return range(prompt + 1, prompt + new_tokens)
+
+
+def by_request(
+    lines: Sequence[Mapping[str, Any]], selects: int, lengths: Container[int]
+) -> dict[tuple[int, int], list[list[int]]]:
+    """The sets that requests of these lengths had by select layer and length, which no two requests share.
 
     Args:
         lines: what one rank wrote, in order.
@@ -72,6 +82,6 @@ def by_request(lines: Sequence[Mapping[str, Any]], selects: int, budget: int) ->
     found: dict[tuple[int, int], list[list[int]]] = {}
     for call, line in enumerate(lines):
         for length, chosen in zip(line["lengths"], line["sets"], strict=True):
-            if length > budget:
+            if length in lengths:
                 found.setdefault((call % selects, length), []).append(chosen)
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, combinations, pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from lim_sglang.servers.state import added_up, counted_since
 
 from . import record_sets
-from .ranks import attended_in_prometheus, by_request, counters_by_group, ranked_server
+from .ranks import attended_in_prometheus, by_request, counters_by_group, decoded_lengths, ranked_server
 
 pytestmark = pytest.mark.e2e
 
@@ -42,6 +42,7 @@ WITHIN, OUTGROWS, BEYOND, LONG = 60, 120, 200, 260  # lengths of prompts
 # Batches of other sizes round differently. With these seeds neither a set nor a token is a near-tie: noise of 4e-4 on
 # all scores, whose deviation is 4, changes no set, and the first token leads the second by 0.09 at least.
 SEEDS = {WITHIN: 60_030, OUTGROWS: 120_033, BEYOND: 200_017, LONG: 260_015}
+BEYOND_BUDGET = {n for prompt in SEEDS for n in decoded_lengths(prompt, NEW_TOKENS) if n > BUDGET}
 # Per phase and group, the prompts that are sent at once.
 PHASES: tuple[tuple[Sequence[int], Sequence[int]], ...] = (
     ((BEYOND, WITHIN), ()),
@@ -78,13 +79,33 @@ def serve(model: Path, folder: Path, ranks: int, *options: str) -> Served:
         return Served(tokens, counters, record_sets.read(folder / "sets"), attended_in_prometheus(client))
 
 
-def decoded(served: Served) -> list[dict[str, Any]]:
+def counted(served: Served) -> list[dict[str, Any]]:
     """What the groups together counted in each phase, but for steps: those of two groups are not those of one."""
     totals = [added_up(states) for states in served.counters]
     return [
         counted_since({"counters": old}, {"counters": new}) | {"rows": new["decode_rows"] - old["decode_rows"]}
         for old, new in pairwise(totals)
     ]
+
+
+def count(lengths: Sequence[int]) -> dict[str, Any]:
+    """What decoding a token at each of these lengths counts."""
+    layers = {
+        "dense": SELECT_LAYERS[0],
+        "select": SELECTS,
+        "sparse": MODEL.num_hidden_layers - SELECT_LAYERS[0] - SELECTS,
+    }
+    context = {role: layers[role] * sum(lengths) for role in layers}
+    sparse = layers["sparse"] * sum(min(length, BUDGET) for length in lengths)
+    return {"context": context, "attended": context | {"sparse": sparse}, "rows": len(lengths)}
+
+
+def may_be_counted(prompts: Sequence[int]) -> list[dict[str, Any]]:
+    """Every request's steps, with or without the one that overlap scheduling may run after its last token."""
+    certain = [n for prompt in prompts for n in decoded_lengths(prompt, NEW_TOKENS)]
+    last = [prompt + NEW_TOKENS for prompt in prompts]
+    subsets = chain.from_iterable(combinations(last, size) for size in range(len(last) + 1))
+    return [count([*certain, *more]) for more in subsets]
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +140,9 @@ def test_ranks_of_a_group_hold_one_set_at_every_step(two_groups: Served) -> None
 
 
 def test_the_sets_are_those_of_one_rank(one_rank: Served, two_groups: Served) -> None:
-    expected = by_request(one_rank.sets[0], SELECTS, BUDGET)
-    found = [by_request(two_groups.sets[first], SELECTS, BUDGET) for first in (0, 2)]
-    assert found[0].keys() | found[1].keys() == expected.keys()
-    assert len(expected) > 2 * SELECTS * (NEW_TOKENS - 1)
+    expected = by_request(one_rank.sets[0], SELECTS, BEYOND_BUDGET)
+    found = [by_request(two_groups.sets[first], SELECTS, BEYOND_BUDGET) for first in (0, 2)]
+    assert found[0].keys() | found[1].keys() == expected.keys() == set(product(range(SELECTS), BEYOND_BUDGET))
     for group in found:
         assert [key for key, sets in group.items() if any(chosen != expected[key][0] for chosen in sets)] == []
 
@@ -131,11 +151,11 @@ def test_the_tokens_are_those_of_one_rank(one_rank: Served, two_groups: Served) 
     assert two_groups.tokens == one_rank.tokens
 
 
-def test_both_groups_count_what_one_rank_counts(one_rank: Served, two_groups: Served) -> None:
+@pytest.mark.parametrize("served", ["one_rank", "two_groups"])
+def test_every_decoded_token_counts(served: str, request: pytest.FixtureRequest) -> None:
     """Not the rows that fill up a batch, and not the idle steps."""
-    assert decoded(two_groups) == decoded(one_rank)
-    for phase, counted in zip(PHASES, decoded(two_groups), strict=True):
-        assert counted["rows"] >= sum(map(len, phase)) * (NEW_TOKENS - 1)
+    for phase, found in zip(PHASES, counted(request.getfixturevalue(served)), strict=True):
+        assert found in may_be_counted([*phase[0], *phase[1]])
 
 
 def test_a_group_without_requests_counts_nothing(two_groups: Served) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from . import record_sets
 from .conftest import LIM_CONFIG, SETTINGS
 from .prompts import make_prompt
-from .ranks import attended_in_prometheus, by_request, counters_by_group, ranked_server
+from .ranks import attended_in_prometheus, by_request, counters_by_group, decoded_lengths, ranked_server
 
 pytestmark = pytest.mark.e2e
 
 NEW_TOKENS = 16
 LENGTHS = (700, 120, 250, 1400)  # the second stays within the budget, the third outgrows it
 SELECTS = len(SETTINGS.select_layers)
+BEYOND_BUDGET = {n for prompt in LENGTHS for n in decoded_lengths(prompt, NEW_TOKENS) if n > SETTINGS.budget}
 
 
 @dataclass
@@ -62,9 +64,9 @@ def test_all_ranks_hold_one_set_at_every_step(three_ranks: Served) -> None:
 
 
 def test_the_sets_are_those_of_one_rank(one_rank: Served, three_ranks: Served) -> None:
-    expected, found = (by_request(served.sets[0], SELECTS, SETTINGS.budget) for served in (one_rank, three_ranks))
-    assert found.keys() == expected.keys()
-    assert len(found) > 2 * SELECTS * NEW_TOKENS
+    expected, found = (by_request(served.sets[0], SELECTS, BEYOND_BUDGET) for served in (one_rank, three_ranks))
+    assert found.keys() == expected.keys() == set(product(range(SELECTS), BEYOND_BUDGET))
+    assert all(len(sets) == 2 for sets in expected.values()), "alone and together"
     assert [key for key in found if found[key] != expected[key]] == []
 
 
