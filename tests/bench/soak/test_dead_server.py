@@ -1,0 +1,49 @@
+"""Traffic ends with the server: its clients must not go on to write lost requests until the time is up."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from bench.soak.__main__ import traffic
+from bench.soak.results import Report, earlier
+from bench.soak.traffic import Limits, Maker
+from lim_sglang.servers.process import ServerError
+
+CLIENTS = 4
+
+
+class Ended:
+    """Stands for a server process that has ended."""
+
+    def check_running(self, wait: float) -> None:
+        assert wait > 0, "a dying server may need a moment to end"
+        raise ServerError("the server ended: killed")
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def test_a_server_that_has_ended_ends_the_traffic(tmp_path: Path, closed_port: int) -> None:
+    args = Namespace(minutes=60, first=0, count=None, clients=CLIENTS)
+    report = Report(tmp_path / "soak.jsonl", seed=0)
+    server: Any = Ended()
+
+    async def send() -> None:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{closed_port}", trust_env=False) as client:
+            maker = Maker(0, Limits(300, 20, 1000))
+            await asyncio.wait_for(traffic(client, server, maker, report, args, earlier(report.path, 0)), 60)
+
+    with pytest.raises(ServerError, match="the server ended: killed"):
+        asyncio.run(send())
+    assert 1 <= len(report.path.read_text().splitlines()) <= CLIENTS
