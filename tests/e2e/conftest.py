@@ -16,6 +16,9 @@ from lim_sglang.servers.process import ServerProcess
 
 from .hf_oracle import OracleSettings, SparseOracle
 
+# Their assertions tell both sides, as those of tests do; none of them is imported above.
+pytest.register_assert_rewrite(*(f"{__package__}.{name}" for name in ("http_checks", "native_client", "ranks")))
+
 SETTINGS = OracleSettings(budget=256, recency_ratio=0.25, sink_tokens=4, select_layers=(2, 20))
 LIM_CONFIG = {
     "budget": SETTINGS.budget,
