@@ -20,10 +20,22 @@ if not torch.cuda.is_available():
     del os.environ["TRITON_INTERPRET"]  # not for SGLang's kernels, and not for servers that tests start
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` need an NVIDIA GPU."""
-    if torch.cuda.is_available():
-        return
+SHARED_SERVERS = {"lim_server", "dense_server"}
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked ``gpu`` need an NVIDIA GPU; with ``--dist loadgroup`` one process runs a whole module."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+    if config.getoption("dist", "no") == "loadgroup":
+        group_by_module(items)
+
+
+def group_by_module(items: list[pytest.Item]) -> None:
+    """Modules that share servers are one group, so that each server is started once and memory holds them all."""
+    sharing = {item.path for item in items if SHARED_SERVERS & set(getattr(item, "fixturenames", ()))}
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+        name = "shared-servers" if item.path in sharing else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(name))

@@ -86,13 +86,6 @@ def lim_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 @pytest.fixture(scope="session")
-def chunked_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """The lim backend with prompts prefilled 512 tokens at a time."""
-    log_path = tmp_path_factory.mktemp("chunked") / "server.log"
-    yield from running(start_lim(model_path, log_path, "--chunked-prefill-size", "512"))
-
-
-@pytest.fixture(scope="session")
 def dense_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """SGLang's own dense CPU backend.
 

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from lim_sglang.servers.process import ServerProcess
 
+from .conftest import running, start_lim
 from .hf_oracle import SparseOracle, Turn
 from .native_client import Generation, NativeClient
 from .prompts import make_prompt
@@ -34,6 +36,13 @@ def prompt_of(tokenizer: PreTrainedTokenizerBase) -> MakePrompt:
 def long_prompt(prompt_of: MakePrompt) -> list[int]:
     """The prompt that most scenarios share."""
     return prompt_of(0, 2050)
+
+
+@pytest.fixture(scope="module")
+def chunked_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The lim backend with prompts prefilled 512 tokens at a time."""
+    log_path = tmp_path_factory.mktemp("chunked") / "server.log"
+    yield from running(start_lim(model_path, log_path, "--chunked-prefill-size", "512"))
 
 
 @pytest.fixture
