@@ -20,22 +20,12 @@ if not torch.cuda.is_available():
     del os.environ["TRITON_INTERPRET"]  # not for SGLang's kernels, and not for servers that tests start
 
 
-SHARED_SERVERS = {"lim_server", "dense_server"}
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` need an NVIDIA GPU; with ``--dist loadgroup`` one process runs a whole module."""
+    """Tests marked ``gpu`` need an NVIDIA GPU; with ``--dist loadgroup`` one process starts all servers."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
     if config.getoption("dist", "no") == "loadgroup":
-        group_by_module(items)
-
-
-def group_by_module(items: list[pytest.Item]) -> None:
-    """Modules that share servers are one group, so that each server is started once and memory holds them all."""
-    sharing = {item.path for item in items if SHARED_SERVERS & set(getattr(item, "fixturenames", ()))}
-    for item in items:
-        name = "shared-servers" if item.path in sharing else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(name))
+        for item in items:  # two processes with servers need more than 24 GB
+            item.add_marker(pytest.mark.xdist_group("e2e" if item.get_closest_marker("e2e") else item.path.stem))
