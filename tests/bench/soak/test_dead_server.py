@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 from bench.soak.__main__ import traffic
 from bench.soak.results import Report, earlier
 from bench.soak.traffic import Limits, Maker
-from lim_sglang.servers.process import ServerError
+from lim_sglang.servers.process import ServerError, free_port
 
 CLIENTS = 4
 
@@ -27,20 +26,13 @@ class Ended:
         raise ServerError("the server ended: killed")
 
 
-@pytest.fixture
-def closed_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def test_a_server_that_has_ended_ends_the_traffic(tmp_path: Path, closed_port: int) -> None:
+def test_a_server_that_has_ended_ends_the_traffic(tmp_path: Path) -> None:
     args = Namespace(minutes=60, first=0, count=None, clients=CLIENTS)
     report = Report(tmp_path / "soak.jsonl", seed=0)
     server: Any = Ended()
 
     async def send() -> None:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{closed_port}", trust_env=False) as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_port()}", trust_env=False) as client:
             maker = Maker(0, Limits(300, 20, 1000))
             await asyncio.wait_for(traffic(client, server, maker, report, args, earlier(report.path, 0)), 60)
 
