@@ -91,8 +91,8 @@ def verify_config(heads: HeadShape) -> AttendConfig:
 
     More rows take more registers, and more than 32 leave none for large tiles.
     """
-    by_rows = {16: AttendConfig(block_n=64, programs=528), 32: AttendConfig(block_n=128)}
-    return replace(by_rows.get(heads.rows_pad, AttendConfig(block_n=32)), warps=4, min_splits=4)
+    block_n = {16: 64, 32: 128}.get(heads.rows_pad, 32)
+    return AttendConfig(block_n=block_n, warps=4, programs=528, min_splits=4)
 
 
 @lru_cache
