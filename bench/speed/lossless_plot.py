@@ -38,7 +38,7 @@ def plot(rows: list[Row], path: Path) -> None:
     figure, (by_share, by_tokens) = plt.subplots(1, 2, figsize=(11, 4))
     shapes = defaultdict(list)
     for row in rows:
-        shapes[short(row["gpu"]), int(row["batch"]), int(row["context"])].append(row)
+        shapes[short(row), int(row["batch"]), int(row["context"])].append(row)
     for (gpu, batch, context), of_shape in sorted(shapes.items()):
         points = sorted((float(row["share"]), float(row["speedup"])) for row in of_shape)
         if len(points) > 1:
@@ -46,7 +46,7 @@ def plot(rows: list[Row], path: Path) -> None:
     by_gpu = defaultdict(list)
     for row in rows:
         if "greedy" in row["measured"]:
-            by_gpu[short(row["gpu"])].append((int(row["batch"]) * int(row["context"]), float(row["speedup"])))
+            by_gpu[short(row)].append((int(row["batch"]) * int(row["context"]), float(row["speedup"])))
     for gpu, found in sorted(by_gpu.items()):
         by_tokens.plot(*zip(*sorted(found), strict=True), marker="o", label=gpu)
     by_share.set(xlabel="share of drafts accepted, given those before", ylabel="speed-up over dense attention")
@@ -60,9 +60,10 @@ def plot(rows: list[Row], path: Path) -> None:
     save(figure, path)
 
 
-def short(gpu: str) -> str:
-    """``H100`` of ``NVIDIA H100 80GB HBM3``."""
-    return gpu.replace("NVIDIA ", "").split()[0]
+def short(row: Row) -> str:
+    """``2 × H100`` for two ranks on ``NVIDIA H100 80GB HBM3``."""
+    gpu = row["gpu"].replace("NVIDIA ", "").split()[0]
+    return gpu if row.get("tp", "1") == "1" else f"{row['tp']} × {gpu}"
 
 
 if __name__ == "__main__":

@@ -113,19 +113,41 @@ def test_serving() -> None:
 
 
 def test_lossless() -> None:
-    rows = [row for name in ("lossless.csv", "lossless_large.csv") for row in rows_of(name)]
-    found = {(int(row["batch"]), int(row["context"]), row["measured"]): row for row in rows if row["measured"]}
+    files = ("lossless.csv", "lossless_large.csv", "lossless_tp2.csv")
+    found = {
+        (int(row["tp"]), int(row["batch"]), int(row["context"]), row["measured"]): row
+        for name in files
+        for row in rows_of(name)
+        if row["measured"]
+    }
     shown = re.findall(
-        r"^\| (?:H200)? ?\| ?(?:(\d+) × ([\d,]+))? ?\| (greedy|at temperature 1) (\|.*)$", README, re.MULTILINE
+        r"^\| (?:(2 × )?H200)? ?\| ?(?:(\d+) × ([\d,]+))? ?\| (greedy|at temperature 1) (\|.*)$", README, re.MULTILINE
     )
-    assert len(shown) == 6
-    batch, context = "", ""
-    for first, second, drafts, rest in shown:
-        batch, context = first or batch, second or context
-        row = found[int(batch), int(context.replace(",", "")), drafts.removeprefix("at ")]
+    assert len(shown) == 8
+    ranks, batch, context = "", "", ""
+    for gpus, first, second, drafts, rest in shown:
+        ranks, batch, context = gpus if first else ranks, first or batch, second or context
+        row = found[2 if ranks else 1, int(batch), int(context.replace(",", "")), drafts.removeprefix("at ")]
         assert row["gpu"] == "NVIDIA H200"
         for cell, column in zip(cells(rest), ("dense_ms", "lossless_ms", "speedup"), strict=True):
-            assert same(cell, float(row[column])), (batch, context, drafts, cell)
+            assert same(cell, float(row[column])), (ranks, batch, context, drafts, cell)
+
+
+def test_long_generation_without_loss() -> None:
+    rows = rows_of("long_lossless.csv")
+    summary = json.loads((RESULTS / "long_lossless.json").read_text())["summary"]
+    text = " ".join(README.split())
+    [lowest, start, end, whole] = re.findall(
+        r"never slower than ([\d.]+) × dense attention and drafts from ([\d,]+) tokens on: ([\d.]+) × at the end, "
+        r"([\d.]+) over all",
+        text,
+    )[0]
+    assert same(lowest, min(float(row["speedup"]) for row in rows))
+    assert same(end, float(rows[-1]["speedup"]))
+    assert same(whole, summary["speedup"])
+    ahead = [float(row["speedup"]) > 1.01 for row in rows if int(row["context"]) >= int(start.replace(",", ""))]
+    assert all(ahead)
+    assert len(ahead) == sum(float(row["speedup"]) > 1.01 for row in rows)
 
 
 def test_lossless_tokens() -> None:

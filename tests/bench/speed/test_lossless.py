@@ -110,4 +110,6 @@ def test_the_plot_leaves_out_other_drafts_and_the_tokens_table(tmp_path: Path) -
     (tmp_path / "lossless_drafts.csv").write_text("speedup,share,drafts_by_set\n1.4,0.9,16\n1.3,0.8,1\n")
     (tmp_path / "lossless_tokens.csv").write_text("equal,tokens\n3,3\n")
     assert [row["speedup"] for row in lossless_plot.rows_of(tmp_path)] == ["1.5", "1.3"]
-    assert lossless_plot.short("NVIDIA H100 80GB HBM3") == "H100"
+    h100 = {"gpu": "NVIDIA H100 80GB HBM3"}
+    assert lossless_plot.short(h100 | {"tp": "1"}) == lossless_plot.short(h100) == "H100"
+    assert lossless_plot.short(h100 | {"tp": "2"}) == "2 × H100"
