@@ -109,8 +109,8 @@ def measure(batch: int, context: int, args: argparse.Namespace) -> Iterator[Row]
 
 def candidates(shipped: AttendConfig) -> Iterator[AttendConfig]:
     yield shipped
-    for block_n, stages, (programs, min_splits) in product((32, 64, 128), (2, 3), ((528, 1), (1056, 1), (1056, 8))):
-        yield replace(shipped, block_n=block_n, warps=4, stages=stages, programs=programs, min_splits=min_splits)
+    for block_n, warps, stages, programs in product((32, 64, 128), (4, 8), (2, 3, 5), (264, 528)):
+        yield replace(shipped, block_n=block_n, warps=warps, stages=stages, programs=programs)
 
 
 def main() -> None:
