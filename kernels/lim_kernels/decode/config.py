@@ -89,10 +89,12 @@ class HeadShape(NamedTuple):
 def verify_config(heads: HeadShape) -> AttendConfig:
     """Constants for several query tokens per request, by a program's rows, from ``bench.speed.verify_attention``.
 
-    More rows take more registers, and more than 32 leave none for large tiles.
+    With 32 rows a tile takes long enough that the next one has to be on its way; two programs fit a multiprocessor.
+    More rows take more registers, and leave none for large tiles.
     """
-    block_n = {16: 64, 32: 128}.get(heads.rows_pad, 32)
-    return AttendConfig(block_n=block_n, warps=4, programs=528, min_splits=4)
+    if heads.rows_pad == 32:
+        return AttendConfig(block_n=64, warps=4, stages=5, programs=264, min_splits=4)
+    return AttendConfig(block_n=64 if heads.rows_pad == 16 else 32, warps=4, programs=528, min_splits=4)
 
 
 @lru_cache
