@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.soak.client import Outcome
 from bench.soak.replay import Replayed
+from lim_sglang.servers.state import rounds_since
 
 EXAMPLES = 10
 
@@ -65,6 +66,7 @@ class Settled:
     """The server before the traffic and after it.
 
     Attributes:
+        start, end: as of ``watch.state``.
         stuck: requests that it still held long after the last client.
         rss_mib_by_minute: resident memory of its processes during the traffic.
     """
@@ -76,6 +78,19 @@ class Settled:
     healthy: bool
     seconds: float
     rss_mib_by_minute: Sequence[int] = ()
+
+    @property
+    def rss_growth(self) -> dict[str, int]:
+        """MiB by name of process, without those that kept their size."""
+        before, after = Counter(self.start["rss_mib"]), Counter(self.end["rss_mib"])
+        return {name: after[name] - before[name] for name in before | after if after[name] != before[name]}
+
+    @property
+    def drafts(self) -> dict[str, int]:
+        """The lossless mode's totals; none where another attention served."""
+        states = self.start["lim"], self.end["lim"]
+        has_totals = all(state and "lossless" in state["counters"] for state in states)
+        return rounds_since(*states) if has_totals else {}
 
 
 def summary(outcomes: Sequence[Outcome], settled: Settled) -> dict[str, Any]:
@@ -94,11 +109,13 @@ def summary(outcomes: Sequence[Outcome], settled: Settled) -> dict[str, Any]:
         "replayed": settled.replayed.asked,
         "near_ties": settled.replayed.near_ties,
         "differing": len(settled.replayed.differing),
-        "rss_growth_mib": settled.end["rss_mib"] - settled.start["rss_mib"],
+        "rss_growth_mib": sum(settled.rss_growth.values()),
+        "rss_growth_by_process": settled.rss_growth,
         "gpu_growth_mib": settled.end["gpu_mib"] - settled.start["gpu_mib"],
         "rss_mib_by_minute": list(settled.rss_mib_by_minute),
         "seconds": settled.seconds,
         "healthy": settled.healthy,
+        **settled.drafts,
         "kinds": dict(Counter(outcome.kind for outcome in outcomes)),
         "examples": [f"{o.number} ({o.kind}, status {o.status}): {o.detail}" for o in lost[:EXAMPLES]]
         + [f"{number}: other tokens alone" for number in settled.replayed.differing[:EXAMPLES]],

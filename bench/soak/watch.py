@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,6 +16,7 @@ import psutil
 
 from bench.soak.client import loads
 from lim_sglang.servers.process import ServerProcess
+from lim_sglang.servers.state import NoLimError, lim_part
 
 MINUTE = 60.0
 
@@ -25,18 +27,24 @@ async def settle(client: httpx.AsyncClient) -> None:
 
 
 async def state(client: httpx.AsyncClient, server: ServerProcess) -> dict[str, Any]:
-    """Tokens of the pool in use; resident memory of all processes and used memory of the GPUs, in MiB."""
+    """Tokens of the pool in use; resident memory by process and used memory of the GPUs, in MiB; lim's own state."""
     used = sum(load["num_used_tokens"] for load in await loads(client))
-    return {"used_tokens": used, "rss_mib": rss_mib(server), "gpu_mib": gpu_mib()}
+    info = (await client.get("/server_info")).raise_for_status().json()
+    try:
+        lim = lim_part(info)
+    except NoLimError:
+        lim = None
+    return {"used_tokens": used, "rss_mib": rss_mib(server), "gpu_mib": gpu_mib(), "lim": lim}
 
 
-def rss_mib(server: ServerProcess) -> int:
-    """Resident memory of the server's processes; those that end meanwhile do not count."""
-    total = 0
+def rss_mib(server: ServerProcess) -> dict[str, int]:
+    """Resident memory of the server's processes by name, in MiB; those that end meanwhile do not count."""
+    total: Counter[str] = Counter()
     for pid in server.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
-            total += psutil.Process(pid).memory_info().rss
-    return total >> 20
+            process = psutil.Process(pid)
+            total[process.name()] += process.memory_info().rss
+    return {name: size >> 20 for name, size in total.items()}
 
 
 def gpu_mib() -> int:
@@ -56,7 +64,7 @@ async def memory_by_minute(server: ServerProcess) -> AsyncIterator[list[int]]:
         began = time.monotonic()
         while True:
             await asyncio.sleep((len(found) + 1) * MINUTE - (time.monotonic() - began))
-            found.append(rss_mib(server))
+            found.append(sum(rss_mib(server).values()))
 
     task = asyncio.create_task(look())
     try:

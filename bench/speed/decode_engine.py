@@ -8,8 +8,8 @@
 Every arm is a fresh engine in a process of its own, dense and lim in turn. A shape's prompts are random tokens,
 prefilled once; a second call finds them in the radix cache, so the time of ``--steps`` decode steps is the difference
 between a long and a short generation. Where no request outgrows the budget, lim must give dense's tokens exactly, or
-no speed is reported. On a GPU, weights are dummies of the model's shape: timings hold, texts do not. On a CPU the
-embedded model serves, with its weights.
+no speed is reported; neither where a long generation took no longer than a short one. On a GPU, weights are dummies of
+the model's shape: timings hold, texts do not. On a CPU the embedded model serves, with its weights.
 
 Byte bound: what one GPU must read (``byte_bound``), over the copy bandwidth of the same run; not told for DP attention.
 """
@@ -59,9 +59,9 @@ def main() -> None:
     for _round in range(args.rounds):
         for arm, runs in arms.items():
             runs.append(start_arm("engine_arm", vars(args) | {"arm": arm}))
+            save(args.out / "decode_engine.json", arms, args.note)  # what is measured so far
         rows = compare(args, arms)
-        write(args.out / "decode_engine.csv", rows)  # what is measured so far
-        save(args.out / "decode_engine.json", arms, args.note)
+        write(args.out / "decode_engine.csv", rows)
     print_table(rows)
 
 
@@ -113,6 +113,7 @@ def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int
     published, layers = config["num_hidden_layers"], args.layers or config["num_hidden_layers"]
     within = context + args.steps + 8 <= args.budget
     dense_ms, lim_ms = statistics.median(dense), statistics.median(lim)
+    problem = "wrong tokens" if within and not all(same) else "unsteady" if min(dense + lim) <= 0 else ""
     row = {
         "gpu": arms["lim"][0].get("gpu", "none"),
         "model": Path(args.model).name,
@@ -124,7 +125,7 @@ def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int
         "budget": args.budget,
         "dense_ms": round(dense_ms, 3),
         "lim_ms": round(lim_ms, 3),
-        "speedup": round(dense_ms / lim_ms, 3) if all(same) or not within else "wrong tokens",
+        "speedup": problem or round(dense_ms / lim_ms, 3),
         "dense_spread_ms": round(max(dense) - min(dense), 3),
         "lim_spread_ms": round(max(lim) - min(lim), 3),
         "dense_tok_s": round(batch / dense_ms * 1e3, 1),

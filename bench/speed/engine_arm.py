@@ -20,6 +20,7 @@ from bench.speed import host_timer
 from bench.speed.arms import engine, prompts, serve_arm
 
 WARM_STEPS = 8
+WARM_CALLS = 2  # kernels compile at first use, some in a prefill and some in one that finds the cache filled
 SELECTION = (
     *("shortlist_kernel", "emit_kernel", "full_rank_kernel", "full_emit_kernel", "sparse_indptr_kernel"),
     *("offer_kernel", "full_offer_kernel", "join_kernel"),
@@ -73,9 +74,9 @@ def generate(running: Any, batch: int, context: int, tokens: int) -> tuple[float
 def measure(running: Any, batch: int, context: int, args: argparse.Namespace) -> dict[str, Any]:
     """A long less a short generation, both from the radix cache, by the difference in steps.
 
-    Two before them: kernels compile at first use, some in a prefill and some in one that finds the cache filled.
+    With DP attention each GPU's requests come in batches of their own, so more has to be compiled before.
     """
-    for _ in range(2):
+    for _ in range(WARM_CALLS * (args.tp if args.dp_attention else 1)):
         generate(running, batch, context, WARM_STEPS)
     times = []
     for _ in range(args.repeats):

@@ -5,7 +5,12 @@ from __future__ import annotations
 import csv
 import json
 import re
+from dataclasses import asdict
 from pathlib import Path
+
+import torch
+
+from lim_kernels.decode.config import HeadShape, verify_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -70,6 +75,21 @@ def test_the_soak() -> None:
         assert sum(minutes[-5:]) <= 1.01 * sum(minutes[2:7]), "memory still grows"
 
 
+def test_the_soak_on_a_gpu() -> None:
+    text = " ".join(README.split())
+    found = json.loads((RESULTS / "soak_gpu.json").read_text())
+    [shown] = re.findall(r"nearly full: ([\d,]+) requests to lim, a quarter .* and ([\d,]+) to the lossless mode", text)
+    assert [int(count.replace(",", "")) for count in shown] == [found[mode]["requests"] for mode in ("lim", "lossless")]
+    assert found["lim"]["settings"]["adapter"] == "True"
+    for mode in ("lim", "lossless"):
+        assert [found[mode][name] for name in ("lost", "stuck", "leaked_tokens", "differing")] == [0, 0, 0, 0], mode
+        assert found[mode]["seconds"] >= 300, mode
+        assert found[mode]["retracted"] > 0, mode
+        assert found[mode]["settings"]["running"] == "64"
+        minutes = found[mode]["rss_mib_by_minute"]
+        assert minutes[-1] <= 1.01 * minutes[-2], "memory still grows"
+
+
 def test_two_gpus() -> None:
     found = {(row["model"], int(row["batch"]), int(row["context"])): row for row in rows_of("tp2.csv")}
     shown = re.findall(r"^\| (Qwen3-\S+)? ?\| (\d+) × ([\d,]+)[^|]*(\|.*)$", README, re.MULTILINE)
@@ -83,6 +103,35 @@ def test_two_gpus() -> None:
             assert same(cell, float(row[column])), (model, batch, context, cell)
     [share] = re.findall(r"exchange between the GPUs takes ([\d.]+) % of a step at 8 × 32,000", README)
     assert same(share, 100 * float(found["Qwen3-8B", 8, 32000]["collective_share"]))
+
+
+def test_four_gpus() -> None:
+    found = {(row["model"], int(row["batch"]), int(row["context"])): row for row in rows_of("tp4.csv")}
+    assert {(row["gpu"], row["tp"]) for row in found.values()} == {("NVIDIA H200", "4")}
+    [shown] = re.findall(
+        r"serve Qwen3-32B in ([\d.]+) ms per step in place of ([\d.]+) at 8 × 32,000 \(([\d.]+)×, the exchange takes "
+        r"([\d.]+) %\) and in ([\d.]+) in place of ([\d.]+) at 32 × 16,000 \(([\d.]+)×",
+        " ".join(README.split()),
+    )
+    columns = ("lim_ms", "dense_ms", "speedup")
+    for figures, shape in ((shown[:3], (8, 32000)), (shown[4:], (32, 16000))):
+        row = found["Qwen3-32B", *shape]
+        assert row["same_tokens"] == f"{shape[0]}/{shape[0]}"
+        for text, column in zip(figures, columns, strict=True):
+            assert same(text, float(row[column])), (shape, column)
+    assert same(shown[3], 100 * float(found["Qwen3-32B", 8, 32000]["collective_share"]))
+
+
+def test_verification_is_near_one_token() -> None:
+    """And what was measured is what is shipped."""
+    rows = rows_of("verify_attention.csv")
+    found = {(int(row["batch"]), int(row["context"]), int(row["tokens"])): row for row in rows}
+    assert float(found[8, 32768, 8]["of_one_token"]) <= 1.10
+    for row in rows:
+        heads = HeadShape(128, 4, torch.bfloat16, torch.bfloat16, int(row["tokens"]))
+        shipped = asdict(verify_config(heads))
+        names = ("block_n", "warps", "stages", "programs", "min_splits")
+        assert {name: int(row[name]) for name in names} == {name: shipped[name] for name in names}
 
 
 def test_long_generation_and_memory() -> None:

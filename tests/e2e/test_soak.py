@@ -26,3 +26,4 @@ def test_nothing_is_lost_stuck_or_leaked(mode: str, tmp_path: Path) -> None:
     assert found["answered"] > 8
     assert found["replayed"] > 4
     assert found["bad_inputs"] > 0
+    assert (found.get("accepted_tokens", 0) > 0) == (mode == "lossless")

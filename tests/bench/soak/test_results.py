@@ -17,7 +17,7 @@ OUTCOMES = [
     Outcome(2, "disconnected", "gone", 200),
     Outcome(3, "streamed", "lost", 500, detail="no answer"),
 ]
-CLEAN = {"used_tokens": 0, "rss_mib": 100, "gpu_mib": 0}
+CLEAN = {"used_tokens": 0, "rss_mib": {"scheduler": 100}, "gpu_mib": 0, "lim": None}
 
 
 def settled(**other: object) -> Settled:
@@ -48,11 +48,29 @@ def test_outcomes_add_up() -> None:
         ({"replayed": Replayed(2, differing=[5])}, ["differing"]),
         ({"replayed": Replayed(2, near_ties=1)}, []),
         ({"healthy": False}, ["healthy"]),
-        ({"end": CLEAN | {"rss_mib": 900}}, []),
+        ({"end": CLEAN | {"rss_mib": {"scheduler": 900}}}, []),
     ],
 )
 def test_what_is_wrong_is_named(other: dict[str, object], wrong: list[str]) -> None:
     assert summary(OUTCOMES[:3], settled(**other))["wrong"] == wrong
+
+
+def test_memory_grows_by_process() -> None:
+    start, end = {"main": 50, "scheduler": 100, "worker": 7}, {"main": 50, "scheduler": 130, "helper": 5}
+    found = summary([], settled(start=CLEAN | {"rss_mib": start}, end=CLEAN | {"rss_mib": end}))
+    assert found["rss_growth_by_process"] == {"scheduler": 30, "worker": -7, "helper": 5}
+    assert found["rss_growth_mib"] == 28
+
+
+def test_drafts_are_told_where_there_are_some() -> None:
+    totals = {"drafted_tokens": 6, "accepted_tokens": 5}
+    states = [
+        CLEAN | {"lim": {"counters": {"lossless": {name: n * count for name, count in totals.items()}}}} for n in (1, 3)
+    ]
+    found = summary([], settled(start=states[0], end=states[1]))
+    assert (found["drafted_tokens"], found["accepted_tokens"]) == (12, 10)
+    assert "drafted_tokens" not in summary([], settled())
+    assert "drafted_tokens" not in summary([], settled(start=CLEAN | {"lim": {"counters": {}}}))
 
 
 def test_a_file_holds_both_attentions(tmp_path: Path) -> None:

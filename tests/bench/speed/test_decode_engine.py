@@ -14,6 +14,7 @@ from bench.speed.decode_engine import collective_share, compare, parse, save
 from bench.speed.engine_arm import kind
 
 STEPS, BUDGET = 16, 256
+USUAL = {"device": "cpu", "tp": 1, "budget": BUDGET, "steps": STEPS, "dp_attention": False, "layers": None}
 WITHIN = BUDGET - STEPS - 8  # the longest context whose requests never outgrow the budget
 
 
@@ -32,9 +33,15 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_no_speed_of_a_step_that_takes_no_time(model: Path) -> None:
+    arms = arms_of(8, SAME, SAME)
+    arms["dense"][0]["shapes"]["2x8"]["ms"] = [-0.05, 4.0, 5.0]
+    args = argparse.Namespace(model=str(model), shapes=[(2, 8)], **USUAL)
+    assert compare(args, arms)[0]["speedup"] == "unsteady"
+
+
 def row_of(model: Path, context: int, dense: list[list[int]], lim: list[list[int]], **more: Any) -> dict[str, Any]:
-    usual = {"device": "cpu", "tp": 1, "budget": BUDGET, "steps": STEPS, "dp_attention": False, "layers": None}
-    args = argparse.Namespace(model=str(model), shapes=[(2, context)], **(usual | more))
+    args = argparse.Namespace(model=str(model), shapes=[(2, context)], **(USUAL | more))
     return compare(args, arms_of(context, dense, lim))[0]
 
 
