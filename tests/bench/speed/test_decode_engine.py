@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from bench.speed.decode_engine import collective_share, compare, parse, save
 from bench.speed.engine_arm import kind
 
 STEPS, BUDGET = 16, 256
-USUAL = {"device": "cpu", "tp": 1, "budget": BUDGET, "steps": STEPS, "dp_attention": False, "layers": None}
 WITHIN = BUDGET - STEPS - 8  # the longest context whose requests never outgrow the budget
 
 
-def arms_of(context: int, dense: list[list[int]], lim: list[list[int]]) -> dict[str, list[dict[str, Any]]]:
+def arms_of(
+    context: int, dense: list[list[int]], lim: list[list[int]], dense_ms: Sequence[float] = (4.0, 4.0, 5.0)
+) -> dict[str, list[dict[str, Any]]]:
     """One engine per arm; lim takes half of dense's time."""
     shape = f"2x{context}"
     return {
-        "dense": [{"shapes": {shape: {"ms": [4.0, 4.0, 5.0], "tokens": dense}}}],
+        "dense": [{"shapes": {shape: {"ms": [*dense_ms], "tokens": dense}}}],
         "lim": [{"shapes": {shape: {"ms": [2.0, 1.0, 2.0], "tokens": lim}}}],
     }
 
@@ -33,16 +35,10 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_no_speed_of_a_step_that_takes_no_time(model: Path) -> None:
-    arms = arms_of(8, SAME, SAME)
-    arms["dense"][0]["shapes"]["2x8"]["ms"] = [-0.05, 4.0, 5.0]
-    args = argparse.Namespace(model=str(model), shapes=[(2, 8)], **USUAL)
-    assert compare(args, arms)[0]["speedup"] == "unsteady"
-
-
-def row_of(model: Path, context: int, dense: list[list[int]], lim: list[list[int]], **more: Any) -> dict[str, Any]:
-    args = argparse.Namespace(model=str(model), shapes=[(2, context)], **(USUAL | more))
-    return compare(args, arms_of(context, dense, lim))[0]
+def row_of(model: Path, context: int, *arms: Any, **more: Any) -> dict[str, Any]:
+    usual = {"device": "cpu", "tp": 1, "budget": BUDGET, "steps": STEPS, "dp_attention": False, "layers": None}
+    args = argparse.Namespace(model=str(model), shapes=[(2, context)], **(usual | more))
+    return compare(args, arms_of(context, *arms))[0]
 
 
 SAME, OTHER = [[1, 2], [3, 4]], [[1, 2], [3, 5]]
@@ -53,6 +49,10 @@ def test_no_speed_where_tokens_within_the_budget_differ(model: Path, context: in
     row = row_of(model, context, SAME, OTHER)
     assert row["speedup"] == "wrong tokens"
     assert row["same_tokens"] == "1/2"
+
+
+def test_no_speed_of_a_step_that_takes_no_time(model: Path) -> None:
+    assert row_of(model, WITHIN, SAME, SAME, (-0.05, 4.0, 5.0))["speedup"] == "unsteady"
 
 
 @pytest.mark.parametrize(("context", "tokens"), [(WITHIN, SAME), (WITHIN + 1, SAME), (WITHIN + 1, OTHER)])
