@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -64,6 +65,13 @@ def _program() -> str:
     return "-m " + ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__main__")
 
 
+def _command() -> str:
+    """For a shell, after what lim reads of the environment; without keys."""
+    read = {name: value for name, value in os.environ.items() if name.startswith("SGLANG_LIM_")}
+    settings = [f"{name}={shlex.quote(value)} " for name, value in sorted(read.items())]
+    return f"{''.join(settings)}python {_program()} {shlex.join(without_keys(sys.argv[1:]))}".rstrip()
+
+
 def _commit() -> str:
     """The commit of this file's checkout; empty where there is none, or no git."""
     try:
@@ -86,5 +94,5 @@ def about() -> dict[str, str]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         "python": platform.python_version(),
         "commit": os.environ.get("LIM_COMMIT") or _commit() or "unknown",
-        "command": without_keys(" ".join(["python", _program(), *sys.argv[1:]])),
+        "command": _command(),
     }

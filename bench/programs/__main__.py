@@ -162,7 +162,7 @@ def report(args: argparse.Namespace, record: Record) -> None:
         for name, attention, repeat in keys
     ]
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
-    settings |= {"api_key": None, "server_arg": [without_keys(option) for option in args.server_arg]}
+    settings |= {"api_key": None, "server_arg": without_keys(args.server_arg)}
     rest = {"servers": record.servers, "settings": settings, "outcomes": outcomes, "about": about()}
     record.rows.sort(key=lambda row: (list(PROGRAMS).index(row.program), row.attention, row.repeat))
     results.write(args.out, record.rows, rest)

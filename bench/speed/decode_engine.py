@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shlex
 import statistics
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,7 @@ def save(path: Path, arms: Arms, note: str | None) -> None:
     """All times, without the generated tokens: they are compared already, and long."""
     facts = about()
     if note:
-        facts |= {"command": facts["command"].replace(f" --note {note}", ""), "note": note}
+        facts |= {"command": facts["command"].replace(" " + shlex.join(["--note", note]), ""), "note": note}
     kept = {
         arm: [
             run | {"shapes": {name: {k: v for k, v in s.items() if k != "tokens"} for name, s in run["shapes"].items()}}

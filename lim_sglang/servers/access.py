@@ -6,13 +6,15 @@ import argparse
 import os
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NoReturn
 
 import httpx
 
 VARIABLE = "OPENAI_API_KEY"  # where every client of an OpenAI-compatible server looks
 _REFUSED = (401, 403)
-_GIVEN = re.compile(r"(--(?:admin-)?api[-key]*[= ]+)\S+")
+_OPTION = r"--(?:admin-)?api[-key]*"
+_GIVEN = re.compile(rf"({_OPTION}[= ]+)\S+")
 
 
 class AccessError(RuntimeError):
@@ -78,6 +80,9 @@ def check_access(response: httpx.Response, url: str, key: str | None) -> httpx.R
     raise AccessError(f"{url} wants a key ({said}); fix: give its own by --api-key or {VARIABLE}")
 
 
-def without_keys(command: str) -> str:
-    """A command line as it may be written to a file: with ``***`` for every key."""
-    return _GIVEN.sub(r"\1***", command)
+def without_keys(arguments: Sequence[str]) -> list[str]:
+    """A command line as it may be written to a file: with ``***`` for every key, also within an argument."""
+    return [
+        "***" if re.fullmatch(_OPTION, before) else _GIVEN.sub(r"\1***", argument)
+        for before, argument in pairwise(["", *arguments])
+    ]

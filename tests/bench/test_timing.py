@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -28,8 +29,17 @@ def test_the_command_names_no_folder_of_this_machine(monkeypatch: pytest.MonkeyP
 def test_the_command_keeps_keys_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["--api-key", "k1", "--api-key=k2", "--server-arg", "--admin-api-key k3", "--repeats", "2"]
     monkeypatch.setattr("sys.argv", ["/elsewhere/run.py", *words])
-    hidden = "--api-key *** --api-key=*** --server-arg --admin-api-key *** --repeats 2"
-    assert timing.about()["command"] == f"python /elsewhere/run.py {hidden}"
+    command = shlex.split(timing.about()["command"])
+    hidden = ["--api-key", "***", "--api-key=***", "--server-arg", "--admin-api-key ***", "--repeats", "2"]
+    assert command == ["python", "/elsewhere/run.py", *hidden]
+
+
+def test_the_command_is_one_for_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/elsewhere/run.py", "--server-arg", "--page-size 1"])
+    monkeypatch.setenv("SGLANG_LIM_DRAFTS", "always")
+    monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"budget": 256}')
+    settings = """SGLANG_LIM_CONFIG='{"budget": 256}' SGLANG_LIM_DRAFTS=always"""
+    assert timing.about()["command"] == f"{settings} python /elsewhere/run.py --server-arg '--page-size 1'"
 
 
 def test_a_machine_without_git_has_an_unknown_commit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,7 +81,7 @@ def test_a_note_is_kept_once_and_tokens_are_not(tmp_path: Path, monkeypatch: pyt
     save(tmp_path / "facts.json", arms_of(100, SAME, SAME), "other kernels")
     facts = json.loads((tmp_path / "facts.json").read_text())
     assert facts["about"]["note"] == "other kernels"
-    assert facts["about"]["command"].endswith("--steps 16 --repeats 2")
+    assert facts["about"]["command"].endswith("run.py --steps 16 --repeats 2")
     assert facts["arms"]["lim"] == [{"shapes": {"2x100": {"ms": [2.0, 1.0, 2.0]}}}]
 
 

@@ -94,12 +94,14 @@ def test_other_answers_pass() -> None:
 @pytest.mark.parametrize(
     ("command", "written"),
     [
-        ("python -m x --api-key k --out o", "python -m x --api-key *** --out o"),
-        ("x --api-key=k", "x --api-key=***"),
-        ("x --server-arg --admin-api-key k --page-size 1", "x --server-arg --admin-api-key *** --page-size 1"),
-        ("x --api k --out o", "x --api *** --out o"),
-        ("x --out o", "x --out o"),
+        (["--api-key", "k", "--out", "o"], ["--api-key", "***", "--out", "o"]),
+        (["--api-key", "two words", "--out", "o"], ["--api-key", "***", "--out", "o"]),
+        (["--api-key=k"], ["--api-key=***"]),
+        (["--server-arg", "--admin-api-key k --page-size 1"], ["--server-arg", "--admin-api-key *** --page-size 1"]),
+        (["--api", "k", "--out", "o"], ["--api", "***", "--out", "o"]),
+        (["--out", "o"], ["--out", "o"]),
+        ([], []),
     ],
 )
-def test_no_key_is_written_to_a_file(command: str, written: str) -> None:
+def test_no_key_is_written_to_a_file(command: list[str], written: list[str]) -> None:
     assert without_keys(command) == written
