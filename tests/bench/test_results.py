@@ -78,11 +78,23 @@ def test_the_soak() -> None:
 def test_the_soak_on_a_gpu() -> None:
     text = " ".join(README.split())
     found = json.loads((RESULTS / "soak_gpu.json").read_text())
-    [shown] = re.findall(r"nearly full: ([\d,]+) requests to lim, a quarter .* and ([\d,]+) to the lossless mode", text)
-    assert [int(count.replace(",", "")) for count in shown] == [found[mode]["requests"] for mode in ("lim", "lossless")]
+    [shown] = re.findall(
+        r"nearly full: ([\d,]+) requests to lim, a quarter .* and ([\d,]+) to the lossless mode, .* does not pay "
+        r"\(([\d,]+) requests\)\. .* a quarter of ([\d,]+) drafts was rejected: ([\d,]+) requests\.",
+        text,
+    )
+    plain, rejecting = (found[f"lossless, {what}"] for what in ("drafts where they pay", "random weights"))
+    runs = (found["lim"], found["lossless"], plain)
+    figures = [*(run["requests"] for run in runs), rejecting["drafted_tokens"], rejecting["requests"]]
+    assert [int(count.replace(",", "")) for count in shown] == figures
+    assert 0.7 < rejecting["accepted_tokens"] / rejecting["drafted_tokens"] < 0.8
+    assert found["lossless"]["drafted_tokens"] > 100_000
     assert found["lim"]["settings"]["adapter"] == "True"
+    for mode, run in found.items():
+        assert [run[name] for name in ("lost", "stuck", "leaked_tokens", "differing")] == [0, 0, 0, 0], mode
+        assert run["healthy"], mode
+        assert run["wrong"] == [], mode
     for mode in ("lim", "lossless"):
-        assert [found[mode][name] for name in ("lost", "stuck", "leaked_tokens", "differing")] == [0, 0, 0, 0], mode
         assert found[mode]["seconds"] >= 300, mode
         assert found[mode]["retracted"] > 0, mode
         assert found[mode]["settings"]["running"] == "64"
@@ -106,20 +118,29 @@ def test_two_gpus() -> None:
 
 
 def test_four_gpus() -> None:
-    found = {(row["model"], int(row["batch"]), int(row["context"])): row for row in rows_of("tp4.csv")}
-    assert {(row["gpu"], row["tp"]) for row in found.values()} == {("NVIDIA H200", "4")}
-    [shown] = re.findall(
-        r"serve Qwen3-32B in ([\d.]+) ms per step in place of ([\d.]+) at 8 × 32,000 \(([\d.]+)×, the exchange takes "
-        r"([\d.]+) %\) and in ([\d.]+) in place of ([\d.]+) at 32 × 16,000 \(([\d.]+)×",
+    rows = rows_of("tp4.csv")
+    assert {(row["gpu"], row["tp"]) for row in rows} == {("NVIDIA H200", "4")}
+    found = {(row["layers"], row["dp"], int(row["batch"]), int(row["context"])): row for row in rows}
+    shown = re.findall(
+        r"([\d.]+) ms(?: per step)? in place of ([\d.]+) at 8 × 32,000 \(([\d.]+)×, the exchange takes "
+        r"([\d.]+) %\) and(?: in)? ([\d.]+) in place of ([\d.]+) at 32 × 16,000 \(([\d.]+)×",
         " ".join(README.split()),
     )
     columns = ("lim_ms", "dense_ms", "speedup")
-    for figures, shape in ((shown[:3], (8, 32000)), (shown[4:], (32, 16000))):
-        row = found["Qwen3-32B", *shape]
-        assert row["same_tokens"] == f"{shape[0]}/{shape[0]}"
-        for text, column in zip(figures, columns, strict=True):
-            assert same(text, float(row[column])), (shape, column)
-    assert same(shown[3], 100 * float(found["Qwen3-32B", 8, 32000]["collective_share"]))
+    for figures, layers in zip(shown, ("64", "32 of 94"), strict=True):
+        for texts, shape in ((figures[:3], (8, 32000)), (figures[4:], (32, 16000))):
+            for text, column in zip(texts, columns, strict=True):
+                assert same(text, float(found[layers, "1", *shape][column])), (layers, shape, column)
+        assert same(figures[3], 100 * float(found[layers, "1", 8, 32000]["collective_share"])), layers
+
+
+def test_dp_attention_on_four_gpus() -> None:
+    [row] = [row for row in rows_of("tp4.csv") if row["dp"] == "4"]
+    assert (row["layers"], row["same_tokens"]) == ("8 of 94", "8/8")
+    [shown] = re.findall(r"8 of those layers take ([\d.]+) ms in place of ([\d.]+) at", " ".join(README.split()))
+    assert same(shown[0], float(row["lim_ms"]))
+    assert same(shown[1], float(row["dense_ms"]))
+    assert float(row["dense_ms"]) - float(row["lim_ms"]) < float(row["dense_spread_ms"]), "a gain: say so"
 
 
 def test_verification_is_near_one_token() -> None:
