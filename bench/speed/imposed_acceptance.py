@@ -1,9 +1,9 @@
 """An SGLang plugin: the lossless mode accepts as many drafts as it is told, whatever the model says.
 
-Dummy weights accept next to nothing by themselves. ``lossless_arm`` installs this for the engine it starts and writes
-the share of drafts to accept, given that those before were, into the file that ``LIM_BENCH_ACCEPTANCE`` names (while
-that is empty, the model decides). All
-requests of a batch accept alike, so that they end together. Everything else runs as it does otherwise.
+What dummy weights accept, none or all, depends on the prompts alone. ``lossless_arm`` installs this for the engine it
+starts and writes the share of drafts to accept, given that those before were, into the file that
+``LIM_BENCH_ACCEPTANCE`` names (while that is empty, the model decides). All requests of a batch accept alike, so that
+they end together. Everything else runs as it does otherwise.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m bench.speed.lossless --model Qwen3-8B --shapes 8x32000 16x16000 16x1500 1x8000
 
-Dummy weights accept next to no drafts, so acceptance is imposed: ``--shares`` of drafts that are accepted, given that
+What dummy weights accept tells nothing, so acceptance is imposed: ``--shares`` of drafts that are accepted, given that
 those before were. Without it, the shares that ``acceptance.csv`` measured with real weights at the budget's share of
 each context, greedy and at temperature 1, and one below. Drafting, verifying and the choice of how many to draft run as
 they do in a server. Milliseconds are per generated token of a request; a batch makes as many tokens at once.
