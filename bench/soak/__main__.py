@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.soak import adapter
-from bench.soak.client import Outcome, perform, wait_idle
+from bench.soak.client import Outcome, held_requests, left_after, perform, used_tokens
 from bench.soak.replay import replay
 from bench.soak.results import Earlier, Report, Settled, earlier, store, summary
 from bench.soak.traffic import Limits, Maker
@@ -35,12 +35,14 @@ from bench.soak.watch import memory_by_minute, settle, state
 from bench.timing import about
 from lim_sglang.commands.common import positive
 from lim_sglang.errors import exit_with
+from lim_sglang.servers.access import without_keys
 from lim_sglang.servers.embedded_model import ensure_model
 from lim_sglang.servers.local import DENSE, LIM, LOSSLESS, Size, find_device, launched
 from lim_sglang.servers.process import ServerError, ServerProcess
 
 TIMEOUT = 900.0  # of a request: more than any takes on a busy machine
 IDLE_SECONDS = 120.0
+FREED_SECONDS = 15.0  # after the last request
 ENDING_SECONDS = 15.0  # that a server may take to end once its clients have noticed
 CONSERVATIVENESS = 0.2  # SGLang admits more than fits, and has to retract
 NEAR_TIE = 0.25  # nats between two tokens that bfloat16 may swap
@@ -95,7 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=positive, default=256, help="tokens of an answer, at most (256)")
     parser.add_argument("--adapter", action="store_true", help="a random LoRA adapter serves some requests (GPU only)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--first", type=int, default=0, help="number of the first operation (0)")
+    parser.add_argument("--first", type=int, help="number of the first operation, to see it again; no file is written")
     parser.add_argument("--count", type=positive, help="operations, in place of --minutes")
     parser.add_argument("--replays", type=positive, help="answers that are asked for again (all that can be compared)")
     parser.add_argument("--server-arg", action="append", default=[], help="more SGLang options, in quotes")
@@ -117,8 +119,8 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
     """Traffic, then the reckoning; whether anything is wrong."""
     maker = Maker(args.seed, Limits(args.prompt, args.output, args.context, adapter.NAME if args.adapter else ""))
     device = "cpu" if find_device().is_cpu else "gpu"
-    report = Report(args.out / f"soak_{args.attention}.jsonl", args.seed)
-    before = earlier(report.path, args.seed)
+    report = Report(args.out / f"soak_{args.attention}.jsonl", args.seed) if args.first is None else None
+    before = earlier(report.path, args.seed) if report else Earlier([], 0.0, args.first)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=args.clients)
     async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT, limits=limits, trust_env=False) as client:
         await settle(client)
@@ -127,18 +129,23 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
         async with memory_by_minute(server) as memory:
             outcomes = [*before.outcomes, *await traffic(client, server, maker, report, args, before)]
         seconds = before.seconds + time.monotonic() - began
-        stuck = await wait_idle(client, IDLE_SECONDS)
+        stuck = await left_after(IDLE_SECONDS, held_requests, client)
+        leaked = await left_after(FREED_SECONDS, used_tokens, client)
+        await settle(client)  # a replay must not find keys that the traffic wrote
         tolerance = 0.0 if device == "cpu" else NEAR_TIE
         replayed = await replay(
             client, maker, outcomes, most=args.replays, retracted=args.attention != LIM, tolerance=tolerance
         )
-        await settle(client)
+        leaked += await left_after(FREED_SECONDS, used_tokens, client)
+        emptied = await settle(client)
         end = await state(client, server)
-        healthy = (await client.get("/health_generate")).status_code == 200
-    settled = Settled(start, end, stuck, replayed, healthy, round(seconds, 1), memory)
+        healthy = emptied and (await client.get("/health_generate")).status_code == 200
+    settled = Settled(start, end, stuck, leaked, replayed, healthy, round(seconds, 1), memory)
     found = summary(outcomes, settled)
-    settings = {key: str(value) for key, value in vars(args).items() if key != "out"}
-    store(args.out / f"soak_{device}.json", args.attention, found | {"settings": settings, "about": about()})
+    if report:
+        settings = {key: str(value) for key, value in vars(args).items() if key != "out"}
+        settings["server_arg"] = str(without_keys(args.server_arg))
+        store(args.out / f"soak_{device}.json", args.attention, found | {"settings": settings, "about": about()})
     for line in (f"{key}: {value}" for key, value in found.items() if key not in ("kinds", "examples")):
         print(line)
     for example in found["examples"]:
@@ -150,16 +157,19 @@ async def traffic(
     client: httpx.AsyncClient,
     server: ServerProcess,
     maker: Maker,
-    report: Report,
+    report: Report | None,
     args: argparse.Namespace,
     before: Earlier,
 ) -> list[Outcome]:
     """As many clients as asked for, each with one operation after the other, until the time is up.
 
+    Args:
+        report: where outcomes are written as they come; None for nowhere.
+
     Raises:
         ServerError: the server has ended.
     """
-    first = max(args.first, before.next_number)
+    first = before.next_number
     numbers, outcomes = count(first), []
     left = args.minutes * 60 - before.seconds
     deadline = time.monotonic() + left
@@ -170,7 +180,8 @@ async def traffic(
                 return
             outcome = await perform(client, maker.operation(number))
             outcomes.append(outcome)
-            report.add(outcome)
+            if report:
+                report.add(outcome)
             if outcome.verdict == "lost" and outcome.status is None:
                 await asyncio.to_thread(server.check_running, ENDING_SECONDS)
             done = len(outcomes) if args.count else max(0.0, left - (deadline - time.monotonic()))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import re
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +23,11 @@ class Outcome:
     """What a client saw.
 
     Attributes:
-        verdict: ``answered``, ``refused`` or ``gone``, as the operation was to end; ``lost`` where it did not.
+        verdict: ``answered``, ``refused`` or ``gone``, as the operation was to end; ``late`` where the answer was whole
+            before the client went; ``lost`` where it ended otherwise.
         status: of HTTP; None where there was none.
         tokens: of the first answer.
-        retractions: how often the server put the request back.
+        retractions: how often the server put the request back, all of its answers together.
         detail: why it is lost.
     """
 
@@ -63,7 +65,7 @@ async def _ask(client: httpx.AsyncClient, operation: Operation) -> dict[str, Any
     answers = parsed if isinstance(parsed, list) else [parsed]
     if len(answers) != operation.answers:
         return _found(status, "lost", f"{len(answers)} answers, expected {operation.answers}")
-    return _answered(status, answers[0], operation)
+    return _answered(status, answers, operation)
 
 
 async def _stream(client: httpx.AsyncClient, operation: Operation) -> dict[str, Any]:
@@ -86,37 +88,55 @@ async def _stream(client: httpx.AsyncClient, operation: Operation) -> dict[str, 
                 return _found(response.status_code, "gone")
     if last is None:
         return _found(response.status_code, "lost", "the stream ended without an event")
-    if operation.ending == "gone":  # it was aborted, or came to its end before the client went
+    aborted = operation.aborts and events >= (operation.after or 0)
+    if aborted and _reason(last) == "abort":
         return _found(response.status_code, "gone")
-    return _answered(response.status_code, last, operation)
+    found = _answered(response.status_code, [last], operation)
+    return found | {"verdict": "late"} if operation.ending == "gone" and found["verdict"] == "answered" else found
 
 
 async def _abort(client: httpx.AsyncClient, rid: str) -> None:
-    with contextlib.suppress(httpx.HTTPError):
-        await client.post("/abort_request", json={"rid": rid})
+    (await client.post("/abort_request", json={"rid": rid})).raise_for_status()
 
 
-def _answered(status: int, answer: dict[str, Any], operation: Operation) -> dict[str, Any]:
-    """The answer, if it is as long as it says it is."""
-    meta, tokens = answer["meta_info"], answer["output_ids"]
-    asked = operation.body["sampling_params"]
-    if not tokens or len(tokens) > asked["max_new_tokens"]:
-        return _found(status, "lost", f"{len(tokens)} tokens, asked for {asked['max_new_tokens']}")
-    if asked["ignore_eos"] and "regex" not in asked and len(tokens) != asked["max_new_tokens"]:
-        return _found(status, "lost", f"{len(tokens)} tokens of {asked['max_new_tokens']}: {meta['finish_reason']}")
-    return _found(status, "answered") | {"tokens": tokens, "retractions": meta.get("num_retractions", 0)}
+def _answered(status: int, answers: Sequence[dict[str, Any]], operation: Operation) -> dict[str, Any]:
+    """The first of the answers, if all are what was asked for."""
+    for fault in (_fault(answer, operation.body["sampling_params"]) for answer in answers):
+        if fault:
+            return _found(status, "lost", fault)
+    retractions = sum(answer["meta_info"].get("num_retractions", 0) for answer in answers)
+    return _found(status, "answered") | {"tokens": answers[0]["output_ids"], "retractions": retractions}
+
+
+def _fault(answer: dict[str, Any], asked: dict[str, Any]) -> str:
+    """What is wrong with its end, its length or its text; empty if nothing is."""
+    tokens, most, reason = answer["output_ids"], asked["max_new_tokens"], _reason(answer)
+    if reason not in ("length", "stop") or not 0 < len(tokens) <= most:
+        return f"{len(tokens)} tokens of {most}: {answer['meta_info'].get('finish_reason')}"
+    if len(tokens) < most and (reason == "length" or (asked["ignore_eos"] and "regex" not in asked)):
+        return f"{len(tokens)} tokens of {most}: {reason}"
+    if reason == "stop" and "regex" in asked and not re.fullmatch(asked["regex"], answer["text"]):
+        return f"{answer['text']!r} is not of {asked['regex']}"
+    return ""
+
+
+def _reason(answer: dict[str, Any]) -> str | None:
+    """Why it ended; None where it has not."""
+    return (answer["meta_info"].get("finish_reason") or {}).get("type")
 
 
 def _found(status: int, verdict: str, detail: str = "") -> dict[str, Any]:
     return {"status": status, "verdict": verdict, "detail": detail if verdict == "lost" else ""}
 
 
-async def wait_idle(client: httpx.AsyncClient, seconds: float) -> int:
-    """Requests that the server still holds after ``seconds`` without new ones, 0 as soon as it holds none."""
+async def left_after(
+    seconds: float, count: Callable[[httpx.AsyncClient], Awaitable[int]], client: httpx.AsyncClient
+) -> int:
+    """What ``count`` finds after ``seconds`` without new requests, 0 as soon as it finds none."""
     deadline = time.monotonic() + seconds
-    while held := await held_requests(client):
+    while found := await count(client):
         if time.monotonic() > deadline:
-            return held
+            return found
         await asyncio.sleep(0.25)
     return 0
 
@@ -130,3 +150,8 @@ async def loads(client: httpx.AsyncClient) -> list[dict[str, Any]]:
 async def held_requests(client: httpx.AsyncClient) -> int:
     """Running and waiting."""
     return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in await loads(client))
+
+
+async def used_tokens(client: httpx.AsyncClient) -> int:
+    """Of the pool, without what the radix cache may evict: of an idle server, those that have leaked."""
+    return sum(load["num_used_tokens"] for load in await loads(client))

@@ -22,9 +22,11 @@ class Replayed:
     Attributes:
         differing: numbers of the operations whose tokens are others.
         near_ties: how many went on differently after a token that was as likely as the replay's within the tolerance.
+        equal_tokens: those before the first that differs, of all answers.
     """
 
     asked: int = 0
+    equal_tokens: int = 0
     near_ties: int = 0
     differing: list[int] = field(default_factory=list)
 
@@ -47,8 +49,7 @@ async def replay(
     """
     kept = [o for o in outcomes if o.tokens and maker.operation(o.number).compared and (retracted or not o.retractions)]
     found = Replayed()
-    asked = kept[:: max(1, len(kept) // most)][:most] if most else kept
-    for outcome in track(asked, "again", console=Console(stderr=True)):
+    for outcome in track(evenly(kept, most), "again", console=Console(stderr=True)):
         operation = maker.operation(outcome.number)
         body = operation.body | {"stream": False, "return_logprob": True, "top_logprobs_num": CANDIDATES}
         response = await client.post("/generate", content=encoded(body), headers=JSON)
@@ -56,6 +57,7 @@ async def replay(
         answer = response.json() if response.status_code == 200 else {"output_ids": [], "meta_info": {}}
         tops = answer["meta_info"].get("output_top_logprobs", [])
         gap = likelihood_gap(outcome.tokens or [], answer["output_ids"], tops)
+        found.equal_tokens += agreeing(outcome.tokens or [], answer["output_ids"])
         if gap is None or gap > tolerance:
             found.differing.append(outcome.number)
         elif gap > 0 or answer["output_ids"] != outcome.tokens:
@@ -63,10 +65,22 @@ async def replay(
     return found
 
 
+def evenly(outcomes: Sequence[Outcome], most: int | None) -> Sequence[Outcome]:
+    """At most ``most`` of them, from the first to the last."""
+    count = min(most or len(outcomes), len(outcomes))
+    return [outcomes[index * len(outcomes) // count] for index in range(count)]
+
+
+def agreeing(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens before the first that differs."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(one), len(other)))
+
+
 def likelihood_gap(
     tokens: Sequence[int], again: Sequence[int], tops: Sequence[Sequence[Sequence[float]]]
 ) -> float | None:
-    """How much less likely the first token that differs was to the replay, in nats; 0 where none does.
+    """How far the replay found the first two tokens that differ apart, in nats; 0 where none does.
 
     Args:
         tokens: the answer.
@@ -76,8 +90,9 @@ def likelihood_gap(
     Returns:
         None where the replay had the token not among its candidates, or the lengths alone differ.
     """
-    for position, (one, other) in enumerate(zip(tokens, again, strict=False)):
-        if one != other:
-            by_token = {int(candidate[1]): candidate[0] for candidate in tops[position]}
-            return by_token[other] - by_token[one] if one in by_token and other in by_token else None
-    return 0.0 if len(tokens) == len(again) else None
+    position = agreeing(tokens, again)
+    if position == min(len(tokens), len(again)):
+        return 0.0 if len(tokens) == len(again) else None
+    one, other = tokens[position], again[position]
+    by_token = {int(candidate[1]): candidate[0] for candidate in tops[position]}
+    return abs(by_token[other] - by_token[one]) if one in by_token and other in by_token else None

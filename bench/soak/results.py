@@ -68,12 +68,14 @@ class Settled:
     Attributes:
         start, end: as of ``watch.state``.
         stuck: requests that it still held long after the last client.
+        leaked: tokens of the pool that no request holds and the cache cannot evict, after the traffic and the replays.
         rss_mib_by_minute: resident memory of its processes during the traffic.
     """
 
     start: dict[str, Any]
     end: dict[str, Any]
     stuck: int
+    leaked: int
     replayed: Replayed
     healthy: bool
     seconds: float
@@ -96,17 +98,20 @@ class Settled:
 def summary(outcomes: Sequence[Outcome], settled: Settled) -> dict[str, Any]:
     """The figures; ``wrong`` names those that must be 0 and are not."""
     verdicts = Counter(outcome.verdict for outcome in outcomes)
+    aborts = Counter(outcome.verdict for outcome in outcomes if outcome.kind == "aborted")
     lost = [outcome for outcome in outcomes if outcome.verdict == "lost"]
     found: dict[str, Any] = {
         "requests": len(outcomes),
         "answered": verdicts["answered"],
         "aborted": verdicts["gone"],
+        "too_late": verdicts["late"],
         "bad_inputs": verdicts["refused"],
         "retracted": sum(outcome.retractions for outcome in outcomes),
         "lost": len(lost),
         "stuck": settled.stuck,
-        "leaked_tokens": settled.end["used_tokens"] - settled.start["used_tokens"],
+        "leaked_tokens": settled.leaked,
         "replayed": settled.replayed.asked,
+        "equal_tokens": settled.replayed.equal_tokens,
         "near_ties": settled.replayed.near_ties,
         "differing": len(settled.replayed.differing),
         "rss_growth_mib": sum(settled.rss_growth.values()),
@@ -121,6 +126,7 @@ def summary(outcomes: Sequence[Outcome], settled: Settled) -> dict[str, Any]:
         + [f"{number}: other tokens alone" for number in settled.replayed.differing[:EXAMPLES]],
     }
     wrong = [name for name in ("lost", "stuck", "leaked_tokens", "differing") if found[name]]
+    wrong += ["too_late"] if aborts["late"] > max(2, aborts["gone"]) else []  # the server does not heed them
     return found | {"wrong": wrong if settled.healthy else [*wrong, "healthy"]}
 
 

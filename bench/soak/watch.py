@@ -1,4 +1,4 @@
-"""A server's pool and memory before, during and after the traffic."""
+"""A server's memory before, during and after the traffic."""
 
 from __future__ import annotations
 
@@ -14,27 +14,25 @@ from typing import Any
 import httpx
 import psutil
 
-from bench.soak.client import loads
 from lim_sglang.servers.process import ServerProcess
 from lim_sglang.servers.state import NoLimError, lim_part
 
 MINUTE = 60.0
 
 
-async def settle(client: httpx.AsyncClient) -> None:
-    """An empty cache, so that what is used afterwards has leaked."""
-    await client.post("/flush_cache", params={"timeout": 60})
+async def settle(client: httpx.AsyncClient) -> bool:
+    """Empty the cache and the pool, leaked tokens too; whether the server did, as it does when it is idle."""
+    return (await client.post("/flush_cache", params={"timeout": 60})).is_success
 
 
 async def state(client: httpx.AsyncClient, server: ServerProcess) -> dict[str, Any]:
-    """Tokens of the pool in use; resident memory by process and used memory of the GPUs, in MiB; lim's own state."""
-    used = sum(load["num_used_tokens"] for load in await loads(client))
+    """Resident memory by process and used memory of the GPUs, in MiB; lim's own state."""
     info = (await client.get("/server_info")).raise_for_status().json()
     try:
         lim = lim_part(info)
     except NoLimError:
         lim = None
-    return {"used_tokens": used, "rss_mib": rss_mib(server), "gpu_mib": gpu_mib(), "lim": lim}
+    return {"rss_mib": rss_mib(server), "gpu_mib": gpu_mib(), "lim": lim}
 
 
 def rss_mib(server: ServerProcess) -> dict[str, int]:

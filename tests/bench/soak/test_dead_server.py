@@ -27,7 +27,7 @@ class Ended:
 
 
 def test_a_server_that_has_ended_ends_the_traffic(tmp_path: Path) -> None:
-    args = Namespace(minutes=60, first=0, count=None, clients=CLIENTS)
+    args = Namespace(minutes=60, count=None, clients=CLIENTS)
     report = Report(tmp_path / "soak.jsonl", seed=0)
     server: Any = Ended()
 

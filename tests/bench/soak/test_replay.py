@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from itertools import pairwise
 
 import httpx
 import pytest
 
 from bench.soak.client import Outcome
-from bench.soak.replay import Replayed, likelihood_gap, replay
+from bench.soak.replay import Replayed, agreeing, evenly, likelihood_gap, replay
 from bench.soak.traffic import Limits, Maker
 
 TOPS = [[[-0.1, 5, None], [-2.5, 7, None]], [[-0.7, 6, None], [-0.8, 8, None]]]
@@ -34,9 +35,9 @@ def test_the_first_other_token_decides(tokens: list[int], gap: float | None) -> 
 @pytest.mark.parametrize(
     ("answer", "tolerance", "expected"),
     [
-        ([5, 6], 0.0, Replayed(1)),
-        ([5, 8], 0.25, Replayed(1, near_ties=1)),
-        ([5, 8], 0.0, Replayed(1, differing=[0])),
+        ([5, 6], 0.0, Replayed(1, 2)),
+        ([5, 8], 0.25, Replayed(1, 1, near_ties=1)),
+        ([5, 8], 0.0, Replayed(1, 1, differing=[0])),
         ([7, 6], 0.25, Replayed(1, differing=[0])),
     ],
 )
@@ -55,6 +56,27 @@ def test_answers_are_asked_for_again(answer: list[int], tolerance: float, expect
 
     assert asyncio.run(ask()) == expected
     assert [request["input_ids"] for request in asked] == [maker.operation(0).body["input_ids"]]
+
+
+def test_a_replay_that_takes_a_less_likely_token_differs() -> None:
+    """The answer was right, then, and the replay is not."""
+    unlikely = [[[-2.5, 5, None], [-0.1, 7, None]]]
+    assert likelihood_gap([7], [5], unlikely) == pytest.approx(2.4)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"), [(15, 8, 8), (199, 100, 100), (5, 8, 5), (9, None, 9), (0, 4, 0)]
+)
+def test_replays_are_taken_evenly(count: int, most: int | None, expected: int) -> None:
+    outcomes = [Outcome(number, "plain", "answered") for number in range(count)]
+    numbers = [outcome.number for outcome in evenly(outcomes, most)]
+    assert len(numbers) == expected
+    steps = {later - earlier for earlier, later in pairwise([*numbers, count])}
+    assert not numbers or (numbers[0] == 0 and max(steps) - min(steps) <= 1)
+
+
+def test_tokens_agree_up_to_the_first_other_one() -> None:
+    assert [agreeing([1, 2, 3], other) for other in ([1, 2, 3], [1, 2], [1, 4, 3], [])] == [3, 2, 1, 0]
 
 
 LIMITS = Limits(prompt=30, output=20, context=1000)

@@ -17,11 +17,12 @@ OUTCOMES = [
     Outcome(2, "disconnected", "gone", 200),
     Outcome(3, "streamed", "lost", 500, detail="no answer"),
 ]
-CLEAN = {"used_tokens": 0, "rss_mib": {"scheduler": 100}, "gpu_mib": 0, "lim": None}
+CLEAN = {"rss_mib": {"scheduler": 100}, "gpu_mib": 0, "lim": None}
 
 
 def settled(**other: object) -> Settled:
-    values = {"start": CLEAN, "end": CLEAN, "stuck": 0, "replayed": Replayed(1), "healthy": True, "seconds": 9.5}
+    values = {"start": CLEAN, "end": CLEAN, "stuck": 0, "leaked": 0, "healthy": True, "seconds": 9.5}
+    values["replayed"] = Replayed(1)
     return Settled(**(values | other))  # type: ignore[arg-type]
 
 
@@ -44,7 +45,7 @@ def test_outcomes_add_up() -> None:
     [
         ({}, []),
         ({"stuck": 3}, ["stuck"]),
-        ({"end": CLEAN | {"used_tokens": 7}}, ["leaked_tokens"]),
+        ({"leaked": 7}, ["leaked_tokens"]),
         ({"replayed": Replayed(2, differing=[5])}, ["differing"]),
         ({"replayed": Replayed(2, near_ties=1)}, []),
         ({"healthy": False}, ["healthy"]),
@@ -53,6 +54,16 @@ def test_outcomes_add_up() -> None:
 )
 def test_what_is_wrong_is_named(other: dict[str, object], wrong: list[str]) -> None:
     assert summary(OUTCOMES[:3], settled(**other))["wrong"] == wrong
+
+
+@pytest.mark.parametrize(
+    ("gone", "late", "wrong"), [(3, 3, []), (1, 2, []), (3, 4, ["too_late"]), (0, 3, ["too_late"])]
+)
+def test_a_server_that_heeds_no_aborts_is_wrong(gone: int, late: int, wrong: list[str]) -> None:
+    verdicts = ["gone"] * gone + ["late"] * late
+    outcomes = [Outcome(number, "aborted", verdict, 200) for number, verdict in enumerate(verdicts)]
+    found = summary([*outcomes, Outcome(9, "disconnected", "late", 200)], settled())
+    assert (found["aborted"], found["too_late"], found["wrong"]) == (gone, late + 1, wrong)
 
 
 def test_memory_grows_by_process() -> None:
