@@ -2,8 +2,8 @@
 
 Wheels from OLDEST (the oldest tested release) on are downloaded and read; nothing is installed or imported, and no GPU
 is needed. Prints a line per release and a table of the names that some release lacks, with those that the newest no
-longer has: they are about to go. A tested release that lacks one is exit code 1. Where the index cannot be asked, a
-line says so, and the code is 0.
+longer has: they are about to go. A tested release that lacks one, or that could not be read, is exit code 1. Where the
+index cannot be asked, a line says so, and the code is 0.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def report(found: dict[str, dict[str, str] | None]) -> list[str]:
     lines = []
     for release, lacking in found.items():
         tested = " (tested)" if release in TESTED else ""
-        count = "no wheel for this Python" if lacking is None else f"{COUNT - len(lacking)} of {COUNT} names"
+        count = "no wheel could be had" if lacking is None else f"{COUNT - len(lacking)} of {COUNT} names"
         lines.append(f"drift: {release}{tested}: {count}")
     read = {release: lacking for release, lacking in found.items() if lacking is not None}
     paths = sorted({path for lacking in read.values() for path in lacking})
@@ -81,8 +81,11 @@ def report(found: dict[str, dict[str, str] | None]) -> list[str]:
 def main(oldest: str) -> int:
     with tempfile.TemporaryDirectory() as folder:
         found = {release: problems(release, Path(folder)) for release in releases(oldest)}
-    print("\n".join(report(found)) if found else "drift: the index could not be asked")
-    return 1 if any(found.get(release) for release in TESTED) else 0
+    if not found:
+        print("drift: the index could not be asked")
+        return 0
+    print("\n".join(report(found)))
+    return 0 if all(found.get(release) == {} for release in TESTED) else 1
 
 
 if __name__ == "__main__":

@@ -55,15 +55,17 @@ def test_the_report_says_which_names_are_about_to_go(
 ) -> None:
     monkeypatch.setattr(drift, "TESTED", ("1.0",))
     text = "\n".join(drift.report(found))
-    for line in ("1.0 (tested): 3 of 3 names", "1.1: 2 of 3 names", "1.2: 1 of 3 names", "1.3: no wheel"):
+    for line in ("1.0 (tested): 3 of 3 names", "1.1: 2 of 3 names", "1.2: 1 of 3 names", "1.3: no wheel could be had"):
         assert f"drift: {line}" in text
     assert "| sglang.srt.host.serve |  | takes no parameter port |  |" in text
     going = [line.rsplit(": ", 1)[1] for line in text.splitlines() if "about to go" in line]
     assert going == ["ServerArgs.device", "sglang.srt.host.Pool.size"]
 
 
-@pytest.mark.parametrize(("tested", "code"), [(("1.0",), 0), (("1.0", "1.1"), 1)])
-def test_only_a_tested_release_that_lacks_a_name_fails(
+@pytest.mark.parametrize(
+    ("tested", "code"), [(("1.0",), 0), (("1.0", "1.1"), 1), (("1.0", "1.3"), 1), (("1.0", "1.4"), 1)]
+)
+def test_only_a_tested_release_that_lacks_a_name_or_was_not_read_fails(
     drift: ModuleType,
     found: dict[str, dict[str, str] | None],
     monkeypatch: pytest.MonkeyPatch,

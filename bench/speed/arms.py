@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,19 @@ def start_arm(module: str, request: dict[str, Any]) -> dict[str, Any]:
             sys.exit(f"arm {request['arm']} ended with code {done.returncode}")
         found: dict[str, Any] = json.loads(result.read_text())
         return found
+
+
+def problem(times: Iterable[float], same: Iterable[bool], must_be_same: bool) -> str:
+    """What a row says in place of a speed; empty if it may tell one."""
+    if must_be_same and not all(same):
+        return "wrong tokens"
+    return "unsteady" if min(times) <= 0 else ""
+
+
+def exit_on_problems(rows: Iterable[dict[str, Any]]) -> None:
+    """Exit with a line where a row has a problem in place of its speed."""
+    if problems := sorted({row["speedup"] for row in rows if isinstance(row["speedup"], str)}):
+        sys.exit(f"error: {' and '.join(problems)}: those rows tell no speed")
 
 
 def serve_arm(run: Callable[[argparse.Namespace], dict[str, Any]], description: str) -> None:

@@ -24,7 +24,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench.speed.arms import MODEL_HELP, default_model, start_arm
+from bench.speed.arms import MODEL_HELP, default_model, exit_on_problems, problem, start_arm
 from bench.speed.byte_bound import step_bytes
 from bench.timing import about
 from lim_sglang.commands.common import positive
@@ -64,6 +64,7 @@ def main() -> None:
         rows = compare(args, arms)
         write(args.out / "decode_engine.csv", rows)
     print_table(rows)
+    exit_on_problems(rows)
 
 
 def parse() -> argparse.Namespace:
@@ -114,7 +115,7 @@ def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int
     published, layers = config["num_hidden_layers"], args.layers or config["num_hidden_layers"]
     within = context + args.steps + 8 <= args.budget
     dense_ms, lim_ms = statistics.median(dense), statistics.median(lim)
-    problem = "wrong tokens" if within and not all(same) else "unsteady" if min(dense + lim) <= 0 else ""
+    why_not = problem(dense + lim, same, within)
     row = {
         "gpu": arms["lim"][0].get("gpu", "none"),
         "model": Path(args.model).name,
@@ -126,16 +127,16 @@ def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int
         "budget": args.budget,
         "dense_ms": round(dense_ms, 3),
         "lim_ms": round(lim_ms, 3),
-        "speedup": problem or round(dense_ms / lim_ms, 3),
+        "speedup": why_not or round(dense_ms / lim_ms, 3),
         "dense_spread_ms": round(max(dense) - min(dense), 3),
         "lim_spread_ms": round(max(lim) - min(lim), 3),
-        "dense_tok_s": round(batch / dense_ms * 1e3, 1),
-        "lim_tok_s": round(batch / lim_ms * 1e3, 1),
         "same_tokens": f"{sum(same)}/{len(same)}",
     }
+    if not why_not:
+        row |= {"dense_tok_s": round(batch / dense_ms * 1e3, 1), "lim_tok_s": round(batch / lim_ms * 1e3, 1)}
     if args.device == "cuda":
         copy = statistics.median(run["copy_tb_s"] for run in (*arms["dense"], *arms["lim"]))
-        if not args.dp_attention:
+        if not (args.dp_attention or why_not):
             ran, middle = config | {"num_hidden_layers": layers}, context + args.steps // 2
             least = step_bytes(ran, Path(args.model).name, batch, middle, args.budget, args.tp)
             row["byte_bound_share"] = round(least / copy / 1e9 / lim_ms, 3)

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.speed.arms import MODEL_HELP, default_model, start_arm
+from bench.speed.arms import MODEL_HELP, default_model, exit_on_problems, problem, start_arm
 from bench.timing import about
 
 ARMS = ("dense", "lim", "lossless")
@@ -43,6 +43,7 @@ def main() -> None:
     write(args.out, rows, arms)
     for row in [dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]:
         print("  ".join(f"{row[name]!s:>{max(8, len(name))}}" for name in COLUMNS[3:]))
+    exit_on_problems(rows)
 
 
 def parse() -> argparse.Namespace:
@@ -122,7 +123,7 @@ def compare_shape(args: argparse.Namespace, at: dict[str, list[Row]], row: Row, 
         "dense_ms": dense["ms"],
         "lim_ms": lim["ms"],
         "lossless_ms": row["ms"],
-        "speedup": "wrong tokens" if within and not all(same) else round(dense["ms"] / row["ms"], 3),
+        "speedup": problem((dense["ms"], row["ms"]), same, within) or round(dense["ms"] / row["ms"], 3),
         "speedup_of_lim": lim["ms"] and round(dense["ms"] / lim["ms"], 3),
         "dense_spread_ms": dense["spread_ms"],
         "lossless_spread_ms": row["spread_ms"],

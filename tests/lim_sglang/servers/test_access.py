@@ -99,6 +99,8 @@ def test_other_answers_pass() -> None:
         (["--api-key=k"], ["--api-key=***"]),
         (["--server-arg", "--admin-api-key k --page-size 1"], ["--server-arg", "--admin-api-key *** --page-size 1"]),
         (["--api", "k", "--out", "o"], ["--api", "***", "--out", "o"]),
+        (["--ap", "k", "--a=k", "--attention", "lim"], ["--ap", "***", "--a=***", "--attention", "lim"]),
+        (["--server-arg=--admin k --attention-backend lim"], ["--server-arg=--admin *** --attention-backend lim"]),
         (["--out", "o"], ["--out", "o"]),
         ([], []),
     ],
