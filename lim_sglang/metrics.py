@@ -80,9 +80,9 @@ class RoundMetrics:
     ``report`` has:
         verify_steps: Dense passes over the drafts of a batch.
         plain_steps: Dense steps without drafts.
-        request_rounds: Requests that drafted, summed over the verify steps.
+        request_rounds: Requests that drafted, summed over the verify steps; not in a step that came after their end.
         drafted_tokens: Their drafts.
-        accepted_tokens: Those of them that became output.
+        accepted_tokens: Those that dense attention accepted: output, but for what lies behind a request's end.
     """
 
     _NAMES = ("verify_steps", "plain_steps", "request_rounds", "drafted_tokens", "accepted_tokens")
@@ -97,15 +97,15 @@ class RoundMetrics:
                 text = f"Lossless mode: {name.replace('_', ' ')}."
                 self._counters[name] = Counter(f"sglang:lim_{name}", text)
 
-    def observe_round(self, requests: int, drafts: int) -> None:
-        """Count a verify step of ``requests`` that drafted ``drafts`` tokens each."""
-        self._add(verify_steps=1, request_rounds=requests, drafted_tokens=requests * drafts)
+    def observe_verify_step(self) -> None:
+        self._add(verify_steps=1)
+
+    def observe_drafts(self, requests: int, drafts: int, accepted: int) -> None:
+        """Count the round of ``requests`` that drafted ``drafts`` tokens each, of which ``accepted`` were, together."""
+        self._add(request_rounds=requests, drafted_tokens=requests * drafts, accepted_tokens=accepted)
 
     def observe_plain_step(self) -> None:
         self._add(plain_steps=1)
-
-    def observe_accepted(self, tokens: int) -> None:
-        self._add(accepted_tokens=tokens)
 
     def _add(self, **amounts: int) -> None:
         for name, amount in amounts.items():

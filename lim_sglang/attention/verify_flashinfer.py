@@ -7,6 +7,7 @@ all tokens of a request.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from lim_kernels.decode.config import AttendConfig, verify_config
 from lim_kernels.decode.launch import AttendWorkspace, Requests, attend
 from lim_kernels.decode.slots import write_slots
 from lim_sglang.attention.wrappers import AttentionShape, made_on, scaled
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class VerifyFlashInferBackend(FlashInferAttnBackend):
             return VerifyWrapper.allocate(*sizes, width, shape, device)
 
         self.verify = made_on(self.kv_last_page_len.device, make, *sizes)
+        logger.info("lim: %d MiB for verifications", self.verify.nbytes >> 20)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int, kv_indices_buf: Tensor | None = None) -> None:
         """FlashInfer's buffers of captured decode steps; a verification's are there already."""

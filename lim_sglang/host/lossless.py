@@ -11,6 +11,8 @@ from lim_sglang.host.support import BACKEND, LOSSLESS, Refusal, flag
 DEFAULT_WIDTH = 7
 """Tokens of a verification unless ``--speculative-num-draft-tokens`` says so: six drafts and the token before them."""
 WIDTHS = range(2, 17)
+WIDEST_BY_TOKEN = 8
+"""With pages of one token: a round reserves twice its width, and a row of slots is a context, 4 and one width long."""
 ENV_DRAFTS = "SGLANG_LIM_DRAFTS"
 """``auto``: as many drafts as pay by measured costs and acceptance; ``always``: as many as there may be."""
 
@@ -39,6 +41,11 @@ def _backends(args: Any, _model: Any) -> str:
 def _width(args: Any, _model: Any) -> str:
     width = args.speculative_num_draft_tokens
     return "" if width is None or width in WIDTHS else f"--speculative-num-draft-tokens {width}"
+
+
+def _width_by_token(args: Any, _model: Any) -> str:
+    width, page = args.speculative_num_draft_tokens or DEFAULT_WIDTH, args.page_size or 1
+    return f"--speculative-num-draft-tokens {width} with --page-size 1" if width > WIDEST_BY_TOKEN and page == 1 else ""
 
 
 def _steps(args: Any, _model: Any) -> str:
@@ -89,6 +96,12 @@ REFUSALS: tuple[Refusal, ...] = (
         _width,
         "a round verifies the last token and 1 to 15 drafts",
         f"use {WIDTHS[0]} to {WIDTHS[-1]}, or leave it out for {DEFAULT_WIDTH}",
+    ),
+    Refusal(
+        f"widths above {WIDEST_BY_TOKEN} with pages of one token",
+        _width_by_token,
+        "SGLang reserves slots for two rounds, which the last ones of a context would take from another request",
+        f"use {WIDTHS[0]} to {WIDEST_BY_TOKEN}, or a larger --page-size",
     ),
     Refusal(
         "another number of draft steps",

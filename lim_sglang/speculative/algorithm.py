@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from lim_sglang.host.lossless import DEFAULT_WIDTH
 from lim_sglang.host.support import LOSSLESS
+
+logger = logging.getLogger(__name__)
 
 MAX_RUNNING_REQUESTS = 48  # as SGLang's own speculative algorithms have it
 
@@ -40,6 +43,7 @@ class LimSpecAlgorithm(CustomSpecAlgo):
         server_args.speculative_eagle_topk = 1
         if server_args.max_running_requests is None:
             server_args.max_running_requests = MAX_RUNNING_REQUESTS
+            logger.warning("lim: %d requests run at a time; more with --max-running-requests", MAX_RUNNING_REQUESTS)
         if server_args.device == "cpu":
             server_args.disable_overlap_schedule = True
 
@@ -50,6 +54,9 @@ def register() -> None:
 
     @SpeculativeAlgorithm.register(LOSSLESS, supports_overlap=True, spec_class=LimSpecAlgorithm)
     def worker_class(_server_args: Any) -> type:
+        from lim_patches import finish_by_token, room_for_rounds
         from lim_sglang.speculative.worker import LimSpecWorker
 
+        finish_by_token.PATCH.apply_now()
+        room_for_rounds.PATCH.apply_now()
         return LimSpecWorker

@@ -23,6 +23,8 @@ class SamplingRule:
         top_ps, min_ps: [B] float32.
         is_greedy: Whether all requests are greedy.
         is_filtered: Whether any request has a top-k, top-p or min-p that drops tokens.
+        renormalises: Whether top-p counts shares of the top k, as with FlashInfer where any request has a min-p, and
+            not of all tokens.
     """
 
     temperatures: Tensor
@@ -31,6 +33,7 @@ class SamplingRule:
     min_ps: Tensor
     is_greedy: bool
     is_filtered: bool
+    renormalises: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,9 +73,12 @@ def distribution(logits: Tensor, rule: SamplingRule) -> Tensor:
     if not rule.is_filtered:
         return probs
     ordered, tokens = probs.sort(dim=-1, descending=True)
-    ranks = torch.arange(probs.shape[-1], device=probs.device)
+    beyond_k = torch.arange(probs.shape[-1], device=probs.device) >= rule.top_ks[:, None, None]
+    if rule.renormalises:
+        ordered.masked_fill_(beyond_k, 0.0)
+        ordered /= ordered.sum(-1, keepdim=True)
     beyond_p = ordered.cumsum(-1) - ordered > rule.top_ps[:, None, None]
-    ordered.masked_fill_(beyond_p | (ranks >= rule.top_ks[:, None, None]), 0.0)
+    ordered.masked_fill_(beyond_p | beyond_k, 0.0)
     ordered.masked_fill_(ordered < ordered[..., :1] * rule.min_ps[:, None, None], 0.0)
     ordered /= ordered.sum(-1, keepdim=True)
     return torch.zeros_like(probs).scatter_(-1, tokens, ordered)

@@ -37,14 +37,15 @@ class LimSpecWorker(BaseSpecWorker):
         self.speculative_num_draft_tokens = self.width
         self.speculative_num_steps = self.width - 1
         self.adaptive_controller = None
+        self._samples_by_flashinfer = args.sampling_backend == "flashinfer"
         self.runner = target_worker.model_runner
         self._read_done_event = compat.read_done_event(self.runner)
-        # Ranks that share the heads draw alike: same seed, same draws, same order.
-        self.generator = torch.Generator(self.runner.device).manual_seed(args.random_seed)
+        # Ranks that share the heads draw alike: same draws, same order, from the seed that SGLang gave all of them.
+        self.generator = torch.Generator(self.runner.device).manual_seed(target_worker.random_seed)
         self.plain: DecodePass
         self.drafter: LimDrafter
         self.policy: DraftPolicy
-        self._unresolved: deque[tuple[int, list[bool]]] = deque()  # drafts of the rounds whose outcome is on its way
+        self._unresolved: deque[tuple[int, list[Any]]] = deque()  # steps whose outcome is on its way: drafts, requests
 
     # What SGLang's start asks for
 
@@ -94,15 +95,23 @@ class LimSpecWorker(BaseSpecWorker):
         if not batch.forward_mode.is_decode():
             return self._extend(batch, on_publish)
         drafting = [may_draft(req) for req in batch.reqs]
-        drafts = self.policy.drafts(batch.seq_lens_cpu.tolist(), drafting)
-        self._unresolved.append((drafts, drafting))
+        lengths = batch.seq_lens_cpu.tolist()
+        # The host may not know of the last round yet, and buffers hold requests of the context's length.
+        has_room = max(lengths) + 2 * self.width <= self.runner.model_config.context_len
+        drafts = self.policy.drafts(lengths, drafting) if has_room else 0
+        self._unresolved.append((drafts, [req if may else None for req, may in zip(batch.reqs, drafting, strict=True)]))
         return self._round(batch, drafting, drafts, on_publish) if drafts else self._plain_step(batch, on_publish)
 
     def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
-        """SGLang tells the outcome of every step, in order, once the host has it."""
-        drafts, drafting = self._unresolved.popleft()
-        accepted = [n for n, drafted in zip(num_correct_drafts_per_req, drafting, strict=True) if drafted]
-        self.metrics.observe_accepted(sum(accepted))
+        """SGLang tells the outcome of every step, in order, once the host has it.
+
+        With the overlap scheduler, a request that has ended meanwhile was in one more step, which SGLang drops.
+        """
+        drafts, reqs = self._unresolved.popleft()
+        outcomes = zip(num_correct_drafts_per_req, reqs, strict=True)
+        accepted = [n for n, req in outcomes if req and not (req.finished() or req.is_retracted)]
+        if drafts:
+            self.metrics.observe_drafts(len(accepted), drafts, sum(accepted))
         self.policy.observe(accepted, drafts)
 
     def _extend(self, batch: Any, on_publish: Publish) -> GenerationBatchResult:
@@ -129,11 +138,11 @@ class LimSpecWorker(BaseSpecWorker):
     def _round(self, batch: Any, drafting: list[bool], num_drafts: int, on_publish: Publish) -> GenerationBatchResult:
         """Draft, then verify all drafts in one pass, which writes K and V of all its tokens anew."""
         bonus, slots = batch.spec_info.bonus_tokens, slots_ahead(batch, self.width)
-        rule = sampling_rule(batch.sampling_info)
+        rule = self._sampling_rule(batch.sampling_info)
         drafts = self.drafter.draft(batch, bonus, slots, rule, num_drafts)
         padding = bonus[:, None].expand(-1, self.width - 1 - num_drafts)  # every verification has as many tokens
         tokens = torch.cat([bonus[:, None], drafts.tokens, padding], 1)
-        self.metrics.observe_round(sum(drafting), num_drafts)
+        self.metrics.observe_verify_step()
         result = self.target_worker.forward_batch_generation(verify_step(batch, tokens, slots), is_verify=True)
         verdict = self._judge(result.logits_output, batch, drafts, limits_of(drafting, num_drafts, bonus.device))
         lengths = batch.seq_lens + verdict.accepted + 1
@@ -148,11 +157,23 @@ class LimSpecWorker(BaseSpecWorker):
         info, width = batch.sampling_info, 1 if drafts is None else drafts.tokens.shape[1] + 1
         logits = output.next_token_logits.unflatten(0, (len(limits), -1))[:, :width]
         self._adjust(logits, info)
-        verdict = verify(logits, drafts, sampling_rule(info), limits, self.generator)
+        verdict = verify(logits, drafts, self._sampling_rule(info), limits, self.generator)
         if batch.return_logprob:
             output.next_token_logits = logits.flatten(0, 1)
             compat.add_logprobs(batch, output, verdict.tokens.flatten(), width)
         return verdict
+
+    def _sampling_rule(self, info: Any) -> SamplingRule:
+        """The rule of SGLang's ``SamplingBatchInfo``."""
+        return SamplingRule(
+            temperatures=info.temperatures,
+            top_ks=info.top_ks,
+            top_ps=info.top_ps,
+            min_ps=info.min_ps,
+            is_greedy=info.is_all_greedy,
+            is_filtered=info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling,
+            renormalises=info.need_min_p_sampling and self._samples_by_flashinfer,
+        )
 
     def _adjust(self, logits: Tensor, info: Any) -> None:
         """Do to [B, T, V] logits, in place, all that SGLang does to them before it samples.
@@ -183,15 +204,3 @@ def limits_of(drafting: list[bool], num_drafts: int, device: torch.device) -> Te
         return torch.full((len(drafting),), num_drafts, device=device)
     limits = torch.tensor([may * num_drafts for may in drafting], pin_memory=device.type == "cuda")
     return limits.to(device, non_blocking=True)
-
-
-def sampling_rule(info: Any) -> SamplingRule:
-    """The rule of SGLang's ``SamplingBatchInfo``."""
-    return SamplingRule(
-        temperatures=info.temperatures,
-        top_ks=info.top_ks,
-        top_ps=info.top_ps,
-        min_ps=info.min_ps,
-        is_greedy=info.is_all_greedy,
-        is_filtered=info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling,
-    )

@@ -12,7 +12,7 @@ from lim_sglang.host.launch import check_launch
 def check_lim(_result: Any, server_args: Any) -> None:
     check_launch(server_args)
     for patch in request_values.PATCHES:
-        patch.apply_at_launch()
+        patch.apply_now()
 
 
 PATCH = Patch("sglang.srt.server_args.ServerArgs.check_server_args", check_lim, "after")

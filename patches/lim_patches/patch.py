@@ -23,8 +23,8 @@ class Patch:
         only_if_loaded: Module without which the patch is not wanted in this process, so that a hook never
             makes a process import what it does not use.
         only_on_cpu_host: Not wanted where the process may use a GPU.
-        at_launch: Not wanted before this process launches a server: until then its target, which would have to be
-            imported, may never be needed. ``check_server_args`` applies it then.
+        on_demand: Not wanted before something asks for it by ``apply_now``: until then its target, which would have to
+            be imported, may never be needed. ``check_server_args`` and the lossless mode's worker ask.
     """
 
     target: str
@@ -32,13 +32,13 @@ class Patch:
     kind: Literal["after", "around"]
     only_if_loaded: str = ""
     only_on_cpu_host: bool = False
-    at_launch: bool = False
+    on_demand: bool = False
 
     @property
     def wanted(self) -> bool:
         """By what the process has loaded so far and may use; ``registry.register`` asks once."""
         loaded = not self.only_if_loaded or self.only_if_loaded in sys.modules
-        return loaded and not self.at_launch and self._fits_the_device
+        return loaded and not self.on_demand and self._fits_the_device
 
     @property
     def _fits_the_device(self) -> bool:
@@ -50,8 +50,8 @@ class Patch:
 
         HookRegistry.register(self.target, self.hook, HookType(self.kind))
 
-    def apply_at_launch(self) -> None:
-        """Register and apply, once, where a server is launched; every launch calls this."""
+    def apply_now(self) -> None:
+        """Register and apply, once, however often it is asked for."""
         from sglang.srt.plugins.hook_registry import HookRegistry
 
         if self._fits_the_device and not self.applied:

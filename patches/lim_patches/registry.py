@@ -5,11 +5,13 @@ from __future__ import annotations
 from lim_patches import (
     add_cli_args,
     check_server_args,
+    finish_by_token,
     from_cli_args,
     grammar_mask,
     internal_state,
     last_slot,
     request_values,
+    room_for_rounds,
     scaling_penalties,
     support_triton,
 )
@@ -25,6 +27,8 @@ PATCHES: tuple[Patch, ...] = (
     scaling_penalties.PATCH,
     last_slot.PATCH,
     *request_values.PATCHES,
+    finish_by_token.PATCH,
+    room_for_rounds.PATCH,
 )
 _registered: list[Patch] = []
 

@@ -52,7 +52,7 @@ def oracle(model_path: Path) -> SparseOracle:
 def start_server(model_path: Path, log_path: Path, *args: str, env: dict[str, str] | None = None) -> ServerProcess:
     """A server that has been started and may not be ready yet."""
     environment = {"OMP_NUM_THREADS": str(THREADS)} | (env or {})
-    server = ServerProcess(str(model_path), [*args, *COMMON_ARGS], env=environment, log_path=log_path)
+    server = ServerProcess(str(model_path), [*COMMON_ARGS, *args], env=environment, log_path=log_path)
     server.start()
     return server
 

@@ -121,6 +121,20 @@ def test_a_request_gets_what_dense_attention_gives(
     assert (after["plain_steps"] > before["plain_steps"]) == (not drafts)
 
 
+def test_a_stop_that_a_round_passes_with_the_length_ends_the_answer(
+    lossless: ServerProcess, dense_server: ServerProcess, prompts: list[list[int]], dense: list[Generation]
+) -> None:
+    """For every length that the round of the stop token may reach, and the one that ends at the stop itself."""
+    answers = [answer.tokens for answer in dense]
+    number, at = next((i, n) for i, t in enumerate(answers) for n in range(6, NEW_TOKENS) if t[n] not in t[:n])
+    tokens = answers[number]
+    for most in range(at + 1, at + 2 + DRAFTS):
+        sampling = {"stop_token_ids": [tokens[at]], "max_new_tokens": most, "ignore_eos": False}
+        ours, theirs = (post(server, prompts[number], sampling) for server in (lossless, dense_server))
+        assert ours["output_ids"] == theirs["output_ids"] == tokens[: at + 1], most
+        assert ours["meta_info"]["finish_reason"] == theirs["meta_info"]["finish_reason"], most
+
+
 def test_requests_that_may_not_draft_share_a_batch_with_those_that_may(
     lossless: ServerProcess, dense_server: ServerProcess, prompts: list[list[int]]
 ) -> None:

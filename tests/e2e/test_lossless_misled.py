@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from lim_sglang.servers.process import ServerProcess
 
 from . import random_drafts
-from .conftest import LIM_CONFIG, plugins, running, start_server
-from .lossless_requests import LOSSLESS, NEW_TOKENS, counters, post, ragged_prompts
+from .conftest import LIM_CONFIG, plugins, running, start_lim, start_server
+from .lossless_requests import DRAFTS, LOSSLESS, NEW_TOKENS, counters, post, ragged_prompts
 from .native_client import NativeClient
 
 pytestmark = pytest.mark.e2e
 
 LIMIT = 1400
+POOL = 700
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +53,19 @@ def test_a_wrong_draft_never_costs_a_token(
     totals = counters(misled)
     assert totals["drafted_tokens"] > 100
     assert totals["accepted_per_round"] < 0.1
+
+
+def test_a_request_that_fills_the_pool_ends_by_its_length(
+    model_path: Path, tmp_path: Path, dense_server: ServerProcess, prompts: list[list[int]]
+) -> None:
+    """A round reserves slots that no request may use up; all its tokens but the last few are dense attention's."""
+    options = [*LOSSLESS, "--max-total-tokens", str(POOL)]
+    with contextmanager(running)(start_lim(model_path, tmp_path / "server.log", *options)) as server:
+        answer = post(server, prompts[0], {"max_new_tokens": 4 * POOL})
+    found = answer["output_ids"]
+    assert answer["meta_info"]["finish_reason"] == {"type": "length", "length": len(found)}
+    assert POOL - 4 * (DRAFTS + 1) < len(prompts[0]) + len(found) < POOL
+    assert found == post(dense_server, prompts[0], {"max_new_tokens": len(found)})["output_ids"]
 
 
 def test_the_end_of_the_context(misled: ServerProcess, dense_server: ServerProcess, prompts: list[list[int]]) -> None:

@@ -36,7 +36,7 @@ def test_hooks_of_the_cpu_host_are_not_wanted_where_a_gpu_may_be_used(monkeypatc
     assert [patch for patch in PATCHES if patch.only_on_cpu_host] == ours
     for active in (False, True):
         monkeypatch.setattr(lim_patches.patch, "is_active", lambda active=active: active)
-        assert {replace(patch, only_if_loaded="", at_launch=False).wanted for patch in ours} == {active}
+        assert {replace(patch, only_if_loaded="", on_demand=False).wanted for patch in ours} == {active}
         assert not replace(ours[0], only_if_loaded="no.such.module").wanted
 
 

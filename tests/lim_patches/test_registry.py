@@ -13,7 +13,7 @@ from lim_patches.registry import PATCHES
 
 STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
 SCHEDULERS_ONLY = {patch.target for patch in PATCHES if patch.only_if_loaded}
-AT_LAUNCH = {patch.target for patch in PATCHES if patch.at_launch}
+ON_DEMAND = {patch.target for patch in PATCHES if patch.on_demand}
 CPU_HOST_ONLY = {patch.target for patch in PATCHES if patch.only_on_cpu_host}
 PLUGINS_FIRST = """
 from sglang.srt.plugins import load_plugins
@@ -40,7 +40,7 @@ def test_nothing_is_missed_whichever_comes_first(loads: str, in_scheduler: bool)
     done = subprocess.run([sys.executable, "-c", loads + REPORT], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     registered, not_applied, states = json.loads(done.stdout.strip().splitlines()[-1])
-    unwanted = (set() if in_scheduler else SCHEDULERS_ONLY) | (set() if is_active() else CPU_HOST_ONLY) | AT_LAUNCH
+    unwanted = (set() if in_scheduler else SCHEDULERS_ONLY) | (set() if is_active() else CPU_HOST_ONLY) | ON_DEMAND
     assert STATE in SCHEDULERS_ONLY
     assert not_applied == []
     assert set(registered) == {patch.target for patch in PATCHES} - unwanted
@@ -57,17 +57,25 @@ def test_a_hook_that_another_plugin_undid_is_told() -> None:
     assert done.stdout.strip().splitlines()[-1] == f"['{STATE}']", done.stderr
 
 
-def test_what_is_wanted_at_launch_is_applied_then() -> None:
-    """The hook of ``check_server_args`` runs where SGLang's ``Engine`` and server are launched."""
+def test_what_is_wanted_on_demand_is_applied_then() -> None:
+    """At a launch, by the hook of ``check_server_args``, and where SGLang asks for the lossless mode's worker."""
     code = PLUGINS_FIRST + (
+        "import json\n"
         "from types import SimpleNamespace\n"
         "from lim_patches import check_server_args, registry\n"
+        "from sglang.srt.speculative.spec_info import SpeculativeAlgorithm\n"
+        "def applied(): return [p.target for p in registry.PATCHES if p.on_demand and p.applied]\n"
         "check_server_args.check_launch = lambda _args: None\n"
-        "late = [patch for patch in registry.PATCHES if patch.at_launch]\n"
-        "before = [patch.applied for patch in late]\n"
+        "found = [applied()]\n"
         "for _ in range(2): check_server_args.check_lim(None, SimpleNamespace())\n"
-        "print(before, [patch.applied for patch in late], registry.not_applied())"
+        "found.append(applied())\n"
+        "args = SimpleNamespace(disable_overlap_schedule=True)\n"
+        "for _ in range(2): SpeculativeAlgorithm.from_string('LIM').create_worker(args)\n"
+        "print(json.dumps([*found, applied(), registry.not_applied()]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
-    found = [is_active()] * len(AT_LAUNCH)
-    assert done.stdout.strip().splitlines()[-1] == f"{[False] * len(found)} {found} []", done.stderr
+    assert done.returncode == 0, done.stderr
+    before, launched, served, not_applied = map(set, json.loads(done.stdout.strip().splitlines()[-1]))
+    at_launch = ON_DEMAND & CPU_HOST_ONLY if is_active() else set()
+    assert (before, launched, not_applied) == (set(), at_launch, set())
+    assert served == at_launch | (ON_DEMAND - CPU_HOST_ONLY) != launched

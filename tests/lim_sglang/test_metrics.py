@@ -36,10 +36,9 @@ def test_rounds() -> None:
     metrics = DecodeMetrics(CONFIG, PLAN)
     assert "lossless" not in metrics.report()["counters"]
     rounds = metrics.add_rounds()
-    rounds.observe_round(3, 4)
-    rounds.observe_accepted(7)
-    rounds.observe_round(2, 4)
-    rounds.observe_accepted(8)
+    for requests, accepted in ((3, 7), (2, 8)):
+        rounds.observe_verify_step()
+        rounds.observe_drafts(requests, 4, accepted)
     rounds.observe_plain_step()
     counters = json.loads(json.dumps(metrics.report()))["counters"]
     assert counters["lossless"] == {

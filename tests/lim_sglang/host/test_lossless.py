@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,11 @@ ON = "--speculative-algorithm LIM --device cpu"
 REFUSED = {
     "width 1": ("--speculative-num-draft-tokens 1", "--speculative-num-draft-tokens 1", "use 2 to 16, or leave it out"),
     "width 17": ("--speculative-num-draft-tokens 17", "--speculative-num-draft-tokens 17", "use 2 to 16"),
+    "width 9 of single tokens": (
+        "--speculative-num-draft-tokens 9",
+        "--speculative-num-draft-tokens 9 with --page-size 1",
+        "use 2 to 8, or a larger --page-size",
+    ),
     "steps": ("--speculative-num-steps 3", "--speculative-num-steps 3", "leave out --speculative-num-steps"),
     "tree": ("--speculative-eagle-topk 4", "--speculative-eagle-topk 4", "leave it out"),
     "draft model": ("--speculative-draft-model-path x", "--speculative-draft-model-path x", "leave it out"),
@@ -54,7 +60,7 @@ def test_one_line_on_the_command_line(
 
 
 @pytest.mark.parametrize(
-    "flags", ["", "--speculative-num-draft-tokens 2", "--speculative-num-draft-tokens 16", "--tp-size 2"]
+    "flags", ["", "--speculative-num-draft-tokens 2", "--speculative-num-draft-tokens 8", "--tp-size 2"]
 )
 def test_accepted(command_line: CommandLine, flags: str) -> None:
     command_line({}, f"{ON} {flags}")
@@ -90,6 +96,25 @@ def test_what_is_left_open_is_resolved(launch: Launch) -> None:
     server_args = launch(speculative_algorithm="lim", speculative_num_draft_tokens=5)
     check_launch(server_args)
     assert resolved(server_args) == (5, 4, 1, True)
+
+
+def test_how_many_requests_run_is_said_unless_it_was_asked_for(
+    launch: Launch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = {}
+    for asked in (200, None):
+        with caplog.at_level("WARNING", logger="lim_sglang"):
+            args = compat.effective_args(launch(speculative_algorithm="LIM", max_running_requests=asked))
+        found[args.max_running_requests] = [m for m in caplog.messages if m.startswith("lim:")]
+        caplog.clear()
+    assert found == {200: [], 48: ["lim: 48 requests run at a time; more with --max-running-requests"]}
+
+
+def test_wide_rounds_fit_larger_pages(launch: Launch) -> None:
+    check = next(entry for entry in lossless.REFUSALS if entry.feature.startswith("widths above")).found
+    for width, page, fits in ((8, 1, True), (9, 1, False), (9, None, False), (16, 16, True), (None, None, True)):
+        args = SimpleNamespace(speculative_num_draft_tokens=width, page_size=page)
+        assert (not check(args, None)) == fits, (width, page)
 
 
 def test_every_refusal_gives_a_reason_and_a_way_out() -> None:

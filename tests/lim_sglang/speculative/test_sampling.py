@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -153,6 +154,20 @@ def rules() -> Iterator[tuple[float, int, float, float]]:
     yield from itertools.product((0.6, 1.3), (1, 5, 1 << 30), (0.3, 0.9, 1.0), (0.0, 0.2))
 
 
+def kept_in_order(probs: list[float], top_k: int, top_p: float, min_p: float) -> list[float]:
+    """Top-k, normalised, then top-p, then min-p: FlashInfer's functions as SGLang calls them where there is a min-p."""
+    order = sorted(range(len(probs)), key=lambda token: -probs[token])[:top_k]
+    total = sum(probs[token] for token in order)
+    kept: list[int] = []
+    for token in order:
+        if sum(probs[other] for other in kept) / total > top_p:
+            break
+        kept.append(token)
+    kept = [token for token in kept if probs[token] >= min_p * probs[order[0]]]
+    total = sum(probs[token] for token in kept)
+    return [probs[token] / total if token in kept else 0.0 for token in range(len(probs))]
+
+
 def test_distribution_is_what_sglang_samples_from(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against SGLang's own function, whose multinomial is made to hand out what it would draw from."""
     from sglang.srt.layers import sampler
@@ -177,5 +192,10 @@ def test_distribution_is_what_sglang_samples_from(monkeypatch: pytest.MonkeyPatc
         sampler.top_k_top_p_min_p_sampling_from_probs_torch(probs, top_ks, top_ps, min_ps, True, None, zeros)
         expected = torch.zeros_like(probs).scatter(-1, order, drawn[-1])
         torch.testing.assert_close(found[:, token], expected, rtol=1e-5, atol=1e-7)
+    one_by_one = replace(rule, renormalises=True)
+    for token, row in itertools.product(range(2), range(len(options))):
+        expected = kept_in_order((logits[row, token] / temperatures[row]).softmax(-1).tolist(), *options[row][1:])
+        found = distribution(logits, one_by_one)[row, token]
+        torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-7)
     plain = SamplingRule(temperatures[:, None], top_ks, top_ps, min_ps, is_greedy=False, is_filtered=False)
     torch.testing.assert_close(distribution(logits, plain), torch.softmax(logits / temperatures[:, None, None], -1))

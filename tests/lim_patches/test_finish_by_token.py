@@ -1,0 +1,104 @@
+"""A round of several tokens ends a request where steps of one token would have, on SGLang's own requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lim_patches import finish_by_token
+from lim_sglang.servers.embedded_model import ensure_model
+
+EOS, STOP = 2, 5
+Make = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def make() -> Iterator[Make]:
+    """Requests, judged one token at a time by SGLang's own method, whatever other tests have patched."""
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.sampling.sampling_params import SamplingParams
+    from sglang.srt.utils.hf_transformers_utils import get_tokenizer
+
+    tokenizer = get_tokenizer(str(ensure_model()))
+    applied = finish_by_token.PATCH.applied
+    if applied:
+        finish_by_token.PATCH.undo()
+
+    def request(most: int, **sampling: Any) -> Any:
+        params = SamplingParams(max_new_tokens=most, stop_token_ids=[STOP], **sampling)
+        params.normalize(tokenizer)
+        req = Req("r", "", [1], params, eos_token_ids={EOS}, vocab_size=49152)
+        req.tokenizer = tokenizer
+        return req
+
+    yield request
+    if applied:
+        finish_by_token.PATCH.apply_now()
+
+
+def ended(req: Any) -> tuple[Any, list[int]]:
+    return req.finished_reason and req.finished_reason.to_json(), list(req.output_ids_through_stop)
+
+
+def by_one(req: Any, tokens: Sequence[int]) -> tuple[Any, list[int]]:
+    for token in tokens:
+        if not req.finished():
+            req.output_ids.append(token)
+            req.update_finish_state()
+    return ended(req)
+
+
+def by_rounds(req: Any, rounds: Sequence[Sequence[int]]) -> tuple[Any, list[int]]:
+    kept = 0
+    for tokens in rounds:
+        if not req.finished():
+            req.output_ids.extend(tokens)
+            kept += len(tokens)
+            finish_by_token.token_by_token(type(req).update_finish_state, req, len(tokens))
+    assert len(req.output_ids) == kept, "slots of the tokens behind the end are freed by their number"
+    return ended(req)
+
+
+TOKENS = st.integers(2, 9)
+ROUNDS = st.lists(st.lists(TOKENS, min_size=1, max_size=7), min_size=1, max_size=4)
+
+
+@given(rounds=ROUNDS, most=st.integers(1, 20), ignore_eos=st.booleans())
+def test_rounds_end_as_single_tokens_do(make: Make, rounds: list[list[int]], most: int, ignore_eos: bool) -> None:
+    flat = [token for tokens in rounds for token in tokens]
+    expected = by_one(make(most, ignore_eos=ignore_eos), flat)
+    assert by_rounds(make(most, ignore_eos=ignore_eos), rounds) == expected
+
+
+@pytest.mark.parametrize(
+    ("tokens", "most", "kept"), [([7, EOS, 8, 9], 4, 2), ([7, 8, EOS, 9], 3, 3), ([7, 8, 9, EOS], 2, 2)]
+)
+def test_nothing_comes_behind_a_stop_or_the_length(make: Make, tokens: list[int], most: int, kept: int) -> None:
+    reason, output = by_rounds(make(most), [tokens])
+    assert output == tokens[:kept]
+    assert reason["type"] == ("stop" if tokens[kept - 1] == EOS and kept < most else reason["type"])
+
+
+def test_a_stop_string_behind_an_eos_is_not_reached(make: Make) -> None:
+    tokenizer = make(1).tokenizer
+    stop = tokenizer.encode(" stop", add_special_tokens=False)
+    rounds = [[7, EOS, *stop, 8]]
+    flat = [token for tokens in rounds for token in tokens]
+    assert by_rounds(make(30, stop=" stop"), rounds) == by_one(make(30, stop=" stop"), flat)
+    assert by_rounds(make(30, stop=" stop"), rounds)[1] == [7, EOS]
+    whole = [[7, *stop, 8, EOS]]
+    assert by_rounds(make(30, stop=" stop"), whole)[1] == [7, *stop]
+
+
+def test_an_abort_ends_it_at_once(make: Make) -> None:
+    from sglang.srt.managers.schedule_batch import FINISH_ABORT
+
+    req = make(10)
+    req.to_finish = FINISH_ABORT("gone")
+    reason, output = by_rounds(req, [[7, 8, EOS]])
+    assert reason["type"] == "abort"
+    assert output == [7, 8, EOS]
