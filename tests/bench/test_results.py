@@ -164,6 +164,20 @@ def test_long_generation_and_memory() -> None:
     assert f"takes {row['extra_mib']} MiB more" in " ".join(README.split())
 
 
+def test_the_other_dense_attention_of_hopper() -> None:
+    rows = [row for row in rows_of("decode_attention.csv") if row["dense_fa3_us"] and row["budget"] == "2048"]
+    [shown] = re.findall(
+        r"fa3 takes ([\d.]+) to ([\d.]+) × FlashInfer's time from 8,192 tokens on, ([\d.]+) to ([\d.]+) × at 2,048",
+        " ".join(README.split()),
+    )
+    longer, short = (
+        [float(r["dense_fa3_us"]) / float(r["dense_us"]) for r in rows if (int(r["context"]) > 2048) == wanted]
+        for wanted in (True, False)
+    )
+    for text, ratio in zip(shown, (min(longer), max(longer), min(short), max(short)), strict=True):
+        assert same(text, ratio)
+
+
 def test_serving() -> None:
     names = {"random prompts": ("random", "random"), "two shared prefixes": ("shared_prefix", "shared-prefix")}
     lines = re.findall(rf"^\| ({'|'.join(names)}) \| (1|all at once) (\|.*)$", README, re.MULTILINE)
@@ -193,7 +207,7 @@ def test_lossless() -> None:
     shown = re.findall(
         r"^\| (?:(2 × )?H200)? ?\| ?(?:(\d+) × ([\d,]+))? ?\| (greedy|at temperature 1) (\|.*)$", README, re.MULTILINE
     )
-    assert len(shown) == 8
+    assert len(shown) == 9
     ranks, batch, context = "", "", ""
     for gpus, first, second, drafts, rest in shown:
         ranks, batch, context = gpus if first else ranks, first or batch, second or context
