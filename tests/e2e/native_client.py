@@ -64,9 +64,17 @@ class NativeClient:
         return seen
 
     def running_requests(self) -> int:
+        return self._load("num_running_reqs")
+
+    def used_tokens(self) -> int:
+        """Slots of the KV pool that are taken, without those that the radix cache may give up."""
+        return self._load("num_used_tokens")
+
+    def _load(self, name: str) -> int:
+        """The sum over all ranks."""
         response = httpx.get(f"{self.url}/v1/loads", timeout=REQUEST_TIMEOUT)
         assert response.status_code == 200, response.text
-        return sum(load["num_running_reqs"] for load in response.json()["loads"])
+        return sum(load[name] for load in response.json()["loads"])
 
     def wait_running(self, count: int, timeout: float) -> bool:
         """Whether the number of running requests became `count` within `timeout` seconds."""
