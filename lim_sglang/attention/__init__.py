@@ -50,8 +50,6 @@ def build_sparse(runner: Any) -> Any:
         check_dtypes(runner.dtype, runner.kv_cache_dtype, str(runner.device))
         counts = ", ".join(f"{plan.count(role)} {role.name.lower()}" for role in LayerRole)
         logger.info("lim: %s, layers: %s, selecting in %s", config, counts, list(plan.select_layers))
-        if getattr(runner.server_args, "enable_mixed_chunk", False):
-            logger.warning("lim: --enable-mixed-chunk: decode rows that share a batch with a prefill are dense")
         if shard is not None:
             logger.info("lim: %d ranks share %d query heads and one token set", shard.devices, shard.num_heads)
         # Ranks that attend to the same requests count the same.

@@ -78,6 +78,8 @@ def check_launch(server_args: Any) -> None:
                 f"--attention-backend {BACKEND} does not work with this model: SGLang replaces it by {chosen[1]}; "
                 f"{DENSE}"
             )
+        if args.enable_mixed_chunk:
+            logger.warning("lim: --enable-mixed-chunk: decode rows that share a batch with a prefill are dense")
 
 
 @contextmanager

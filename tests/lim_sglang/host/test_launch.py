@@ -65,6 +65,15 @@ def test_a_budget_beyond_the_device_kernels_is_refused(
         check_launch(server_args)
 
 
+@pytest.mark.parametrize("backend", ["attention_backend", "decode_attention_backend"])
+def test_rows_that_stay_dense_are_told(launch: Launch, caplog: pytest.LogCaptureFixture, backend: str) -> None:
+    with caplog.at_level("WARNING", logger="lim_sglang"):
+        for mixed in (False, True):
+            check_launch(launch(**{backend: "lim"}, enable_mixed_chunk=mixed))
+    [told] = {message for message in caplog.messages if message.startswith("lim: --")}
+    assert told == "lim: --enable-mixed-chunk: decode rows that share a batch with a prefill are dense"
+
+
 def test_a_port_that_cannot_be_had_is_told_apart() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert compat.why_not_bound("127.0.0.1", taken.getsockname()[1]) == "it is in use"
