@@ -91,7 +91,7 @@ def test_the_soak_on_a_gpu() -> None:
     assert found["lossless"]["drafted_tokens"] > 100_000
     assert found["lim"]["settings"]["adapter"] == "True"
     for mode, run in found.items():
-        assert [run[name] for name in ("lost", "stuck", "leaked_tokens", "differing")] == [0, 0, 0, 0], mode
+        assert [run[name] for name in ("lost", "stuck", "differing")] == [0, 0, 0], mode
         assert run["healthy"], mode
         assert run["wrong"] == [], mode
     for mode in ("lim", "lossless"):
