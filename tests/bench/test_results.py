@@ -67,8 +67,11 @@ def test_the_soak() -> None:
     found = json.loads((RESULTS / "soak_cpu.json").read_text())
     names = ("requests", "aborted", "bad_inputs", "retracted", "replayed", "rss_growth_mib")
     assert shown == [(str(found["lim"][name]), str(found["lossless"][name])) for name in names]
+    [tokens] = re.findall(r"from an empty cache: ([\d,]+) and ([\d,]+) tokens", text)
+    assert [int(count.replace(",", "")) for count in tokens] == [run["equal_tokens"] for run in found.values()]
     for mode in ("lim", "lossless"):
         assert [found[mode][name] for name in ("lost", "stuck", "leaked_tokens", "differing")] == [0, 0, 0, 0], mode
+        assert found[mode]["near_ties"] == 0, mode
         assert found[mode]["seconds"] >= 1200, mode
         assert found[mode]["retracted"] > 0, mode
         minutes = found[mode]["rss_mib_by_minute"]
