@@ -1,4 +1,4 @@
-"""Traffic ends with the server: its clients must not go on to write lost requests until the time is up."""
+"""Traffic starts where it is told, and ends with the server: no client goes on to write lost requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from bench.soak.__main__ import traffic
-from bench.soak.results import Report, earlier
+from bench.soak.results import Earlier, Report, earlier
 from bench.soak.traffic import Limits, Maker
 from lim_sglang.servers.process import ServerError, free_port
 
@@ -39,3 +39,17 @@ def test_a_server_that_has_ended_ends_the_traffic(tmp_path: Path) -> None:
     with pytest.raises(ServerError, match="the server ended: killed"):
         asyncio.run(send())
     assert 1 <= len(report.path.read_text().splitlines()) <= CLIENTS
+
+
+def test_an_operation_that_is_asked_for_is_done_again_whatever_a_folder_holds() -> None:
+    """``--first 5 --count 2``: without a report, from a number on."""
+    args = Namespace(minutes=60, count=2, clients=CLIENTS)
+    server: Any = Ended()
+
+    async def send() -> list[int]:
+        transport = httpx.MockTransport(lambda _request: httpx.Response(500, text="no"))
+        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+            outcomes = await traffic(client, server, Maker(0, Limits(300, 20, 1000)), None, args, Earlier([], 0.0, 5))
+            return sorted(outcome.number for outcome in outcomes)
+
+    assert asyncio.run(send()) == [5, 6]
