@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -73,8 +74,7 @@ def evenly(outcomes: Sequence[Outcome], most: int | None) -> Sequence[Outcome]:
 
 def agreeing(one: Sequence[int], other: Sequence[int]) -> int:
     """Tokens before the first that differs."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (ours, theirs) in pairs if ours != theirs), min(len(one), len(other)))
+    return len(os.path.commonprefix([list(one), list(other)]))
 
 
 def likelihood_gap(

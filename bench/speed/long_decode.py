@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     arms = {arm: start_arm("long_decode_arm", vars(args) | {"arm": arm}) for arm in ("dense", args.arm)}
     compared = max(0, min(args.output, args.budget - args.prompt))
-    same = [same_tokens(*pair) for pair in zip(arms["dense"]["tokens"], arms[args.arm]["tokens"], strict=True)]
+    pairs = zip(arms["dense"]["tokens"], arms[args.arm]["tokens"], strict=True)
+    same = [len(os.path.commonprefix(pair)) for pair in pairs]
     check_same(same, compared)
     marks = {arm: found["marks"] for arm, found in arms.items()}
     facts = about()
@@ -81,12 +83,6 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     args.model = default_model(args, parser)
     return args
-
-
-def same_tokens(ours: Sequence[int], theirs: Sequence[int]) -> int:
-    """Tokens before the first difference."""
-    pairs = enumerate(zip(ours, theirs, strict=True))
-    return next((place for place, (one, other) in pairs if one != other), len(ours))
 
 
 def check_same(same: Sequence[int], compared: int) -> None:

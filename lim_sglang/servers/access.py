@@ -14,9 +14,8 @@ import httpx
 VARIABLE = "OPENAI_API_KEY"  # where every client of an OpenAI-compatible server looks
 _REFUSED = (401, 403)
 _NAMES = ("api-key", "admin-api-key")
-_OPTION = (
-    f"--(?:{'|'.join(name[:end] for name in _NAMES for end in range(len(name), 0, -1))})"  # argparse takes both short
-)
+# argparse takes a name's beginning for the name
+_OPTION = f"--(?:{'|'.join(name[:end] for name in _NAMES for end in range(len(name), 0, -1))})"
 _GIVEN = re.compile(rf"({_OPTION}[= ]+)\S+")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bench.speed.long_decode import SURE, check_same, same_tokens, stretches, summarise
+from bench.speed.long_decode import SURE, check_same, stretches, summarise
 
 
 def marks(ms: list[float], every: int = 64) -> list[tuple[int, float]]:
@@ -40,12 +40,6 @@ def test_the_summary_names_the_crossing_and_the_worst() -> None:
     assert summary["speedup"] == pytest.approx(60 / 40, abs=1e-3)
     assert summary["ahead_from_context"] == rows[1]["context"]
     assert summary["lowest_speedup_within_budget"] == summary["lowest_speedup"] == pytest.approx(0.99)
-
-
-def test_tokens_before_the_first_difference() -> None:
-    assert same_tokens([1, 2, 3], [1, 2, 3]) == 3
-    assert same_tokens([1, 2, 3], [1, 9, 3]) == 1
-    assert same_tokens([], []) == 0
 
 
 @pytest.mark.parametrize(
