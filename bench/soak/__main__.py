@@ -131,13 +131,13 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
         seconds = before.seconds + time.monotonic() - began
         stuck = await left_after(IDLE_SECONDS, held_requests, client)
         leaked = await left_after(FREED_SECONDS, used_tokens, client)
-        await settle(client)  # a replay must not find keys that the traffic wrote
+        emptied = await settle(client)  # a replay must not find keys that the traffic wrote
         tolerance = 0.0 if device == "cpu" else NEAR_TIE
         replayed = await replay(
             client, maker, outcomes, most=args.replays, retracted=args.attention != LIM, tolerance=tolerance
         )
         leaked += await left_after(FREED_SECONDS, used_tokens, client)
-        emptied = await settle(client)
+        emptied = await settle(client) and emptied
         end = await state(client, server)
         healthy = emptied and (await client.get("/health_generate")).status_code == 200
     settled = Settled(start, end, stuck, leaked, replayed, healthy, round(seconds, 1), memory)
