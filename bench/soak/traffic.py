@@ -138,7 +138,8 @@ def grammar(maker: Maker, draw: random.Random, number: int, kind: str) -> Operat
 
 
 def aborted(maker: Maker, draw: random.Random, number: int, kind: str) -> Operation:
-    body = maker.request(draw, max_new_tokens=maker.limits.output) | {"stream": True, "rid": f"soak-{number}"}
+    # SGLang aborts every request whose rid begins with the given one: the dot ends it.
+    body = maker.request(draw, max_new_tokens=maker.limits.output) | {"stream": True, "rid": f"soak-{number}."}
     return Operation(number, kind, encoded(body), "gone", draw.randint(1, 4), aborts=True)
 
 

@@ -43,6 +43,13 @@ def test_what_may_be_sent_fits_and_what_may_not_does_not(maker: Maker) -> None:
             assert 1 <= body["sampling_params"]["max_new_tokens"] <= LIMITS.output
 
 
+def test_an_abort_names_one_request_only(maker: Maker) -> None:
+    """SGLang aborts every request whose rid begins with the one it is given."""
+    rids = [operation.body["rid"] for operation in map(maker.operation, range(MANY)) if operation.aborts]
+    assert len(rids) > MANY / 50
+    assert all(sum(other.startswith(rid) for other in rids) == 1 for rid in rids)
+
+
 def test_some_prompts_share_a_beginning(maker: Maker) -> None:
     prompts = [o.body["input_ids"] for o in map(maker.operation, range(MANY)) if o.ending == "answer"]
     beginnings = Counter(tuple(prompt[:5]) for prompt in prompts if len(prompt) > 20)
