@@ -18,6 +18,7 @@ from lim_sglang.servers.process import ServerProcess
 from lim_sglang.servers.state import NoLimError, lim_part
 
 MINUTE = 60.0
+COMPILE_WORKERS = "torch.compile's workers"  # one a core, forked, so that each counts the pages they share
 
 
 async def settle(client: httpx.AsyncClient) -> bool:
@@ -36,13 +37,20 @@ async def state(client: httpx.AsyncClient, server: ServerProcess) -> dict[str, A
 
 
 def rss_mib(server: ServerProcess) -> dict[str, int]:
-    """Resident memory of the server's processes by name, in MiB; those that end meanwhile do not count."""
+    """Resident memory of the server's processes by role, in MiB; those that end meanwhile do not count."""
     total: Counter[str] = Counter()
     for pid in server.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
-            total[process.name()] += process.memory_info().rss
+            total[role(process)] += process.memory_info().rss
     return {name: size >> 20 for name, size in total.items()}
+
+
+def role(process: psutil.Process) -> str:
+    """Its name, but for Inductor's helpers (torch/_inductor/compile_worker), which are named as Python is."""
+    if any("/_inductor/compile_worker/" in argument for argument in process.cmdline()):
+        return COMPILE_WORKERS
+    return process.name()
 
 
 def gpu_mib() -> int:
