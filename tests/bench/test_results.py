@@ -62,7 +62,7 @@ def test_the_newest_sglang() -> None:
 
 
 def test_the_soak() -> None:
-    text = " ".join(README.split())
+    [text] = re.findall(r"Twenty minutes of the soak on a CPU.*?soak_cpu\.json", " ".join(README.split()))
     shown = re.findall(r"(\d+) and (\d+) (?:requests|of which|refused|retractions|greedy|MiB)", text)
     found = json.loads((RESULTS / "soak_cpu.json").read_text())
     names = ("requests", "aborted", "bad_inputs", "retracted", "replayed", "rss_growth_mib")
@@ -82,22 +82,23 @@ def test_the_soak_on_a_gpu() -> None:
     text = " ".join(README.split())
     found = json.loads((RESULTS / "soak_gpu.json").read_text())
     [shown] = re.findall(
-        r"nearly full: ([\d,]+) requests to lim, a quarter .* and ([\d,]+) to the lossless mode, .* does not pay "
-        r"\(([\d,]+) requests\)\. .* a quarter of ([\d,]+) drafts was rejected: ([\d,]+) requests\.",
+        r"nearly full: ([\d,]+) requests to lim, a quarter .* and ([\d,]+) to the lossless mode, .* where (\d+) % of "
+        r"([\d,]+) drafts were rejected\. .* leaked; (\d+) and (\d+) greedy answers .* \(([\d,]+) and ([\d,]+) tokens\)"
+        r"\. .* does not pay: ([\d,]+) requests",
         text,
     )
-    plain, rejecting = (found[f"lossless, {what}"] for what in ("drafts where they pay", "random weights"))
-    runs = (found["lim"], found["lossless"], plain)
-    figures = [*(run["requests"] for run in runs), rejecting["drafted_tokens"], rejecting["requests"]]
-    assert [int(count.replace(",", "")) for count in shown] == figures
-    assert 0.7 < rejecting["accepted_tokens"] / rejecting["drafted_tokens"] < 0.8
-    assert found["lossless"]["drafted_tokens"] > 100_000
-    assert found["lim"]["settings"]["adapter"] == "True"
+    lim, lossless, plain = (found[mode] for mode in ("lim", "lossless", "lossless, drafts where they pay"))
+    drafted, accepted = (lossless[f"{what}_tokens"] for what in ("drafted", "accepted"))
+    figures = [lim["requests"], lossless["requests"], round(100 * (1 - accepted / drafted)), drafted]
+    figures += [run[name] for name in ("replayed", "equal_tokens") for run in (lim, lossless)]
+    assert [int(count.replace(",", "")) for count in shown] == [*figures, plain["requests"]]
+    assert lim["settings"]["adapter"] == "True"
     for mode, run in found.items():
         assert [run[name] for name in ("lost", "stuck", "differing")] == [0, 0, 0], mode
         assert run["healthy"], mode
         assert run["wrong"] == [], mode
     for mode in ("lim", "lossless"):
+        assert found[mode]["leaked_tokens"] == 0, mode
         assert found[mode]["seconds"] >= 300, mode
         assert found[mode]["retracted"] > 0, mode
         assert found[mode]["settings"]["running"] == "64"
