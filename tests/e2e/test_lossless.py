@@ -186,6 +186,14 @@ def test_sampled_tokens_follow_dense_attention(lossless: ServerProcess, tokenize
     assert statistic < len(likely) + 5 * (2 * len(likely)) ** 0.5, (statistic, len(likely))
 
 
+def test_rounds_are_counted_as_sglang_counts_them(lossless: ServerProcess, prompts: list[list[int]]) -> None:
+    before = counters(lossless)
+    answers = [post(lossless, prompts[0], {"max_new_tokens": length})["meta_info"] for length in (9, 18, 32)]
+    after = counters(lossless)
+    for ours, sglangs in (("request_rounds", "spec_verify_ct"), ("accepted_tokens", "spec_num_correct_drafts")):
+        assert after[ours] - before[ours] == sum(answer[sglangs] for answer in answers), ours
+
+
 def test_the_counters_are_shown(lossless: ServerProcess, prompts: list[list[int]]) -> None:
     meta = post(lossless, prompts[0], {})["meta_info"]
     assert meta["spec_accept_length"] > 1
