@@ -140,6 +140,7 @@ FLASHINFER_NAMES: tuple[HostName, ...] = (
     HostName(_FLASHINFER, "FlashInferAttnBackend.kv_last_page_len", (), "the largest batch"),
     HostName(_FLASHINFER, "FlashInferAttnBackend.max_context_len", (), "the longest request"),
     HostName(_FLASHINFER, "FlashInferAttnBackend.decode_split_tile_size", (), "deterministic inference"),
+    HostName(_FLASHINFER, "FlashInferAttnBackend.decode_use_tensor_cores", (), "drafts planned ahead"),
     HostName(_FLASHINFER, "FlashInferAttnBackend.disable_cuda_graph_kv_split", (), "deterministic inference"),
     HostName(_FLASHINFER, "FlashInferIndicesUpdaterDecode.num_qo_heads", (), "head counts"),
     HostName(_FLASHINFER, "FlashInferIndicesUpdaterDecode.q_data_type", (), "dtypes"),

@@ -23,6 +23,8 @@ from lim_sglang.host.support import UnsupportedError
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.metrics import DecodeMetrics
 
+from .recording_wrapper import RecordingWrapper
+
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted kernels; a GPU serves in tests/e2e")
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 16, 16, 5
@@ -67,7 +69,7 @@ class Updater:
 
 
 @pytest.fixture
-def make(module: Any, host: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+def make(module: Any, host: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Makes lim's backend on SGLang's, whose constructor is the only part of it that is left out."""
 
     def construct(self: Any, _runner: Any, **_options: Any) -> None:
@@ -81,16 +83,22 @@ def make(module: Any, host: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[]
         self.use_sliding_window_kv_pool = self.disable_cuda_graph_kv_split = self.enable_deterministic = False
         self.is_multimodal = self.enable_mis = self.use_paged = False
         self.decode_split_tile_size = self.prefill_split_tile_size = self.dispatch_reason = self.dq_page_table = None
+        self.decode_backend, self.decode_use_tensor_cores, self.num_wrappers = "fa2", False, 1
+        self.kv_indptr, self.cuda_graph_kv_indices = [torch.zeros(MAX_BATCH + 1)], [torch.zeros(MAX_BATCH * CONTEXT)]
         self._create_decode_wrappers = lambda *_: [DenseWrapper()]
         self._prepare_dequant_workspace_metadata_for_extend = lambda *_: None
 
     monkeypatch.setattr(host.FlashInferAttnBackend, "__init__", construct)
-    runner = SimpleNamespace(init_new_workspace=False)
-    return lambda: module.LimFlashInferBackend(runner, CONFIG, PLAN, DecodeMetrics(CONFIG, PLAN))
+
+    def make(algorithm: str | None = None) -> Any:
+        runner = SimpleNamespace(init_new_workspace=False, server_args=SimpleNamespace(speculative_algorithm=algorithm))
+        return module.LimFlashInferBackend(runner, CONFIG, PLAN, DecodeMetrics(CONFIG, PLAN))
+
+    return make
 
 
 @pytest.fixture
-def backend(make: Callable[[], Any]) -> Any:
+def backend(make: Callable[..., Any]) -> Any:
     return make()
 
 
@@ -241,8 +249,19 @@ def test_decode_rows_of_a_mixed_batch_are_counted_apart(backend: Any) -> None:
     assert counters(backend) == (0, 0, 0, 2)
 
 
+@pytest.mark.parametrize(("algorithm", "safe"), [(None, False), ("LIM", True)])
+def test_drafts_attend_by_the_kernel_that_stands_a_longer_plan(
+    make: Callable[..., Any], host: Any, monkeypatch: pytest.MonkeyPatch, algorithm: str | None, safe: bool
+) -> None:
+    """For fewer than four query heads per KV head, as here, SGLang takes FlashInfer's other one."""
+    assert not host.should_use_tensor_core(torch.bfloat16, HEADS, KV_HEADS)
+    monkeypatch.setattr(host, "BatchDecodeWithPagedKVCacheWrapper", RecordingWrapper, raising=False)
+    [dense] = host.FlashInferAttnBackend._create_decode_wrappers(make(algorithm), 2, 2)
+    assert dense.options["use_tensor_cores"] is safe
+
+
 def test_no_room_for_the_buffers_is_one_line(
-    make: Callable[[], Any], wrappers: Any, monkeypatch: pytest.MonkeyPatch
+    make: Callable[..., Any], wrappers: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allocate = wrappers.StepBuffers.allocate
 
@@ -264,7 +283,7 @@ def test_no_room_for_the_buffers_is_one_line(
         make()
 
 
-def test_heads_that_fit_on_no_tile_are_refused(make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_that_fit_on_no_tile_are_refused(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Updater, "head_dim", 1 << 14)
     monkeypatch.setattr(cache_check, "card_of", lambda _device: Card((9, 0), 232_448))
     with pytest.raises(UnsupportedError, match=r"^head size 16384 with 2 query heads per KV head: needs \d+ bytes"):
