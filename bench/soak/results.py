@@ -83,7 +83,7 @@ class Settled:
 
     @property
     def rss_growth(self) -> dict[str, int]:
-        """MiB by name of process, without those that kept their size."""
+        """MiB by role of process, without those that kept their size."""
         before, after = Counter(self.start["rss_mib"]), Counter(self.end["rss_mib"])
         return {name: after[name] - before[name] for name in before | after if after[name] != before[name]}
 

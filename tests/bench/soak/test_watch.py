@@ -31,9 +31,8 @@ def processes() -> Iterator[list[subprocess.Popen[str]]]:
         process.stdout.readline()
     yield started
     for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()  # type: ignore[union-attr]
+        with process:
+            process.kill()
 
 
 def test_compile_workers_are_told_apart(processes: list[subprocess.Popen[str]]) -> None:
