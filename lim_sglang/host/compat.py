@@ -6,11 +6,9 @@ module branches on a version.
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
-import socket
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -349,15 +347,3 @@ def add_logprobs(batch: Any, logits_output: Any, tokens: Any, width: int) -> Non
 def has_pdmux(args: Any) -> bool:
     """Whether PD multiplexing is asked for; SGLang 0.5.23 no longer has it."""
     return bool(getattr(args, "enable_pdmux", False))
-
-
-def why_not_bound(host: str, port: int) -> str:
-    """Why SGLang's HTTP server could not listen on ``host:port``, or an empty string; tried by binding as it will."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            return "it is in use" if error.errno == errno.EADDRINUSE else str(error.strerror or error)
-    return ""

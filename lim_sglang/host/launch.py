@@ -26,6 +26,7 @@ from lim_sglang.errors import exit_with
 from lim_sglang.host import compat, lossless
 from lim_sglang.host.support import BACKEND, DENSE, UnsupportedError, check_supported
 from lim_sglang.layer_plan import RULE, LayerPlan, rule_warning, select_layers_for_model
+from lim_sglang.ports import why_not_bound
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ def resolve(server_args: Any, model: Any, *, warn: bool = False) -> tuple[LimCon
 def _check_early(args: Namespace, flags: dict[str, Any]) -> None:
     overrides = parse_config_json(args.json_model_override_args or "{}", "--json-model-override-args")
     resolve_config(flags, overrides.get(MODEL_CONFIG_KEY), os.environ.get(ENV_CONFIG))
-    reason = compat.why_not_bound(args.host, args.port)
+    reason = why_not_bound(args.host, args.port)
     if reason:
         raise UnsupportedError(
             f"cannot listen on port {args.port} of {args.host}: {reason}; choose others with --port and --host"

@@ -12,7 +12,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,12 +23,12 @@ from types import FrameType, TracebackType
 
 import httpx
 
+from lim_sglang.ports import HOST, free_port, why_not_bound
 from lim_sglang.servers.access import server_key
-from lim_sglang.servers.server_log import meaningful_line
+from lim_sglang.servers.server_log import PORT_LOST, meaningful_line
 
 logger = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
 _POLL_SECONDS = 0.25
 # SGLang's /health runs one token through the model and answers after a second or more.
 _HEALTH_TIMEOUT = 30.0
@@ -55,13 +54,6 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 class ServerError(RuntimeError):
     """The server did not start, or ended too early; the message is one line and names the log."""
-
-
-def free_port() -> int:
-    """A TCP port that is free on the loopback interface right now."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
-        sock.bind((HOST, 0))
-        return int(sock.getsockname()[1])
 
 
 class ServerProcess:
@@ -135,9 +127,11 @@ class ServerProcess:
         return environment
 
     def start(self) -> None:
-        """Start the server and return at once; `wait_ready()` waits for it."""
+        """Start the server and return at once; `wait_ready()` waits for it. Raises ServerError if its port is taken."""
         if self._popen is not None:
             raise ServerError(f"server process {self.pid} was started already; make a new ServerProcess")
+        if reason := why_not_bound(HOST, self._port):
+            raise ServerError(f"cannot listen on port {self._port} of {HOST}: {reason}; name another port")
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with _interrupts_deferred(), self.log_path.open("wb") as log:
             self._popen = subprocess.Popen(
@@ -154,7 +148,8 @@ class ServerProcess:
     def wait_ready(self, on_tick: Callable[[float], None] | None = None) -> None:
         """Block until GET /health answers 200; `on_tick(elapsed seconds)` is called every quarter of a second.
 
-        Raises ServerError at once when the server ends, and after `start_timeout` seconds when it never answers.
+        Raises ServerError at once when the server ends or finds its port taken, and after `start_timeout` seconds when
+        it never answers.
         """
         if self._popen is None:
             raise ServerError("the server has not been started; call start() or enter the context first")
@@ -162,6 +157,8 @@ class ServerProcess:
             while not probe.healthy.is_set():
                 if not self._running():
                     raise ServerError(f"the server ended before it was ready: {self._reason()} (log: {self.log_path})")
+                if any(PORT_LOST in line for line in self.log_tail()):
+                    raise ServerError(f"the server cannot serve: {self._reason()} (log: {self.log_path})")
                 elapsed = time.monotonic() - self._started_at
                 if elapsed > self._start_timeout:
                     raise ServerError(

@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# uvicorn's word for a port that somebody took while the model was loaded; what SGLang says later only follows from it.
+PORT_LOST = "error while attempting to bind on address"
 LONGEST = 500  # characters of a line for the user
 
 # What stands before the text of a line: colours, the ranks of torchrun, the bars of an exception group.
@@ -84,6 +86,7 @@ def meaningful_line(lines: Sequence[str]) -> str:
     """The line of a server log that tells why it ended: the last exception that is not an aftermath."""
     found = [_read(line) for line in lines]
     texts = [line.text for line in found]
+    lost = [text for text in texts if PORT_LOST in text]
     chains = _exceptions(found)
     first_hand = [chain.line() for chain in chains if chain.first_hand() and not chain.in_passing]
     killed = [text for text in texts if _KILLED_LINE.search(text)]
@@ -91,7 +94,8 @@ def meaningful_line(lines: Sequence[str]) -> str:
     plain = [text for text in texts if not _NOISE.search(text) and not _AFTERMATH.search(text)]
     crashes = [text for text in texts if " crashed with exit code " in text]
     causes = [chain.line() for chain in chains]
-    for group in (first_hand, killed, in_passing, crashes, causes, plain, [text for text in texts if text.strip()]):
+    anything = [text for text in texts if text.strip()]
+    for group in (lost, first_hand, killed, in_passing, crashes, causes, plain, anything):
         if group:
             return group[-1].strip().removeprefix("lim-sglang: error: ")[:LONGEST]
     return ""

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bench.speed.host_timer import add_metadata
+from lim_sglang.ports import free_port
 from lim_sglang.servers.embedded_model import ensure_model
 from lim_sglang.servers.process import ServerProcess
 
@@ -52,7 +53,11 @@ def oracle(model_path: Path) -> SparseOracle:
 def start_server(model_path: Path, log_path: Path, *args: str, env: dict[str, str] | None = None) -> ServerProcess:
     """A server that has been started and may not be ready yet."""
     environment = {"OMP_NUM_THREADS": str(THREADS)} | (env or {})
-    server = ServerProcess(str(model_path), [*COMMON_ARGS, *args], env=environment, log_path=log_path)
+    # SGLang 0.5.16's own choice is an ephemeral port, which may be another socket's when it is bound. Ranks of data
+    # parallelism need one each.
+    own_port = [] if "--dp-size" in args else ["--nccl-port", str(free_port())]
+    options = [*COMMON_ARGS, *own_port, *args]
+    server = ServerProcess(str(model_path), options, env=environment, log_path=log_path)
     server.start()
     return server
 
@@ -71,7 +76,7 @@ def running(server: ServerProcess) -> Iterator[ServerProcess]:
         server.wait_ready()
         yield server
     finally:
-        server.stop()
+        server.stop(grace=2)  # how a server ends is what test_faults.py sees
 
 
 def start_lim(model_path: Path, log_path: Path, *args: str) -> ServerProcess:

@@ -11,7 +11,7 @@ import pytest
 
 from lim_sglang.host import compat
 from lim_sglang.host.launch import FLAGS_ATTRIBUTE, resolve
-from lim_sglang.servers.process import free_port
+from lim_sglang.ports import free_port
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],

@@ -14,7 +14,7 @@ import pytest
 from lim_patches.cpu_host import gpu_device
 from lim_sglang.host import compat
 from lim_sglang.host.launch import check_command_line
-from lim_sglang.servers.process import free_port
+from lim_sglang.ports import free_port
 
 from .tiny_llama import LLAMA
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 from typing import Any
 
 import pytest
@@ -72,13 +71,6 @@ def test_rows_that_stay_dense_are_told(launch: Launch, caplog: pytest.LogCapture
             check_launch(launch(**{backend: "lim"}, enable_mixed_chunk=mixed))
     [told] = {message for message in caplog.messages if message.startswith("lim: --")}
     assert told == "lim: --enable-mixed-chunk: decode rows that share a batch with a prefill are dense"
-
-
-def test_a_port_that_cannot_be_had_is_told_apart() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert compat.why_not_bound("127.0.0.1", taken.getsockname()[1]) == "it is in use"
-    assert compat.why_not_bound("127.0.0.1", 0) == ""
-    assert compat.why_not_bound("192.0.2.1", 0) == "Cannot assign requested address"
 
 
 def test_pipeline_stages_are_sglangs() -> None:

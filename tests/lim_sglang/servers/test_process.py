@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -15,10 +16,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lim_sglang.servers.process import ServerError, ServerProcess, free_port, meaningful_line
+from lim_sglang.servers.process import ServerError, ServerProcess, meaningful_line
 
 # argv: port, mode. Every mode but "die" leaves a grandchild that ignores SIGTERM; "stubborn" ignores it itself;
-# "regroup" puts the grandchild into a process group of its own; "starting" never becomes ready.
+# "regroup" puts the grandchild into a process group of its own; "starting" never becomes ready; "late" finds its port
+# taken, and waits as SGLang does.
 SERVER = """
 import http.server, os, signal, subprocess, sys, time
 port, mode = int(sys.argv[1]), sys.argv[2]
@@ -28,6 +30,10 @@ if mode == "die":
     print("ValueError: lim: budget 3 is too small; use 16 or more")
     print("[2026-01-01 00:00:00] Received sigquit from a child process. It usually means the child failed.", flush=True)
     sys.exit(3)
+if mode == "late":
+    print(f"ERROR: [Errno 98] error while attempting to bind on address ('127.0.0.1', {port}): address already in use")
+    print("INFO: Waiting for application shutdown.", flush=True)
+    time.sleep(600)
 if mode == "stubborn":
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 sleeper = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
@@ -77,10 +83,6 @@ def test_command_line_is_sglang_on_the_loopback() -> None:
     assert server.processes() == []
 
 
-def test_free_port_can_be_bound() -> None:
-    assert 1024 <= free_port() < 65536
-
-
 def test_ready_then_stopped_with_its_grandchildren(tmp_path: Path) -> None:
     ticks: list[float] = []
     with stand_in(tmp_path) as server:
@@ -121,6 +123,22 @@ def test_early_death_is_reported_at_once_with_its_cause(tmp_path: Path) -> None:
     assert "ValueError: lim: budget 3 is too small; use 16 or more" in str(error.value)
     assert str(server.log_path) in str(error.value)
     assert "\n" not in str(error.value)
+    assert server.processes() == []
+
+
+def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        server = StandIn(tmp_path, port=port, log_path=tmp_path / "server.log")
+        with pytest.raises(ServerError, match=f"port {port} of 127.0.0.1: it is in use; name another port"):
+            server.start()
+    assert server.pid is None
+
+
+def test_a_port_taken_while_the_model_loads_is_reported_at_once(tmp_path: Path) -> None:
+    told = "cannot serve: .*'127.0.0.1', [0-9]+.: address already in use"
+    with stand_in(tmp_path, "late", start_timeout=300) as server, pytest.raises(ServerError, match=told):
+        server.wait_ready()
     assert server.processes() == []
 
 
@@ -256,6 +274,13 @@ def test_parent_that_forgets_to_stop_takes_the_server_along(tmp_path: Path) -> N
         (
             ["torch.OutOfMemoryError: CUDA out", "[2026-01-01 00:00:00] kill_process_tree"],
             "torch.OutOfMemory",
+        ),
+        (
+            [
+                "[2026-01-01 00:00:00] ERROR: [Errno 98] error while attempting to bind on address ('127.0.0.1', 1): x",
+                "requests.exceptions.ReadTimeout: HTTPConnectionPool(host='127.0.0.1', port=1): Read timed out.",
+            ],
+            "ERROR: [Errno 98]",
         ),
         (["ValueError: a", "During handling", "Traceback (most recent call last):", "KeyError: 'b'"], "KeyError: 'b'"),
     ],
