@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,14 +24,39 @@ if not torch.cuda.is_available():
 
     del os.environ["TRITON_INTERPRET"]  # not for SGLang's kernels, and not for servers that tests start
 
+ROOT = Path(__file__).parents[1]
+SERVERS = "tests/e2e/"
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` need an NVIDIA GPU."""
+    """Tests marked ``gpu`` need an NVIDIA GPU. Those that start servers come first, as they take longest."""
+    items.sort(key=lambda item: _turn(item.nodeid.split("::", 1)[0]))
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU"))
+
+
+@cache
+def _shared_servers(module: str) -> set[str]:
+    """Fixtures of servers that stay to the end of a process, as far as the module uses them."""
+    text = (ROOT / module).read_text()
+    return {name for name in ("dense_server", "lim_server") if name in text}
+
+
+def _turn(module: str) -> int:
+    """First what uses no more than one of the servers that stay, for memory's sake; last what starts none."""
+    if not module.startswith(SERVERS):
+        return 2
+    return 1 if "lim_server" in _shared_servers(module) else 0
+
+
+def _group(module: str) -> str:
+    """What runs in one process, module after module: two of them start servers, and 24 GB hold those of two."""
+    if not module.startswith(SERVERS):
+        return module
+    return "shared servers" if _shared_servers(module) else "own servers"
 
 
 @pytest.fixture(autouse=True)
@@ -44,12 +71,11 @@ def _root_logger() -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``-n 2`` one process starts all servers, since two need more than 24 GB; modules stay whole."""
+    """With ``-n 3 --no-loadscope-reorder`` two processes start servers, a third begins the rest. Modules stay whole."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class ServersInOneProcess(LoadScopeScheduling):
+    class Groups(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            module = nodeid.split("::", 1)[0]
-            return "tests/e2e" if module.startswith("tests/e2e/") else module
+            return _group(nodeid.split("::", 1)[0])
 
-    return ServersInOneProcess(config, log)
+    return Groups(config, log)

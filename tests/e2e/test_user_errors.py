@@ -166,7 +166,7 @@ def test_a_model_whose_loaded_layers_are_refused(tmp_path: Path) -> None:
     windowed = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "head_dim": None}
     window = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}
     model = write_model(tmp_path / "model", LLAMA | windowed | window)
-    ended = launch(model, "--attention-backend", "lim", "--model-impl", "transformers")
+    ended = launch(model, "--attention-backend", "lim", "--model-impl", "transformers", "--max-total-tokens", "4096")
     output = (ended.stdout + ended.stderr).splitlines()
     lines = [line for line in output if line.startswith(LINE_START)]
     assert len(lines) == 1, ended.stderr[-4000:]
