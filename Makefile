@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml Makefile
 ifeq ($(GPU),)
 	$(BIN)/python -m pip install -q -e '.[dev,cpu-host-$(subst .,-,$(SGLANG))]'
 	$(BIN)/python -m pip install -q --no-deps sglang==$(SGLANG) torchvision==0.28.0 triton==$(TRITON_$(SGLANG))
-	$(BIN)/python -m lim_patches.cpu_host enable
+	$(BIN)/python -m lim_cpu_host enable
 else
 	$(BIN)/python -m pip install -q sglang==$(SGLANG)
 	$(BIN)/python -m pip install -q -e '.[dev]'

@@ -18,9 +18,9 @@ from pathlib import Path
 
 from packaging.version import Version  # one of SGLang's dependencies
 
-from lim_sglang.host.compat import TESTED_SGLANG
 from lim_sglang.host.host_check import check
 from lim_sglang.host.names import HOST_NAMES, SERVER_ARGS_FIELDS
+from lim_sglang.host.versions import TESTED_SGLANG
 
 COUNT = len(HOST_NAMES) + len(SERVER_ARGS_FIELDS)
 TESTED = TESTED_SGLANG["cpu"]

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lim_sglang.servers.access import without_keys
+from lim_sglang.tools.servers.access import without_keys
 
 
 def graph_us(run: Callable[[], Any], repeats: int = 15, seconds: float = 0.5) -> tuple[float, float]:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-from lim_patches.cpu_host import gpu_device
+from lim_cpu_host import gpu_device
 from lim_sglang.errors import PREFIX, exit_with, one_line
-from lim_sglang.host import compat
+from lim_sglang.host import ranks, versions
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +48,14 @@ def host_problem() -> str:
     """
     if multiprocessing.parent_process() is not None:
         return ""
-    found = compat.sglang_version() or "of unknown version"
-    problems = [f"{v.host_name.path}: {v.problem}" for v in compat.check_host() if not v.ok]
+    found = versions.sglang_version() or "of unknown version"
+    problems = [f"{v.host_name.path}: {v.problem}" for v in versions.check_host() if not v.ok]
     if problems:
         return (
             f"SGLang {found} does not offer what lim relies on ({'; '.join(problems)}); "
-            f"install {compat.supported_range()} and run `lim-sglang doctor`"
+            f"install {versions.supported_range()} and run `lim-sglang doctor`"
         )
-    if doubt := compat.untested(found, "cpu" if gpu_device() is None else "cuda"):
+    if doubt := versions.untested(found, "cpu" if gpu_device() is None else "cuda"):
         logger.warning("%s: SGLang %s is %s", PREFIX, found, doubt)
     return ""
 
@@ -79,7 +79,7 @@ def _register_all() -> None:
     from lim_patches import registry
     from lim_sglang.speculative import algorithm
 
-    missing = compat.missing_fields(server_args.ServerArgs)
+    missing = versions.missing_fields(server_args.ServerArgs)
     if missing:
         raise RuntimeError(f"ServerArgs has no {', '.join(missing)}")
     if "lim" not in server_args.ATTENTION_BACKEND_CHOICES:
@@ -103,6 +103,6 @@ def create_backend(runner: Any) -> Any:
     missing = not_applied()
     if missing:
         raise RuntimeError(f"{PREFIX}: error: not patched: {', '.join(missing)}; run `lim-sglang doctor`")
-    if not compat.is_first_rank():
+    if not ranks.is_first_rank():
         logging.getLogger(__package__).setLevel(logging.ERROR)
     return build(runner)

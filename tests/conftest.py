@@ -16,10 +16,10 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
     import triton.experimental.gluon  # noqa: F401  (it takes over functions that must be interpreted as well)
 
-    import lim_kernels.decode.kernel
-    import lim_kernels.decode.slots
+    import lim_kernels.attend.kernel
+    import lim_kernels.attend.slots
+    import lim_kernels.select.complete
     import lim_kernels.select.exchange
-    import lim_kernels.select.full_ranking
     import lim_kernels.select.shortlist  # noqa: F401
 
     del os.environ["TRITON_INTERPRET"]  # not for SGLang's kernels, and not for servers that tests start

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import TypeGuard
 
-from lim_sglang.host.compat import supported_range
+from lim_sglang.host.versions import supported_range
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,16 +29,18 @@ def test_the_folder_kernels_is_no_package() -> None:
 
 # The floors of the house, from the ground up: a room imports from itself and from floors below.
 FLOORS = (
-    ("lim_kernels",),
+    ("lim_kernels", "lim_cpu_host"),
     ("lim_sglang", "lim_sglang.errors"),
     ("lim_sglang.config",),
     ("lim_sglang.layer_plan",),
-    ("lim_sglang.metrics", "lim_sglang.host", "lim_sglang.analysis"),
+    ("lim_sglang.metrics", "lim_sglang.host"),
     ("lim_patches",),
-    ("lim_sglang.attention", "lim_sglang.servers"),
-    ("lim_sglang.commands", "lim_sglang.speculative"),
-    ("lim_sglang.plugin", "lim_sglang.cli"),
-    ("bench.timing",),
+    ("lim_sglang.attention",),
+    ("lim_sglang.speculative",),
+    ("lim_sglang.plugin",),
+    ("lim_sglang.tools.analysis", "lim_sglang.tools.servers"),
+    ("lim_sglang.tools",),
+    ("bench.timing", "bench.plugins"),
     ("bench.speed", "bench.fidelity", "bench.reasoning", "bench.programs", "bench.soak"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
@@ -46,9 +48,15 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 def sources() -> dict[str, Path]:
     """Every module of this project, tests left out, by its dotted name."""
-    roots = {"kernels": "lim_kernels", "patches": "lim_patches", ".": "lim_sglang", "": "bench"}
+    roots = {
+        "lim_kernels": "kernels",
+        "lim_patches": "patches",
+        "lim_cpu_host": "patches",
+        "lim_sglang": ".",
+        "bench": ".",
+    }
     found = {}
-    for root, package in roots.items():
+    for package, root in roots.items():
         for path in (ROOT / root / package).rglob("*.py"):
             parts = path.relative_to(ROOT / root).with_suffix("").parts
             found[".".join(parts).removesuffix(".__init__")] = path
@@ -119,17 +127,15 @@ def test_only_compat_plugin_doctor_and_backends_import_sglang() -> None:
     assert importers == {
         "lim_sglang.host.compat",
         "lim_sglang.plugin",
-        "lim_sglang.commands.doctor",
+        "lim_sglang.tools.doctor",
         "lim_sglang.attention.flashinfer",
         "lim_sglang.attention.torch_native",
-        "lim_sglang.attention.verify_flashinfer",
-        "lim_sglang.attention.verify_torch_native",
+        "lim_sglang.attention.dense_flashinfer",
+        "lim_sglang.attention.dense_torch_native",
         "lim_sglang.speculative.algorithm",
-        "lim_sglang.speculative.calibration",
-        "lim_sglang.speculative.drafter",
-        "lim_sglang.speculative.passes",
-        "lim_sglang.speculative.round_input",
-        "lim_sglang.speculative.steps",
+        "lim_sglang.speculative.costs",
+        "lim_sglang.speculative.forward",
+        "lim_sglang.speculative.spec_input",
         "lim_sglang.speculative.worker",
     }
 
@@ -142,7 +148,8 @@ DANGEROUS_MODULES = {
 }
 DANGEROUS_CALLS = {"eval", "exec", "torch.load", "np.load", "numpy.load", "yaml.load", "os.system"}
 ALLOWED_DANGERS = {
-    "lim_sglang.ports: socket",  # binds to see whether a port is free, and lets go
+    "lim_sglang.host.ports: socket",  # binds to see whether a port is free, and lets go
+    "lim_sglang.tools.servers.ports: socket",  # likewise
 }
 
 

@@ -35,7 +35,7 @@ def test_the_wheel_holds_every_file_of_its_packages(wheel: Path) -> None:
         for package, root in PACKAGES.items()
         if (ROOT / name).is_relative_to(root / package)
     }
-    assert {"lim_sglang/docs/metrics.md", "lim_sglang/commands/inspect/templates/inspect.html"} <= expected
+    assert {"lim_sglang/docs/metrics.md", "lim_sglang/tools/inspect/templates/inspect.html"} <= expected
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == expected
@@ -47,9 +47,9 @@ def test_a_page_is_rendered_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
         archive.extractall(tmp_path)
     code = (
         f"import sys; sys.path[:0] = [{str(tmp_path)!r}]\n"
-        "from lim_sglang.commands.inspect import page\n"
+        "from lim_sglang.tools.inspect import page\n"
         "html = page.render_page({'title': 'x'})\n"
         "print(page.__file__, '<html' in html, len(html) > 10_000)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.stdout.split() == [str(tmp_path / "lim_sglang/commands/inspect/page.py"), "True", "True"], done.stderr
+    assert done.stdout.split() == [str(tmp_path / "lim_sglang/tools/inspect/page.py"), "True", "True"], done.stderr

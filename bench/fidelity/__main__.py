@@ -31,9 +31,9 @@ from bench.fidelity.policies import policies
 from bench.fidelity.subject import Subject
 from bench.fidelity.texts import TEXTS, Recall, recall_prompt
 from lim_kernels.select import split_budget
-from lim_sglang.analysis.model import LayerView, Policy, Prefix
-from lim_sglang.analysis.policies import Dense, LessIsMore
 from lim_sglang.layer_plan import LayerPlan
+from lim_sglang.tools.analysis.model import LayerView, Policy, Prefix
+from lim_sglang.tools.analysis.policies import Dense, LessIsMore
 
 CURVE_COLUMNS = [
     "text",

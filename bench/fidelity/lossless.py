@@ -29,11 +29,11 @@ from transformers import AutoTokenizer
 
 from bench.fidelity.texts import TEXTS, encode
 from bench.timing import about
-from lim_sglang.commands.common import positive
 from lim_sglang.errors import exit_with
-from lim_sglang.servers.embedded_model import ensure_model
-from lim_sglang.servers.local import DENSE, LOSSLESS, Size, launched
-from lim_sglang.servers.process import ServerError, ServerProcess
+from lim_sglang.tools.common import positive
+from lim_sglang.tools.servers.embedded_model import ensure_model
+from lim_sglang.tools.servers.local import DENSE, LOSSLESS, Size, launched
+from lim_sglang.tools.servers.process import ServerError, ServerProcess
 
 SETTINGS = ("128x3", "256x6", "512x8")
 SHORTEST, LONGEST, BATCH = 1000, 6000, 8

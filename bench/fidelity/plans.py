@@ -10,11 +10,11 @@ import torch
 
 from bench.fidelity.texts import CALIBRATION_TEXT, TEXTS
 from lim_kernels.select import BudgetSplit
-from lim_sglang.analysis.plan_search import best_plan, best_plan_within
-from lim_sglang.analysis.recall import ReuseMeter
-from lim_sglang.analysis.streaming import LayerSample, StreamedModel
-from lim_sglang.analysis.texts import cut_windows
-from lim_sglang.commands.calibrate.command import CONTEXT, DENSE_LAYERS, SAMPLES, WINDOWS
+from lim_sglang.tools.analysis.plan_search import best_plan, best_plan_within
+from lim_sglang.tools.analysis.recall import ReuseMeter
+from lim_sglang.tools.analysis.streaming import LayerSample, StreamedModel
+from lim_sglang.tools.analysis.texts import cut_windows
+from lim_sglang.tools.calibrate.command import CONTEXT, DENSE_LAYERS, SAMPLES, WINDOWS
 
 Plan = tuple[int, ...]
 BY_HAND: tuple[Plan, ...] = (

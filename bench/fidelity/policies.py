@@ -1,4 +1,4 @@
-"""The rivals of LessIsMore, and LessIsMore without its parts, as policies of ``lim_sglang.analysis.model``.
+"""The rivals of LessIsMore, and LessIsMore without its parts, as policies of ``lim_sglang.tools.analysis.model``.
 
 All keep ``K`` tokens in a sparse layer. Layers that attend to everything: 0 and 1 with StreamingLLM and Quest; 0, 1 and
 the select layers with TidalDecode, LessIsMore and the oracle; 0 and the anchors with Kascade.
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from lim_kernels.select import BudgetSplit, split_budget
-from lim_sglang.analysis.model import LayerView, Policy
-from lim_sglang.analysis.policies import LessIsMore
 from lim_sglang.layer_plan import LayerPlan, LayerRole
+from lim_sglang.tools.analysis.model import LayerView, Policy
+from lim_sglang.tools.analysis.policies import LessIsMore
 
 PAGE = 16
 DENSE_LAYERS = 2

@@ -10,9 +10,9 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from bench.fidelity.texts import TEXTS
-from lim_sglang.analysis.model import PolicyModel
 from lim_sglang.layer_plan import select_layers_for_model
-from lim_sglang.servers.embedded_model import ensure_model
+from lim_sglang.tools.analysis.model import PolicyModel
+from lim_sglang.tools.servers.embedded_model import ensure_model
 
 MOST_TOKENS = 200_000  # of a text
 

@@ -11,7 +11,7 @@ from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
-from lim_sglang.analysis.texts import read_texts
+from lim_sglang.tools.analysis.texts import read_texts
 
 LICENCES = ("GPL-3", "GPL-2", "LGPL-3", "Artistic")
 

@@ -31,10 +31,10 @@ from bench.programs.arms import Arm, arms
 from bench.programs.common import OneLineParser, Outcome, add_shared_arguments, execute, server_url, whole
 from bench.programs.metering import ProgramError
 from lim_sglang.errors import exit_with
-from lim_sglang.servers.access import AccessError, without_keys
-from lim_sglang.servers.embedded_model import EmbeddedModelError
-from lim_sglang.servers.local import BUDGETS
-from lim_sglang.servers.process import ServerError
+from lim_sglang.tools.servers.access import AccessError, without_keys
+from lim_sglang.tools.servers.embedded_model import EmbeddedModelError
+from lim_sglang.tools.servers.local import BUDGETS
+from lim_sglang.tools.servers.process import ServerError
 
 PROGRAMS = {
     name: import_module(f"bench.programs.{name}")

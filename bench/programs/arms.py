@@ -12,10 +12,10 @@ from rich.console import Console
 
 from bench.programs.metering import MeteredEndpoint, ProgramError, connect, server_info
 from lim_sglang.errors import PREFIX
-from lim_sglang.servers.access import key_of
-from lim_sglang.servers.local import BENCH_SIZE, DENSE, LIM, LOSSLESS, launched
-from lim_sglang.servers.process import ServerError, ServerProcess
-from lim_sglang.servers.state import LimStateError, NoLimError, lim_part
+from lim_sglang.tools.servers.access import key_of
+from lim_sglang.tools.servers.local import BENCH_SIZE, DENSE, LIM, LOSSLESS, launched
+from lim_sglang.tools.servers.process import ServerError, ServerProcess
+from lim_sglang.tools.servers.state import LimStateError, NoLimError, lim_part
 
 
 @dataclass(frozen=True)

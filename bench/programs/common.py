@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from bench.programs.metering import MeteredEndpoint, ProgramError, connect, decode_speed
 from lim_sglang.errors import PREFIX, exit_with, one_line
-from lim_sglang.servers.access import AccessError, add_key_argument, key_of
+from lim_sglang.tools.servers.access import AccessError, add_key_argument, key_of
 
 Show = Callable[[str], None]
 

@@ -19,7 +19,7 @@ from sglang import RuntimeEndpoint
 from sglang.lang.chat_template import chat_template_registry, get_chat_template
 
 from lim_sglang.errors import one_line
-from lim_sglang.servers.access import AccessError, check_access, headers
+from lim_sglang.tools.servers.access import AccessError, check_access, headers
 
 CONNECT_SECONDS = 30.0
 DEFAULT_TEMPLATE = "chatml"

@@ -15,7 +15,7 @@ from rich.table import Table
 from bench.programs.common import Outcome
 from bench.programs.compare import agreement
 from bench.programs.metering import Request, decode_seconds, decode_speed
-from lim_sglang.servers.state import accepted_per_round, counted_since, rounds_since
+from lim_sglang.tools.servers.state import accepted_per_round, counted_since, rounds_since
 
 CSV, JSON = "programs.csv", "programs.json"
 

@@ -16,7 +16,7 @@ import sglang as sgl
 
 from bench.programs.common import Outcome, Show, run_alone, whole
 from bench.programs.metering import MeteredEndpoint
-from lim_sglang.commands.demo.chat import build_prefix
+from lim_sglang.tools.demo.chat import build_prefix
 
 CHOICES = (" yes", " no")
 

@@ -53,14 +53,14 @@ from bench.reasoning.algebra import check_installed
 from bench.reasoning.data import BUILT_IN, FILE_KINDS, Problem, ReasoningError, arithmetic, digest, load
 from bench.reasoning.requests import Sampling, Server, ServerLost, ask_all, ask_server
 from bench.reasoning.results import SUMMARY, RunFolder, Sample, figure_table, figures
-from lim_sglang.commands.common import positive
-from lim_sglang.commands.demo.report import role_rows, role_table
 from lim_sglang.errors import exit_with
-from lim_sglang.servers.access import AccessError, add_key_argument, key_of
-from lim_sglang.servers.embedded_model import EmbeddedModelError
-from lim_sglang.servers.local import BENCH_SIZE, EMBEDDED_BUDGET, Size, launched
-from lim_sglang.servers.process import ServerError, ServerProcess
-from lim_sglang.servers.state import counted_since
+from lim_sglang.tools.common import positive
+from lim_sglang.tools.demo.report import role_rows, role_table
+from lim_sglang.tools.servers.access import AccessError, add_key_argument, key_of
+from lim_sglang.tools.servers.embedded_model import EmbeddedModelError
+from lim_sglang.tools.servers.local import BENCH_SIZE, EMBEDDED_BUDGET, Size, launched
+from lim_sglang.tools.servers.process import ServerError, ServerProcess
+from lim_sglang.tools.servers.state import counted_since
 
 BUILT_IN_PROBLEMS = 40
 GRADED_BY_ALGEBRA = ("aime", "math500")

@@ -17,8 +17,8 @@ from bench.reasoning.data import Problem, ReasoningError
 from bench.reasoning.grade import extract, is_correct
 from bench.reasoning.results import Sample
 from lim_sglang.errors import one_line
-from lim_sglang.servers.access import AccessError, check_access, headers
-from lim_sglang.servers.state import LimStateError, NoLimError, lim_part
+from lim_sglang.tools.servers.access import AccessError, check_access, headers
+from lim_sglang.tools.servers.state import LimStateError, NoLimError, lim_part
 
 RETRIES = 2
 _FACTS_TIMEOUT = 60.0

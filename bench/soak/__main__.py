@@ -33,12 +33,12 @@ from bench.soak.results import Earlier, Report, Settled, earlier, store, summary
 from bench.soak.traffic import Limits, Maker
 from bench.soak.watch import memory_by_minute, settle, state
 from bench.timing import about
-from lim_sglang.commands.common import positive
 from lim_sglang.errors import exit_with
-from lim_sglang.servers.access import without_keys
-from lim_sglang.servers.embedded_model import ensure_model
-from lim_sglang.servers.local import DENSE, LIM, LOSSLESS, Size, find_device, launched
-from lim_sglang.servers.process import ServerError, ServerProcess
+from lim_sglang.tools.common import positive
+from lim_sglang.tools.servers.access import without_keys
+from lim_sglang.tools.servers.embedded_model import ensure_model
+from lim_sglang.tools.servers.local import DENSE, LIM, LOSSLESS, Size, find_device, launched
+from lim_sglang.tools.servers.process import ServerError, ServerProcess
 
 TIMEOUT = 900.0  # of a request: more than any takes on a busy machine
 IDLE_SECONDS = 120.0

@@ -12,7 +12,7 @@ from typing import Any
 
 from bench.soak.client import Outcome
 from bench.soak.replay import Replayed
-from lim_sglang.servers.state import rounds_since
+from lim_sglang.tools.servers.state import rounds_since
 
 EXAMPLES = 10
 

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import psutil
 
-from lim_sglang.servers.process import ServerProcess
-from lim_sglang.servers.state import NoLimError, lim_part
+from lim_sglang.tools.servers.process import ServerProcess
+from lim_sglang.tools.servers.state import NoLimError, lim_part
 
 MINUTE = 60.0
 COMPILE_WORKERS = "torch.compile's workers"  # one a core, forked, so that each counts the pages they share

@@ -66,7 +66,7 @@ def default_model(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         return args.model if Path(args.model).is_dir() else made_model(args.model, parser)
     if args.device == "cuda":
         parser.error("--model is needed on a GPU: a folder with config.json, or a name in bench/models")
-    from lim_sglang.servers.embedded_model import ensure_model
+    from lim_sglang.tools.servers.embedded_model import ensure_model
 
     return str(ensure_model())
 

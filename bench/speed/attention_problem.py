@@ -11,12 +11,8 @@ from torch import Tensor
 
 from lim_kernels.select import head_scores, select_token_set, split_budget
 from lim_kernels.select.launch import SelectLayer, write_sparse_indptr
-from lim_sglang.attention.wrappers import (
-    AttentionShape,
-    SelectWrapper,
-    SparseWrappers,
-    StepBuffers,
-)
+from lim_sglang.attention.buffers import AttentionShape, StepBuffers
+from lim_sglang.attention.wrappers import SelectWrapper, SparseWrappers
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 8, 128, 36
 SELECT_LAYERS = (2, 12)

@@ -27,7 +27,7 @@ from typing import Any
 from bench.speed.arms import MODEL_HELP, default_model, exit_on_problems, problem, start_arm
 from bench.speed.byte_bound import step_bytes
 from bench.timing import about
-from lim_sglang.commands.common import positive
+from lim_sglang.tools.common import positive
 
 COLUMNS = [
     "gpu",

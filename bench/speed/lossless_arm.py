@@ -15,8 +15,8 @@ from typing import Any
 from bench.speed import imposed_acceptance
 from bench.speed.arms import engine, serve_arm
 from bench.speed.engine_arm import WARM_STEPS, generate
-from lim_sglang.servers.state import lim_part, rounds_since
 from lim_sglang.speculative.policy import Acceptance
+from lim_sglang.tools.servers.state import lim_part, rounds_since
 
 SETTLING = 8 * round(1 / (1 - Acceptance().memory))  # tokens after which the policy has forgotten another share
 

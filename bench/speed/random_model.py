@@ -18,8 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from lim_sglang.analysis.checkpoint import SCALES, scale_block, scale_shape
-from lim_sglang.analysis.streaming import MODEL_TYPES, read_config
+from lim_sglang.tools.analysis.checkpoint import SCALES, scale_block, scale_shape
+from lim_sglang.tools.analysis.streaming import MODEL_TYPES, read_config
 
 STD = 0.02  # of matrices, that of most models before training
 
@@ -40,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--device", default=on, help="where the numbers are drawn (a GPU if there is one)")
     args = parser.parse_args()
     if args.tokenizer is None:
-        from lim_sglang.servers.embedded_model import ensure_model
+        from lim_sglang.tools.servers.embedded_model import ensure_model
 
         args.tokenizer = ensure_model()
     return args

@@ -30,13 +30,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.timing import about
-from lim_sglang.commands.common import positive
 from lim_sglang.errors import exit_with, one_line
-from lim_sglang.servers.access import VARIABLE, AccessError, add_key_argument, check_access, headers, key_of
-from lim_sglang.servers.embedded_model import EmbeddedModelError
-from lim_sglang.servers.local import BENCH_SIZE, BUDGETS, DENSE, launched
-from lim_sglang.servers.process import ServerError
-from lim_sglang.servers.state import LimStateError, NoLimError, lim_state
+from lim_sglang.tools.common import positive
+from lim_sglang.tools.servers.access import VARIABLE, AccessError, add_key_argument, check_access, headers, key_of
+from lim_sglang.tools.servers.embedded_model import EmbeddedModelError
+from lim_sglang.tools.servers.local import BENCH_SIZE, BUDGETS, DENSE, launched
+from lim_sglang.tools.servers.process import ServerError
+from lim_sglang.tools.servers.state import LimStateError, NoLimError, lim_state
 
 COLUMNS = {
     "attention": "attention",

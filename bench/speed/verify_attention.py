@@ -25,9 +25,9 @@ import torch
 
 from bench.speed.attention_problem import HEAD_DIM, HEADS, KV_HEADS, TOLERANCE, Problem, relative_error
 from bench.timing import about, layer_us
-from lim_kernels.decode.config import AttendConfig, HeadShape, verify_config
-from lim_kernels.decode.launch import AttendWorkspace, KVCache, Requests, attend
-from lim_kernels.decode.reference import verify_attention
+from lim_kernels.attend.config import AttendConfig, HeadShape, verify_config
+from lim_kernels.attend.launch import AttendWorkspace, KVCache, Requests, attend
+from lim_kernels.attend.reference import verify_attention
 
 BF16 = torch.bfloat16
 COLUMNS = ["gpu", "batch", "context", "tokens", "block_n", "warps", "stages", "programs", "min_splits", "us"]

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from lim_kernels.card import card_of
+from lim_kernels.gpu import gpu_of
 
 
 @triton.jit
@@ -30,5 +30,5 @@ def chained(device: torch.device, follows: bool = True) -> dict[str, Any]:
         follows: whether the kernel before it in the stream calls ``await_previous`` too; the first of a chain waits for
             the end of all that came before, like any kernel.
     """
-    supported = card_of(device).chains
+    supported = gpu_of(device).chains
     return {"CHAINED": supported} | ({"launch_pdl": True} if supported and follows else {})

@@ -6,10 +6,10 @@ import logging
 from typing import Any
 
 from lim_sglang import metrics
-from lim_sglang.attention.loaded import plan_of_loaded, shard_of_loaded
-from lim_sglang.host import compat, lossless
+from lim_sglang.host import compat, lossless, ranks
 from lim_sglang.host.cache_check import check_dtypes
 from lim_sglang.host.launch import one_line_for_the_command_line, resolve
+from lim_sglang.host.loaded import plan_of_loaded, shard_of_loaded
 from lim_sglang.layer_plan import LayerRole
 
 logger = logging.getLogger(__name__)
@@ -27,11 +27,11 @@ def build(runner: Any) -> Any:
 def build_dense(runner: Any) -> Any:
     """The backend of the lossless mode's verifications and of all else that is dense in it."""
     if str(runner.device).startswith("cuda"):
-        from lim_sglang.attention.verify_flashinfer import VerifyFlashInferBackend
+        from lim_sglang.attention.dense_flashinfer import VerifyFlashInferBackend
 
         width = compat.effective_args(runner.server_args).speculative_num_draft_tokens
         return VerifyFlashInferBackend(runner, width)
-    from lim_sglang.attention.verify_torch_native import VerifyTorchNativeBackend
+    from lim_sglang.attention.dense_torch_native import VerifyTorchNativeBackend
 
     return VerifyTorchNativeBackend(runner)
 
@@ -53,7 +53,7 @@ def build_sparse(runner: Any) -> Any:
         if shard is not None:
             logger.info("lim: %d ranks share %d query heads and one token set", shard.devices, shard.num_heads)
         # Ranks that attend to the same requests count the same.
-        prometheus = bool(getattr(runner.server_args, "enable_metrics", False)) and compat.counts_for_its_group()
+        prometheus = bool(getattr(runner.server_args, "enable_metrics", False)) and ranks.counts_for_its_group()
         recorded = metrics.DecodeMetrics(config, plan, prometheus=prometheus)
         backend = _backend_class(str(runner.device))(runner, config, plan, recorded, shard)
     metrics.publish(recorded)

@@ -18,14 +18,8 @@ from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, Flash
 
 from lim_kernels.select.launch import LaunchConfig, write_sparse_indptr
 from lim_kernels.select.shard import HeadShard
-from lim_sglang.attention.wrappers import (
-    SPARSE_LAUNCH,
-    AttentionShape,
-    SelectWrapper,
-    SparseWrappers,
-    StepBuffers,
-    made_on,
-)
+from lim_sglang.attention.buffers import SPARSE_LAUNCH, AttentionShape, StepBuffers, made_on
+from lim_sglang.attention.wrappers import SelectWrapper, SparseWrappers
 from lim_sglang.config import LimConfig
 from lim_sglang.host import lossless
 from lim_sglang.host.cache_check import check_heads

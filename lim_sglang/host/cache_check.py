@@ -1,4 +1,4 @@
-"""What is known of a launch only once weights are loaded: dtypes of queries and cache, and what fits on the card.
+"""What is known of a launch only once weights are loaded: dtypes of queries and cache, and what fits on the gpu.
 
 A checkpoint may turn ``--kv-cache-dtype auto`` into fp8 by its quantisation config; backends ask here when built.
 """
@@ -9,9 +9,9 @@ from collections.abc import Iterable
 
 import torch
 
-from lim_kernels.card import card_of
-from lim_kernels.decode.config import AttendConfig, HeadShape, fitted
-from lim_sglang.host.support import DENSE, UnsupportedError
+from lim_kernels.attend.config import AttendConfig, HeadShape, fitted
+from lim_kernels.gpu import gpu_of
+from lim_sglang.host.refusals import DENSE, UnsupportedError
 
 GPU_DTYPES = (torch.bfloat16, torch.float16)
 
@@ -46,7 +46,7 @@ def check_dtypes(q_dtype: torch.dtype, kv_dtype: torch.dtype, device: str) -> No
 
 
 def check_heads(heads: HeadShape, device: torch.device, configs: Iterable[AttendConfig]) -> None:
-    """Refuse heads for which no tiles of a launch fit on the card.
+    """Refuse heads for which no tiles of a launch fit on the gpu.
 
     Args:
         heads: sizes and dtypes on this rank.
@@ -58,7 +58,7 @@ def check_heads(heads: HeadShape, device: torch.device, configs: Iterable[Attend
     """
     try:
         for config in configs:
-            fitted(config, heads, card_of(device))
+            fitted(config, heads, gpu_of(device))
     except ValueError as error:
         raise UnsupportedError(f"{error}; {DENSE}") from None
 

@@ -23,10 +23,11 @@ from lim_sglang.config import (
     resolve_config,
 )
 from lim_sglang.errors import exit_with
-from lim_sglang.host import compat, lossless
-from lim_sglang.host.support import BACKEND, DENSE, UnsupportedError, check_supported
+from lim_sglang.host import compat, lossless, refusals
+from lim_sglang.host.model import layers_without_attention, model_config, model_config_of_command_line, pipeline_stages
+from lim_sglang.host.ports import why_not_bound
+from lim_sglang.host.refusals import BACKEND, DENSE, UnsupportedError, check_supported
 from lim_sglang.layer_plan import RULE, LayerPlan, rule_warning, select_layers_for_model
-from lim_sglang.ports import why_not_bound
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ def check_command_line(args: Namespace) -> dict[str, Any]:
     try:
         flags = parse_flag_values(**{key: getattr(args, flag_dest(key), None) for key in FLAGS})
         setattr(args, FLAGS_ATTRIBUTE, flags)
-        check_supported(args, None, lossless.refusals(args))
-        if BACKEND in compat.attention_backends(args):
+        check_supported(args, None, lossless.refusals_for(args))
+        if BACKEND in refusals.attention_backends(args):
             _check_early(args, flags)
         elif flags:
             raise LimConfigError(f"{FLAGS[next(iter(flags))]} needs the lim backend; add --attention-backend lim")
@@ -68,12 +69,12 @@ def check_launch(server_args: Any) -> None:
         SystemExit: with one line on stderr, for the command line.
     """
     args = compat.effective_args(server_args)
-    asked, chosen = compat.attention_backends(server_args), compat.attention_backends(args)
+    asked, chosen = refusals.attention_backends(server_args), refusals.attention_backends(args)
     if BACKEND not in (*asked, *chosen) and not lossless.is_asked_for(args):
         return
     with one_line_for_the_command_line(server_args):
-        check_supported(args, None, lossless.refusals(args))
-        _check_model(server_args, args, compat.model_config(server_args))
+        check_supported(args, None, lossless.refusals_for(args))
+        _check_model(server_args, args, model_config(server_args))
         if BACKEND not in chosen:
             raise UnsupportedError(
                 f"--attention-backend {BACKEND} does not work with this model: SGLang replaces it by {chosen[1]}; "
@@ -142,7 +143,7 @@ def _check_early(args: Namespace, flags: dict[str, Any]) -> None:
             f"cannot listen on port {args.port} of {args.host}: {reason}; choose others with --port and --host"
         )
     try:
-        model = compat.model_config_of_command_line(args)
+        model = model_config_of_command_line(args)
     except ValueError as error:
         raise UnsupportedError(
             f"{args.model_path} holds no usable model config: {error}; check "
@@ -156,7 +157,7 @@ def _check_model(server_args: Any, args: Any, model: Any) -> None:
     """``args`` are the options in effect; ``server_args`` carries the ``--lim-*`` flags."""
     check_supported(args, model)
     config, plan = resolve(server_args, model)
-    idle = compat.layers_without_attention(model)
+    idle = layers_without_attention(model)
     if idle:
         depth = model.num_hidden_layers
         plan = plan.limited_to(set(range(depth)).difference(idle), 0, depth)
@@ -165,5 +166,5 @@ def _check_model(server_args: Any, args: Any, model: Any) -> None:
             check_device_limits(config.split, model.num_attention_heads)
         except ValueError as error:
             raise LimConfigError(str(error)) from error
-    for start, end in compat.pipeline_stages(model.num_hidden_layers, args.pp_size):
+    for start, end in pipeline_stages(model.num_hidden_layers, args.pp_size):
         plan.check_stage(start, end)

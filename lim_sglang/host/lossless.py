@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from lim_sglang.host import compat
-from lim_sglang.host.support import BACKEND, LOSSLESS, Refusal, flag
+from lim_sglang.host import ranks
+from lim_sglang.host.refusals import BACKEND, LOSSLESS, Refusal, attention_backends, flag
 
 DEFAULT_WIDTH = 7
 """Tokens of a verification unless ``--speculative-num-draft-tokens`` says so: six drafts and the token before them."""
@@ -33,7 +33,7 @@ def is_asked_for(args: Any) -> bool:
 
 
 def _backends(args: Any, _model: Any) -> str:
-    prefill, decode = compat.attention_backends(args)
+    prefill, decode = attention_backends(args)
     other = next((name for name in (decode, prefill) if name != BACKEND), BACKEND)
     return "" if other == BACKEND else f"the attention backend {other or 'of SGLang'}"
 
@@ -74,7 +74,7 @@ def _others(args: Any, model: Any) -> str:
 
 
 def _dp_attention(args: Any, _model: Any) -> str:
-    return "DP attention" if compat.attention_groups(args) > 1 else ""
+    return "DP attention" if ranks.attention_groups(args) > 1 else ""
 
 
 _UNTRIED = "drafts have not been shown to leave its state alone"
@@ -145,6 +145,6 @@ REFUSALS: tuple[Refusal, ...] = (
 )
 
 
-def refusals(args: Any) -> tuple[Refusal, ...]:
+def refusals_for(args: Any) -> tuple[Refusal, ...]:
     """Those that hold for these launch options."""
     return REFUSALS if is_asked_for(args) else ()

@@ -8,7 +8,7 @@ from typing import Any
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
 from lim_sglang.host.lossless import DEFAULT_WIDTH
-from lim_sglang.host.support import LOSSLESS
+from lim_sglang.host.refusals import LOSSLESS
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def register() -> None:
 
     @SpeculativeAlgorithm.register(LOSSLESS, supports_overlap=True, spec_class=LimSpecAlgorithm)
     def worker_class(_server_args: Any) -> type:
-        from lim_patches import finish_by_token, room_for_rounds
+        from lim_patches.lossless import finish_by_token, room_for_rounds
         from lim_sglang.speculative.worker import LimSpecWorker
 
         finish_by_token.PATCH.apply_now()

@@ -8,6 +8,7 @@ normalised; where none is rejected, one more token is drawn from ``p``.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,3 +154,16 @@ def verify_sampled(
 def _run_length(right: Tensor, limits: Tensor) -> Tensor:
     """[B] length of the run of right drafts at the start of each row, at most its limit."""
     return torch.minimum(right.long().cumprod(1).sum(1), limits)
+
+
+def may_draft(req: Any) -> bool:
+    """Whether this request accepts drafts in the coming round; else it gets one token by dense attention.
+
+    Penalties, grammars and custom logit processors change the distribution with every token of the output. SGLang
+    applies them to the round's first token only, so that is all such a request takes. ``min_new_tokens`` forbids the
+    end of the output up to a length.
+    """
+    params = req.sampling_params
+    neutral = not params.frequency_penalty and not params.presence_penalty and params.repetition_penalty == 1
+    free = req.grammar is None and not req.custom_logit_processor
+    return neutral and free and len(req.output_ids) >= params.min_new_tokens

@@ -13,14 +13,11 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from torch import Tensor
 
 from lim_sglang.host import compat, lossless
-from lim_sglang.speculative.calibration import measure_costs
-from lim_sglang.speculative.drafter import LimDrafter
-from lim_sglang.speculative.passes import DecodePass
+from lim_sglang.speculative.costs import measure_costs
+from lim_sglang.speculative.forward import DecodePass, LimDrafter, decode_step, slots_ahead, verify_step
 from lim_sglang.speculative.policy import DraftPolicy
-from lim_sglang.speculative.requests import may_draft
-from lim_sglang.speculative.round_input import RoundInput
-from lim_sglang.speculative.sampling import Drafts, SamplingRule, Verdict, verify
-from lim_sglang.speculative.steps import decode_step, slots_ahead, verify_step
+from lim_sglang.speculative.sampling import Drafts, SamplingRule, Verdict, may_draft, verify
+from lim_sglang.speculative.spec_input import RoundInput
 
 Publish = Callable[[Tensor], None] | None
 

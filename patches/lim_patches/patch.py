@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lim_patches.cpu_host import is_active
+from lim_cpu_host import is_active
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from lim_patches import (
-    add_cli_args,
-    check_server_args,
-    finish_by_token,
-    from_cli_args,
-    grammar_mask,
-    internal_state,
-    last_slot,
-    request_values,
-    room_for_rounds,
-    scaling_penalties,
-    support_triton,
-)
+from lim_patches.cpu import grammar_mask, last_slot, request_values, scaling_penalties, support_triton
+from lim_patches.lossless import finish_by_token, room_for_rounds
 from lim_patches.patch import Patch
+from lim_patches.start import add_cli_args, check_server_args, from_cli_args, internal_state
 
 PATCHES: tuple[Patch, ...] = (
     add_cli_args.PATCH,

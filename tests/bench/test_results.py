@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from lim_kernels.decode.config import HeadShape, verify_config
+from lim_kernels.attend.config import HeadShape, verify_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

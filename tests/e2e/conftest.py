@@ -11,9 +11,9 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from bench.speed.host_timer import add_metadata
-from lim_sglang.ports import free_port
-from lim_sglang.servers.embedded_model import ensure_model
-from lim_sglang.servers.process import ServerProcess
+from lim_sglang.tools.servers.embedded_model import ensure_model
+from lim_sglang.tools.servers.ports import free_port
+from lim_sglang.tools.servers.process import ServerProcess
 
 from .hf_oracle import OracleSettings, SparseOracle
 

@@ -7,8 +7,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from bench.fidelity.texts import TEXTS, encode
-from lim_sglang.servers.process import ServerProcess
-from lim_sglang.servers.state import accepted_per_round, lim_state
+from lim_sglang.tools.servers.process import ServerProcess
+from lim_sglang.tools.servers.state import accepted_per_round, lim_state
 
 from .native_client import REQUEST_TIMEOUT, NativeClient
 

@@ -9,9 +9,9 @@ import torch
 
 def register() -> None:
     """Hook the drafter; SGLang calls this in every process, and only those that serve have it loaded."""
-    from lim_sglang.speculative import drafter, sampling
+    from lim_sglang.speculative import forward, sampling
 
-    original = drafter.LimDrafter.draft
+    original = forward.LimDrafter.draft
 
     def draft(self: Any, batch: Any, bonus: Any, slots: Any, rule: Any, num_drafts: int) -> Any:
         drafts = original(self, batch, bonus, slots, rule, num_drafts)
@@ -22,4 +22,4 @@ def register() -> None:
             proposals[..., 1000:40_000] = 1 / 39_000
         return sampling.Drafts(tokens, proposals)
 
-    drafter.LimDrafter.draft = draft  # type: ignore[method-assign]
+    forward.LimDrafter.draft = draft  # type: ignore[method-assign]

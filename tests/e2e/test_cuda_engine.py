@@ -32,7 +32,7 @@ NEAR_TIE = 0.15  # two log-probabilities that bfloat16 cannot tell apart reliabl
 
 @pytest.fixture(scope="module")
 def model() -> Path:
-    from lim_sglang.servers.embedded_model import ensure_model
+    from lim_sglang.tools.servers.embedded_model import ensure_model
 
     return ensure_model()
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.servers.state import lim_part
+from lim_sglang.tools.servers.state import lim_part
 
 from .hf_oracle import OracleSettings, SparseOracle
 from .test_cuda_engine import (

@@ -16,7 +16,7 @@ import pytest
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from lim_sglang.servers.state import added_up, counted_since
+from lim_sglang.tools.servers.state import added_up, counted_since
 
 from . import record_sets
 from .ranks import attended_in_prometheus, by_request, counters_by_group, decoded_lengths, ranked_server

@@ -17,8 +17,8 @@ import psutil
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lim_sglang.ports import free_port
-from lim_sglang.servers.process import ServerProcess
+from lim_sglang.tools.servers.ports import free_port
+from lim_sglang.tools.servers.process import ServerProcess
 
 from .conftest import COMMON_ARGS, THREADS
 from .lossless_requests import LOSSLESS

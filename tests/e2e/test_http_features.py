@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from lim_sglang.servers.process import ServerProcess
+from lim_sglang.tools.servers.process import ServerProcess
 
 from .http_checks import Check
 from .http_requests import ADMINISTERED, PAGES, REFUSED, SERVED, STREAMED, Body, generation

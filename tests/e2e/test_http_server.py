@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lim_sglang.servers.process import ServerProcess
+from lim_sglang.tools.servers.process import ServerProcess
 
 from .conftest import running, start_lim
 from .hf_oracle import SparseOracle, Turn

@@ -18,9 +18,9 @@ from bench.programs.common import execute
 from bench.programs.metering import ProgramError, connect
 from bench.reasoning import __main__ as reasoning
 from bench.speed import serving
-from lim_sglang.servers.access import AccessError, headers
-from lim_sglang.servers.process import ServerProcess
-from lim_sglang.servers.state import lim_state
+from lim_sglang.tools.servers.access import AccessError, headers
+from lim_sglang.tools.servers.process import ServerProcess
+from lim_sglang.tools.servers.state import lim_state
 
 from .conftest import LIM_CONFIG, running, start_server
 

@@ -14,7 +14,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from bench.fidelity.texts import encode
-from lim_sglang.servers.process import ServerProcess
+from lim_sglang.tools.servers.process import ServerProcess
 
 from .conftest import SETTINGS, running, start_lim
 from .hf_oracle import SparseOracle

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from lim_sglang.host.compat import pages_need_triton
-from lim_sglang.servers.process import ServerProcess
+from lim_sglang.tools.servers.process import ServerProcess
 
 from .conftest import running, start_lim
 from .lossless_requests import LOSSLESS, NEW_TOKENS, counters, ragged_prompts

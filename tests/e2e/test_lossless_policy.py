@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from lim_sglang.host.lossless import ENV_DRAFTS
-from lim_sglang.servers.process import ServerProcess
+from lim_sglang.tools.servers.process import ServerProcess
 
 from .conftest import LIM_CONFIG, SETTINGS, running, start_server
 from .lossless_requests import LOSSLESS, NEW_TOKENS, counters, ragged_prompts

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.servers.process import ServerProcess
+from lim_sglang.tools.servers.process import ServerProcess
 
 from . import record_sets, record_verdicts
 from .conftest import LIM_CONFIG

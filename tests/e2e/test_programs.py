@@ -26,7 +26,7 @@ from bench.programs.common import Outcome, execute
 from bench.programs.compare import agreement
 from bench.programs.metering import MeteredEndpoint, ProgramError, Request, connect
 from bench.programs.self_consistency import last_number
-from lim_sglang.servers.process import ServerProcess
+from lim_sglang.tools.servers.process import ServerProcess
 
 from .conftest import THREADS, start_server
 from .native_client import NativeClient

@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lim_sglang.ports import free_port
+from lim_sglang.tools.servers.ports import free_port
 
 pytestmark = pytest.mark.e2e
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lim_sglang.servers.process import ServerProcess
+from lim_sglang.tools.servers.process import ServerProcess
 
 from .conftest import LIM_CONFIG, SETTINGS, running, start_server
 from .native_client import NativeClient

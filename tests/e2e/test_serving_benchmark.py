@@ -7,7 +7,7 @@ import argparse
 import httpx
 import pytest
 
-from lim_sglang.servers.process import ServerProcess
+from lim_sglang.tools.servers.process import ServerProcess
 
 pytestmark = pytest.mark.e2e
 

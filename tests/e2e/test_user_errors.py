@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lim_sglang.servers.process import meaningful_line
+from lim_sglang.tools.servers.process import meaningful_line
 
 pytestmark = pytest.mark.e2e
 

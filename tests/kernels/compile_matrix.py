@@ -1,4 +1,4 @@
-"""Compile what the launchers ask for, for cards that are not here: ``python tests/kernels/compile_matrix.py 80 86 …``.
+"""Compile what the launchers ask for, for GPUs that are not here: ``python tests/kernels/compile_matrix.py 80 86 …``.
 
 The launchers themselves run, on a CPU's tensors, under a driver that names the target and launches nothing: every
 variant has the specialisations of a real call. Prints a table; with ``--json`` one record a line; with ``--all`` every
@@ -29,11 +29,11 @@ sys.modules.setdefault("flashinfer", ModuleType("flashinfer")).__dict__.setdefau
 )
 
 from lim_kernels import chain  # noqa: E402
-from lim_kernels.card import Card  # noqa: E402
-from lim_kernels.decode import launch  # noqa: E402
-from lim_kernels.decode.config import AttendConfig, HeadShape, fitted, verify_config  # noqa: E402
-from lim_kernels.decode.launch import AttendWorkspace, KVCache, Requests, attend  # noqa: E402
-from lim_kernels.decode.slots import write_slots  # noqa: E402
+from lim_kernels.attend import launch  # noqa: E402
+from lim_kernels.attend.config import AttendConfig, HeadShape, fitted, verify_config  # noqa: E402
+from lim_kernels.attend.launch import AttendWorkspace, KVCache, Requests, attend  # noqa: E402
+from lim_kernels.attend.slots import write_slots  # noqa: E402
+from lim_kernels.gpu import Gpu  # noqa: E402
 from lim_kernels.select import split_budget  # noqa: E402
 from lim_kernels.select.launch import (  # noqa: E402
     LaunchConfig,
@@ -127,11 +127,11 @@ class Record:
 
 
 class Target:
-    """A driver for a card that is not there, and what was compiled for it."""
+    """A driver for a GPU that is not there, and what was compiled for it."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.card = Card(divmod(number, 10), LIMITS[number])
+        self.gpu = Gpu(divmod(number, 10), LIMITS[number])
         self.variant = ""
         self.layer: Layer | None = None
         self.fitted: tuple[AttendConfig, HeadShape] | None = None
@@ -197,14 +197,14 @@ class Target:
                 record.tiles = f"{config.block_n}x{config.stages}"
             self.records.append(record)
 
-        def fit(config: AttendConfig, heads: HeadShape, card: Card) -> AttendConfig:
-            chosen = fitted(config, heads, card)
+        def fit(config: AttendConfig, heads: HeadShape, gpu: Gpu) -> AttendConfig:
+            chosen = fitted(config, heads, gpu)
             self.fitted = chosen, heads
             return chosen
 
         JITFunction.run = run
         launch.fitted = fit
-        launch.card_of = chain.card_of = lambda _device: self.card  # type: ignore[assignment]
+        launch.gpu_of = chain.gpu_of = lambda _device: self.card  # type: ignore[assignment]
         try:
             for attention in variants:
                 self.variant, self.layer = str(attention), attention

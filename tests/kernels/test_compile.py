@@ -13,8 +13,8 @@ import pytest
 import torch
 import triton
 
-from lim_kernels.card import Card
-from lim_kernels.decode.config import RESERVE, AttendConfig, HeadShape, fitted, verify_config
+from lim_kernels.attend.config import RESERVE, AttendConfig, HeadShape, fitted, verify_config
+from lim_kernels.gpu import Gpu
 from lim_kernels.select.launch import LaunchConfig
 
 MATRIX = Path(__file__).with_name("compile_matrix.py")
@@ -106,9 +106,9 @@ USUAL = [
 @pytest.mark.parametrize("target", LIMITS)
 @pytest.mark.parametrize("config", [LaunchConfig().attend, SPARSE], ids=["select", "sparse"])
 def test_measured_constants_stay_where_they_fit(target: int, config: AttendConfig) -> None:
-    card = Card(divmod(target, 10), LIMITS[target])
-    larger = [heads._replace(head_dim=256) for heads in USUAL] if card.shared_bytes > 160 << 10 else []
-    assert [heads for heads in USUAL + larger if fitted(config, heads, card) != config] == []
+    gpu = Gpu(divmod(target, 10), LIMITS[target])
+    larger = [heads._replace(head_dim=256) for heads in USUAL] if gpu.shared_bytes > 160 << 10 else []
+    assert [heads for heads in USUAL + larger if fitted(config, heads, gpu) != config] == []
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_measured_constants_stay_where_they_fit(target: int, config: AttendConfi
     ids=str,
 )
 def test_large_heads_get_smaller_tiles(heads: HeadShape, config: AttendConfig, tiles: tuple[int, int]) -> None:
-    chosen = fitted(config, heads, Card((8, 6), LIMITS[86]))
+    chosen = fitted(config, heads, Gpu((8, 6), LIMITS[86]))
     assert (chosen.block_n, chosen.stages) == tiles
     assert heads.shared_bytes(chosen) <= LIMITS[86]
     assert chosen.splits(3, 2) == config.splits(3, 2), "workspaces are made for the constants asked for"
@@ -131,20 +131,20 @@ def test_large_heads_get_smaller_tiles(heads: HeadShape, config: AttendConfig, t
 @pytest.mark.parametrize("target", LIMITS)
 def test_verification_fits_where_decode_does(target: int) -> None:
     """However many tokens: programs share them before one has too many rows, and up to 128 the constants stay."""
-    card = Card(divmod(target, 10), LIMITS[target])
+    gpu = Gpu(divmod(target, 10), LIMITS[target])
     for heads in USUAL + [heads._replace(head_dim=256) for heads in USUAL]:
-        fitted(SPARSE, heads, card)
+        fitted(SPARSE, heads, gpu)
         for q_len in range(2, 17):
             verifying = heads._replace(q_len=q_len)
             config = verify_config(verifying)
-            assert fitted(config, verifying, card) == config or heads.head_dim == 256
+            assert fitted(config, verifying, gpu) == config or heads.head_dim == 256
             assert (verifying.q_blocks - 1) * verifying.q_tile < q_len <= verifying.q_blocks * verifying.q_tile
             assert verifying.rows_pad <= max(64, heads.rows_pad)
 
 
 def test_heads_that_fit_nowhere_get_one_line() -> None:
     with pytest.raises(ValueError, match="head size 512 with 128 query heads per KV head") as caught:
-        fitted(LaunchConfig().attend, HeadShape(512, 128, BF16, BF16), Card((8, 6), LIMITS[86]))
+        fitted(LaunchConfig().attend, HeadShape(512, 128, BF16, BF16), Gpu((8, 6), LIMITS[86]))
     assert "needs 156160 bytes of shared memory per block, and this GPU of compute capability 8.6 has 101376" in str(
         caught.value
     )

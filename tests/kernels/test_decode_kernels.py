@@ -11,11 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from lim_kernels.card import Card
-from lim_kernels.decode import launch
-from lim_kernels.decode.fp8 import as_dtype
-from lim_kernels.decode.launch import AttendConfig, AttendWorkspace, KVCache, Requests, attend
-from lim_kernels.decode.reference import decode_attention
+from lim_kernels.attend import launch
+from lim_kernels.attend.fp8 import as_dtype
+from lim_kernels.attend.launch import AttendConfig, AttendWorkspace, KVCache, Requests, attend
+from lim_kernels.attend.reference import decode_attention
+from lim_kernels.gpu import Gpu
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
@@ -124,7 +124,7 @@ def test_cards_without_fp8_are_given_bytes(capability: tuple[int, int], monkeypa
         def __getitem__(self, _grid: object) -> Callable[..., None]:
             return lambda *args, **_options: given.append(tuple(tensor.dtype for tensor in args))
 
-    monkeypatch.setattr(launch, "card_of", lambda _device: Card(capability, 99 << 10))
+    monkeypatch.setattr(launch, "gpu_of", lambda _device: Gpu(capability, 99 << 10))
     for name in ("attend_kernel", "merge_kernel"):
         monkeypatch.setattr(launch, name, Recorder())
     for k_dtype in (torch.float8_e4m3fn, None):
@@ -138,7 +138,7 @@ def test_bytes_give_what_the_type_gives(monkeypatch: pytest.MonkeyPatch) -> None
     """A card that has the type, used as if it had none."""
     case = Case([2048, 1, 4097], 32, 8, 128, k_dtype=torch.float8_e4m3fn)
     by_type = case.run()
-    monkeypatch.setattr(launch, "card_of", lambda _device: Card((8, 6), 99 << 10))
+    monkeypatch.setattr(launch, "gpu_of", lambda _device: Gpu((8, 6), 99 << 10))
     by_bytes = case.run()
     case.check(by_bytes, case.expected())
     case.check(by_bytes, by_type.float())

@@ -17,8 +17,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lim_kernels.decode.launch import AttendConfig, AttendWorkspace, KVCache
-from lim_kernels.decode.reference import decode_attention
+from lim_kernels.attend.launch import AttendConfig, AttendWorkspace, KVCache
+from lim_kernels.attend.reference import decode_attention
 from lim_kernels.select import head_scores, select_token_set, split_budget
 from lim_kernels.select.launch import LaunchConfig, SelectLayer, SlotIndex, write_sparse_indptr
 from lim_kernels.select.shard import Exchange, HeadShard

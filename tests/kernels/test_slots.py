@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lim_kernels.decode.slots import BLOCK, write_slots
+from lim_kernels.attend.slots import BLOCK, write_slots
 
 from .test_decode_kernels import DEVICE
 

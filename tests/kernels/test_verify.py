@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lim_kernels.decode.config import HeadShape, verify_config
-from lim_kernels.decode.launch import Requests, ScoreSink, attend
-from lim_kernels.decode.reference import decode_attention, verify_attention
+from lim_kernels.attend.config import HeadShape, verify_config
+from lim_kernels.attend.launch import Requests, ScoreSink, attend
+from lim_kernels.attend.reference import decode_attention, verify_attention
 
 from .test_decode_kernels import DEVICE, SMALL, Case
 from .test_several_gpus import captured
@@ -90,7 +90,7 @@ def test_one_token_is_a_decode_step() -> None:
 
 def test_the_reference_needs_no_triton() -> None:
     """A CPU host may have none."""
-    code = "import sys; sys.modules['triton'] = None; import lim_kernels.decode.reference"
+    code = "import sys; sys.modules['triton'] = None; import lim_kernels.attend.reference"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
 

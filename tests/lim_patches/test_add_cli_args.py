@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.host import compat
 from lim_sglang.host.launch import FLAGS_ATTRIBUTE, resolve
-from lim_sglang.ports import free_port
+from lim_sglang.host.model import model_config
+from lim_sglang.tools.servers.ports import free_port
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -94,7 +94,7 @@ def test_a_copy_of_the_declared_fields_keeps_the_flags(tmp_path: Path, monkeypat
     flags = ["--lim-budget", "64", "--lim-select-layers", "3", "5"]
     parsed = parse(tmp_path, *flags, "--json-model-override-args", overrides)
     copy = ServerArgs(**{field: getattr(parsed, field) for field in ("model_path", "json_model_override_args")})
-    model = compat.model_config(parsed)
+    model = model_config(parsed)
     assert not hasattr(copy, FLAGS_ATTRIBUTE)
     for options in (parsed, copy):
         config, plan = resolve(options, model)

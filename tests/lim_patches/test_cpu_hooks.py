@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import lim_patches.patch
-from lim_patches import grammar_mask, last_slot, request_values, scaling_penalties
+from lim_patches.cpu import grammar_mask, last_slot, request_values, scaling_penalties
 from lim_patches.registry import PATCHES
 
 VOCABULARY = 100

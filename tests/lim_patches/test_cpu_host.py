@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lim_patches import cpu_host
-from lim_patches.cpu_host.sgl_kernel import assign_req_to_token_pool_cpu, copy_all_layer_kv_cache_cpu
+import lim_cpu_host as cpu_host
+from lim_cpu_host.sgl_kernel import assign_req_to_token_pool_cpu, copy_all_layer_kv_cache_cpu
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
@@ -22,7 +22,7 @@ def test_a_gpu_keeps_the_stand_ins_off_unless_it_is_hidden(tmp_path: Path, visib
     driver = tmp_path / "nvidiactl"
     driver.touch()
     code = (
-        "import os; from lim_patches import cpu_host; cpu_host.deactivate(); name = 'CUDA_VISIBLE_DEVICES'\n"
+        "import os; import lim_cpu_host as cpu_host; cpu_host.deactivate(); name = 'CUDA_VISIBLE_DEVICES'\n"
         f"os.environ.pop(name, 0); os.environ |= {{}} if {visible!r} is None else {{name: {visible!r}}}\n"
         f"print(cpu_host.activate([{str(driver)!r}]), cpu_host.is_active())"
     )
@@ -32,7 +32,7 @@ def test_a_gpu_keeps_the_stand_ins_off_unless_it_is_hidden(tmp_path: Path, visib
 def test_without_a_gpu_they_are_on_once(tmp_path: Path) -> None:
     absent = [str(tmp_path / "no-such-device")]
     code = (
-        "import sys; from lim_patches import cpu_host; cpu_host.deactivate(); before = len(sys.meta_path)\n"
+        "import sys; import lim_cpu_host as cpu_host; cpu_host.deactivate(); before = len(sys.meta_path)\n"
         f"print(cpu_host.activate({absent!r}), cpu_host.activate({absent!r}), len(sys.meta_path) - before)"
     )
     assert run(code).stdout.split() == ["True", "True", "2"]
@@ -64,7 +64,7 @@ class TestStandIns:
             import sgl_kernel.scalar_type  # noqa: F401
 
     def test_other_errors_of_torchvision_are_not_forgiven(self) -> None:
-        from lim_patches.cpu_host.torchvision_ops import _TolerantLoader
+        from lim_cpu_host.torchvision_ops import _TolerantLoader
 
         class Broken:
             def exec_module(self, _module: object) -> None:

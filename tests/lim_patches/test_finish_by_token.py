@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lim_patches import finish_by_token
-from lim_sglang.servers.embedded_model import ensure_model
+from lim_patches.lossless import finish_by_token
+from lim_sglang.tools.servers.embedded_model import ensure_model
 
 EOS, STOP = 2, 5
 Make = Callable[..., Any]

@@ -82,7 +82,7 @@ def test_undo_restores_names_that_other_modules_imported() -> None:
     from sglang.srt.mem_cache import allocation
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    from lim_patches.support_triton import PATCH
+    from lim_patches.cpu.support_triton import PATCH
 
     before = allocation.support_triton
     PATCH.register()

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from lim_patches.cpu_host import is_active
+from lim_cpu_host import is_active
 from lim_patches.registry import PATCHES
 
 STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
@@ -28,7 +28,7 @@ load_plugins()
 REPORT = """
 import json
 from lim_patches import registry
-from lim_sglang.commands import doctor
+from lim_sglang.tools import doctor
 states = {finding.name: finding.value for finding in doctor._patches()}
 registry.register()  # a second call decides nothing anew
 print(json.dumps([[p.target for p in registry.PATCHES if registry.is_registered(p)], registry.not_applied(), states]))
@@ -51,7 +51,8 @@ def test_nothing_is_missed_whichever_comes_first(loads: str, in_scheduler: bool)
 
 def test_a_hook_that_another_plugin_undid_is_told() -> None:
     code = SCHEDULER_FIRST + (
-        "from lim_patches import internal_state, registry\ninternal_state.PATCH.undo()\nprint(registry.not_applied())"
+        "from lim_patches import registry\nfrom lim_patches.start import internal_state\n"
+        "internal_state.PATCH.undo()\nprint(registry.not_applied())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.stdout.strip().splitlines()[-1] == f"['{STATE}']", done.stderr
@@ -62,7 +63,7 @@ def test_what_is_wanted_on_demand_is_applied_then() -> None:
     code = PLUGINS_FIRST + (
         "import json\n"
         "from types import SimpleNamespace\n"
-        "from lim_patches import check_server_args, registry\n"
+        "from lim_patches import registry\nfrom lim_patches.start import check_server_args\n"
         "from sglang.srt.speculative.spec_info import SpeculativeAlgorithm\n"
         "def applied(): return [p.target for p in registry.PATCHES if p.on_demand and p.applied]\n"
         "check_server_args.check_launch = lambda _args: None\n"

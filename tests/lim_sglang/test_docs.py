@@ -14,7 +14,7 @@ import pytest
 
 from lim_sglang.config import LimConfig
 from lim_sglang.host import lossless
-from lim_sglang.host.support import REFUSALS
+from lim_sglang.host.refusals import REFUSALS
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.metrics import DecodeMetrics
 

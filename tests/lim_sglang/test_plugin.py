@@ -69,7 +69,7 @@ def test_a_missing_host_name_is_named(name: HostName, problem: str) -> None:
 
 BROKEN_HOST = """
 import sys
-from lim_sglang.host import compat, host_check
+from lim_sglang.host import compat, host_check, ranks
 broken = host_check.HostName("sglang.srt.server_args", "ServerArgs.renamed_in_the_next_release")
 compat.HOST_NAMES = (*compat.HOST_NAMES, broken)
 """
@@ -103,9 +103,9 @@ BUILDING = """
 import logging
 import lim_sglang.attention
 from lim_sglang import plugin
-from lim_sglang.host import compat
+from lim_sglang.host import compat, ranks
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-compat.is_first_rank = lambda: {first}
+ranks.is_first_rank = lambda: {first}
 logger = logging.getLogger("lim_sglang.attention.flashinfer")
 def build(runner):
     logger.warning("what all ranks would say")

@@ -1,4 +1,4 @@
-"""Who reads what while drafting: three ways, as policies of ``lim_sglang.analysis.model``."""
+"""Who reads what while drafting: three ways, as policies of ``lim_sglang.tools.analysis.model``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from bench.fidelity.policies import SINKS, StreamingLLM
 from lim_kernels.select import select_token_set, split_budget
-from lim_sglang.analysis.model import LayerView, Policy
-from lim_sglang.analysis.policies import LessIsMore, set_mask
 from lim_sglang.layer_plan import LayerPlan, LayerRole
+from lim_sglang.tools.analysis.model import LayerView, Policy
+from lim_sglang.tools.analysis.policies import LessIsMore, set_mask
 
 RECENCY_RATIO = 0.25
 LIM, KEPT, WINDOW = KINDS = ("lim steps", "kept sets", "window")

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from bench.fidelity.acceptance.drafts import KINDS, SetRecorder, draft_policy
 from bench.fidelity.acceptance.rejection import chance_of_all, probabilities
-from lim_sglang.analysis.model import PolicyModel, Prefix
-from lim_sglang.analysis.policies import Dense
 from lim_sglang.layer_plan import LayerPlan
+from lim_sglang.tools.analysis.model import PolicyModel, Prefix
+from lim_sglang.tools.analysis.policies import Dense
 
 TOLERANCE = 1e-3  # of a draft's chance; two shapes of one float32 product differ by less
 

@@ -8,9 +8,10 @@ every position the smallest key, and ``kernel.emit_kernel`` writes the slots.
 import triton
 import triton.language as tl
 
+from lim_kernels.attend.scores import UNRANKED
 from lim_kernels.chain import await_previous
 from lim_kernels.ragged import load_extent
-from lim_kernels.select.kernel import NUMBERS, UNRANKED, load_offer
+from lim_kernels.select.emit import NUMBERS, load_offer
 from lim_kernels.select.radix import kth_smallest_key
 
 

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import triton
 from torch import Tensor
 
-from lim_kernels.chain import chained
-from lim_kernels.decode.launch import (
+from lim_kernels.attend.launch import (
     AttendConfig,
     AttendWorkspace,
     KVCache,
@@ -18,10 +17,11 @@ from lim_kernels.decode.launch import (
     attend,
     check_indices,
 )
+from lim_kernels.chain import chained
 from lim_kernels.select.budget import BudgetSplit, check_device_limits
+from lim_kernels.select.complete import full_emit_kernel, full_rank_kernel
+from lim_kernels.select.emit import emit_kernel, sparse_indptr_kernel
 from lim_kernels.select.exchange import full_offer_kernel, join_kernel, offer_kernel
-from lim_kernels.select.full_ranking import full_emit_kernel, full_rank_kernel
-from lim_kernels.select.kernel import emit_kernel, sparse_indptr_kernel
 from lim_kernels.select.shard import Exchange
 from lim_kernels.select.shortlist import shortlist_kernel
 from lim_kernels.select.workspace import SPAN, SelectWorkspace, shortlist_length

@@ -3,9 +3,10 @@
 import triton
 import triton.language as tl
 
+from lim_kernels.attend.scores import LOWEST
 from lim_kernels.chain import await_previous
 from lim_kernels.ragged import load_extent
-from lim_kernels.select.kernel import LOWEST, NUMBERS
+from lim_kernels.select.emit import NUMBERS
 
 
 @triton.jit

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lim_kernels.select import split_budget
-from lim_sglang.analysis.model import LayerView
-from lim_sglang.analysis.policies import Dense
 from lim_sglang.layer_plan import LayerPlan
-from lim_sglang.servers.embedded_model import ensure_model
+from lim_sglang.tools.analysis.model import LayerView
+from lim_sglang.tools.analysis.policies import Dense
+from lim_sglang.tools.servers.embedded_model import ensure_model
 
 BENCH = Path(__file__).parents[3] / "bench"
 STEPS, HEADS, KV_HEADS, TOKENS, HEAD_DIM = 5, 6, 2, 83, 8

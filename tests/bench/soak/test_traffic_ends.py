@@ -13,8 +13,8 @@ import pytest
 from bench.soak.__main__ import traffic
 from bench.soak.results import Earlier, Report, earlier
 from bench.soak.traffic import Limits, Maker
-from lim_sglang.ports import free_port
-from lim_sglang.servers.process import ServerError
+from lim_sglang.tools.servers.ports import free_port
+from lim_sglang.tools.servers.process import ServerError
 
 CLIENTS = 4
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from bench.speed.random_model import make
-from lim_sglang.analysis.streaming import StreamedModel
+from lim_sglang.tools.analysis.streaming import StreamedModel
 
 QWEN: dict[str, Any] = {
     "model_type": "qwen3_moe",

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from bench.speed import serving
-from lim_sglang.servers.access import VARIABLE, AccessError, headers
+from lim_sglang.tools.servers.access import VARIABLE, AccessError, headers
 
 from ...lim_sglang.info_server import serving as answering
 from ...lim_sglang.recorded_state import LIM_AFTER

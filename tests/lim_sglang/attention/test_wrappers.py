@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from lim_kernels.decode.reference import decode_attention
+from lim_kernels.attend.reference import decode_attention
 from lim_kernels.select import head_scores, select_token_set, split_budget
 from lim_kernels.select.launch import write_sparse_indptr
 from lim_kernels.select.shard import HeadShard

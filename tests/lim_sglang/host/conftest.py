@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from lim_patches.cpu_host import gpu_device
-from lim_sglang.host import compat
+from lim_cpu_host import gpu_device
+from lim_sglang.host import refusals
 from lim_sglang.host.launch import check_command_line
-from lim_sglang.ports import free_port
+from lim_sglang.tools.servers.ports import free_port
 
 from .tiny_llama import LLAMA
 
@@ -28,7 +28,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SGLANG_LIM_CONFIG", raising=False)
     load_plugins()
     if gpu_device() is not None:  # launches here are for a CPU, also where there is a GPU
-        monkeypatch.setattr(compat, "serves_on_cpu", lambda: True)
+        monkeypatch.setattr(refusals, "serves_on_cpu", lambda: True)
 
 
 @pytest.fixture

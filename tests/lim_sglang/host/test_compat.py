@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from lim_sglang.host import compat
+from lim_sglang.host import versions
 
 README = (Path(__file__).parents[3] / "README.md").read_text()
 
 
 @pytest.fixture
 def tested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "TESTED_SGLANG", {"cpu": ("0.5.9", "0.5.16", "0.5.23"), "cuda": ("0.5.16",)})
+    monkeypatch.setattr(versions, "TESTED_SGLANG", {"cpu": ("0.5.9", "0.5.16", "0.5.23"), "cuda": ("0.5.16",)})
 
 
 @pytest.mark.usefixtures("tested")
@@ -32,15 +32,15 @@ def tested(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_only_what_ran_counts_as_tested(found: str, device: str, doubt: str) -> None:
     """A release between two tested ones is none of them."""
-    assert compat.untested(found, device) == doubt
+    assert versions.untested(found, device) == doubt
 
 
 @pytest.mark.usefixtures("tested")
 def test_the_range_is_ordered_by_number() -> None:
-    assert compat.supported_range() == "sglang>=0.5.9,<=0.5.23"
+    assert versions.supported_range() == "sglang>=0.5.9,<=0.5.23"
 
 
 def test_the_readme_lists_the_same() -> None:
     shown = dict(re.findall(r"^\| (CPU|NVIDIA GPU) \| ([\d., ]+) \|", README, re.MULTILINE))
     named = {"CPU": "cpu", "NVIDIA GPU": "cuda"}
-    assert {named[title]: tuple(releases.split(", ")) for title, releases in shown.items()} == compat.TESTED_SGLANG
+    assert {named[title]: tuple(releases.split(", ")) for title, releases in shown.items()} == versions.TESTED_SGLANG

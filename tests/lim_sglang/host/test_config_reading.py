@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.host import compat
 from lim_sglang.host.launch import check_launch, resolve
+from lim_sglang.host.model import model_config
 
 from ..decilm import write_decilm
 from .test_windows import GEMMA, LLAMA
@@ -46,7 +46,7 @@ def decrypted(folder: Path, model: dict[str, Any]) -> list[str]:
 def test_a_decrypted_config_is_the_one_that_is_judged(sealed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     server_args = prepared(sealed, *decrypted(sealed, {"num_hidden_layers": 9}))
     check_launch(server_args)
-    _, plan = resolve(server_args, compat.model_config(server_args))
+    _, plan = resolve(server_args, model_config(server_args))
     assert len(plan.roles) == 9
     assert "(Gemma2ForCausalLM) does not work with lim" in error_line(
         capsys, sealed, *decrypted(sealed, GEMMA | {"sliding_window": 64})
@@ -88,7 +88,7 @@ def test_what_sglang_says_about_its_options_is_left_to_it(
     monkeypatch.delenv("SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN", raising=False)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     with pytest.raises(ValueError, match="context_length"):
-        compat.model_config(prepared(tmp_path, "--context-length", "1000000"))
+        model_config(prepared(tmp_path, "--context-length", "1000000"))
     assert "lim-sglang: error" not in capsys.readouterr().err
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from lim_sglang.host import compat
 from lim_sglang.host.launch import check_launch, resolve
-from lim_sglang.host.support import UnsupportedError
+from lim_sglang.host.model import model_config, pipeline_stages
+from lim_sglang.host.refusals import UnsupportedError
 from lim_sglang.layer_plan import LayerRole
 
 from .conftest import Launch
@@ -32,7 +33,7 @@ def test_a_backend_that_sglang_replaces_is_refused(launch: Launch, monkeypatch: 
 def test_a_pipeline_stage_without_a_select_layer_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     server_args = launch()
     monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"select_layers": [2, 4]}')
-    monkeypatch.setattr(compat, "pipeline_stages", lambda layers, _pp: [(0, layers // 2), (layers // 2, layers)])
+    monkeypatch.setattr(launch, "pipeline_stages", lambda layers, _pp: [(0, layers // 2), (layers // 2, layers)])
     with pytest.raises(ValueError, match=r"layers 6 to 11: sparse layer 6 has no select layer"):
         check_launch(server_args)
 
@@ -74,14 +75,14 @@ def test_rows_that_stay_dense_are_told(launch: Launch, caplog: pytest.LogCapture
 
 
 def test_pipeline_stages_are_sglangs() -> None:
-    assert compat.pipeline_stages(12, 1) == [(0, 12)]
-    assert compat.pipeline_stages(12, 2) == [(0, 6), (6, 12)]
+    assert pipeline_stages(12, 1) == [(0, 12)]
+    assert pipeline_stages(12, 2) == [(0, 6), (6, 12)]
 
 
 def test_model_override_reaches_the_plan(launch: Launch) -> None:
     override = json.dumps({"lim_config": {"budget": 64, "select_layers": [3, 5]}})
     server_args = launch(json_model_override_args=override)
-    config, plan = resolve(server_args, compat.model_config(server_args))
+    config, plan = resolve(server_args, model_config(server_args))
     assert config.budget == 64
     assert plan.select_layers == (3, 5)
     assert plan.count(LayerRole.DENSE) == 3
@@ -91,5 +92,5 @@ def test_env_and_flags_reach_the_plan_in_their_order(launch: Launch, monkeypatch
     monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"budget": 100, "sink_tokens": 2, "recency_ratio": 0.5}')
     server_args = launch(json_model_override_args='{"lim_config": {"budget": 200, "sink_tokens": 3}}')
     server_args._lim_flags = {"budget": 300}
-    config, _ = resolve(server_args, compat.model_config(server_args))
+    config, _ = resolve(server_args, model_config(server_args))
     assert (config.budget, config.sink_tokens, config.recency_ratio) == (300, 3, 0.5)

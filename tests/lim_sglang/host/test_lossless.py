@@ -11,7 +11,7 @@ import pytest
 
 from lim_sglang.host import compat, lossless
 from lim_sglang.host.launch import check_launch
-from lim_sglang.host.support import UnsupportedError
+from lim_sglang.host.refusals import UnsupportedError
 
 from .conftest import CommandLine, Launch
 from .tiny_llama import LLAMA

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.host.launch import check_launch
-from lim_sglang.host.support import REFUSALS
+from lim_sglang.host.refusals import REFUSALS
 
 from .conftest import Launch
 from .tiny_llama import LLAMA

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from lim_patches import support_triton
-from lim_patches.cpu_host import gpu_device
-from lim_sglang.host import compat
+from lim_cpu_host import gpu_device
+from lim_patches.cpu import support_triton
+from lim_sglang.host import compat, refusals
 from lim_sglang.host.launch import check_launch
+from lim_sglang.host.model import model_config
 from lim_sglang.host.names import SERVER_ARGS_FIELDS
-from lim_sglang.host.support import REFUSALS, UnsupportedError, check_supported
+from lim_sglang.host.refusals import REFUSALS, UnsupportedError, check_supported
 
 from .conftest import CommandLine, Launch
 from .tiny_llama import LLAMA
@@ -30,7 +31,7 @@ def refusal(server_args: Any, **options: Any) -> str:
             return options[name] if name in options else getattr(args, name)
 
     with pytest.raises(UnsupportedError) as caught:
-        check_supported(View(), compat.model_config(server_args))
+        check_supported(View(), model_config(server_args))
     return str(caught.value)
 
 
@@ -103,7 +104,7 @@ def test_other_dtypes_are_served(launch: Launch, model_dtype: str, options: dict
     args = compat.effective_args(server_args)
     names = set(SERVER_ARGS_FIELDS)
     view = {name: getattr(args, name) for name in names} | {"device": "cuda"} | options
-    check_supported(SimpleNamespace(**view), compat.model_config(server_args))
+    check_supported(SimpleNamespace(**view), model_config(server_args))
 
 
 @pytest.mark.parametrize(
@@ -198,7 +199,7 @@ def test_pages_on_a_cpu_are_one_line_on_the_command_line(
 def test_a_cpu_is_refused_where_sglang_would_launch_triton(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that may use a GPU, where the CPU host is off."""
     server_args = launch()
-    assert compat.serves_on_cpu()
+    assert refusals.serves_on_cpu()
     monkeypatch.setattr("sglang.srt.utils.common.support_triton", lambda _backend: True)
     text = refusal(server_args)
     assert text.startswith("--device cpu does not work with lim: a process that may use a GPU")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.host import compat
 from lim_sglang.host.launch import check_launch, resolve
+from lim_sglang.host.model import model_config
 from lim_sglang.layer_plan import LayerRole
 
 from .conftest import CommandLine, Launch
@@ -74,7 +74,7 @@ def test_a_model_without_a_preset_follows_the_rule_and_says_so(
 ) -> None:
     server_args = launch(config_of(name) | {"quantization_config": None})
     with caplog.at_level("WARNING", logger="lim_sglang"):
-        _, plan = resolve(server_args, compat.model_config(server_args), warn=True)
+        _, plan = resolve(server_args, model_config(server_args), warn=True)
     depth, layers = RULE[name]
     assert len(plan.roles) == depth
     assert list(plan.select_layers) == layers

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.host import compat
+from lim_sglang.host import compat, ranks
 from lim_sglang.host.launch import check_launch
+from lim_sglang.host.model import model_config
 
 from .conftest import CommandLine, Launch
 from .tiny_llama import LLAMA
@@ -82,7 +83,7 @@ def test_sglang_pads_heads_on_a_cpu(launch: Launch) -> None:
     from sglang.srt.configs.load_config import LoadConfig
     from sglang.srt.configs.update_config import adjust_config_with_unaligned_cpu_tp
 
-    config = compat.model_config(launch(HEADS))
+    config = model_config(launch(HEADS))
     padded = adjust_config_with_unaligned_cpu_tp(config, LoadConfig(), 8)
     assert (padded.num_attention_heads, padded.num_key_value_heads) == (24, 8)
 
@@ -100,7 +101,7 @@ def test_sglang_pads_heads_on_a_cpu(launch: Launch) -> None:
 def test_groups_are_those_that_sglang_resolves(launch: Launch, options: dict[str, Any], groups: int) -> None:
     """By both spellings: SGLang 0.5.23 resolves the old one to ``attn_dp_size``."""
     server_args = launch(HEADS, **options)
-    assert compat.attention_groups(compat.effective_args(server_args)) == groups
+    assert ranks.attention_groups(compat.effective_args(server_args)) == groups
     check_launch(server_args)
 
 
@@ -108,9 +109,10 @@ RANKS = """
 import os, sys, torch
 from sglang.srt.distributed.parallel_state import init_distributed_environment, initialize_model_parallel
 from sglang.srt import runtime_context
-from lim_sglang.host import compat
+from lim_sglang.host import compat, ranks
+from lim_sglang.host.model import model_config
 
-before = compat.is_first_rank(), compat.counts_for_its_group()
+before = ranks.is_first_rank(), ranks.counts_for_its_group()
 rank = next((rank for rank in range(1, 4) if not os.fork()), 0)
 method = "file://" + sys.argv[1]
 sizes = {"tensor_model_parallel_size": 4, "attention_data_parallel_size": 2}
@@ -123,7 +125,7 @@ if hasattr(runtime_context, "publish"):  # SGLang 0.5.23
     sizes = {}
 init_distributed_environment(4, rank, method, rank, "gloo")
 initialize_model_parallel(**sizes, backend="gloo")
-said = f"rank {rank}: {before} {compat.is_first_rank()} {compat.counts_for_its_group()}\\n"
+said = f"rank {rank}: {before} {ranks.is_first_rank()} {ranks.counts_for_its_group()}\\n"
 os.write(1, said.encode())
 torch.distributed.barrier()
 os._exit(0) if rank else [os.wait() for _ in range(3)]

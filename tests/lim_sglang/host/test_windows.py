@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.host import compat
+from lim_sglang.host.model import model_config
 
 from . import tiny_llama
 
@@ -52,7 +52,7 @@ def test_windows_that_drop_nothing_are_served(tmp_path: Path, model: dict[str, A
 
     server_args = prepared(tmp_path, model, *flags)
     check_launch(server_args)
-    assert compat.model_config(server_args).sliding_window_size == model["sliding_window"], "else it shows nothing"
+    assert model_config(server_args).sliding_window_size == model["sliding_window"], "else it shows nothing"
 
 
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {

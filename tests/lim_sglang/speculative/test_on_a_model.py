@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.fidelity.texts import TEXTS, encode
-from lim_sglang.servers.embedded_model import ensure_model
 from lim_sglang.speculative.sampling import SamplingRule, distribution, draw, verify_sampled
+from lim_sglang.tools.servers.embedded_model import ensure_model
 
 DRAWS, CHUNK = 20_000, 2_000
 PREFIX, WINDOW, LIKELIEST = 400, 24, 4096

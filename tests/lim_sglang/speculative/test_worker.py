@@ -13,7 +13,7 @@ from lim_sglang.speculative.policy import DraftPolicy
 from lim_sglang.speculative.sampling import draw
 from lim_sglang.speculative.worker import LimSpecWorker
 
-from .test_requests import request
+from .test_who_may_draft import request
 
 
 def test_ranks_draw_alike_by_the_seed_that_sglang_gave_all_of_them() -> None:

@@ -12,7 +12,7 @@ import pytest
 from bench.fidelity.acceptance import __main__ as command
 from bench.fidelity.acceptance.rounds import Round
 from bench.fidelity.subject import Subject
-from lim_sglang.servers.embedded_model import ensure_model
+from lim_sglang.tools.servers.embedded_model import ensure_model
 
 SIZES = {"contexts": 300, "windows": 1, "tokens": 16, "every": 4, "budgets": 64}
 SMALL = ["--quiet", "--texts", "worked steps", "--k", "2", "4", *(f"--{name}={value}" for name, value in SIZES.items())]

@@ -12,9 +12,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bench.fidelity.acceptance.drafts import KEPT, KINDS, WINDOW, draft_policy
 from bench.fidelity.acceptance.rounds import UnequalError, Written, check, run_round, write
 from lim_kernels.select import BudgetSplit, split_budget
-from lim_sglang.analysis.model import LayerView, PolicyModel, Prefix
-from lim_sglang.analysis.policies import Dense
 from lim_sglang.layer_plan import LayerPlan
+from lim_sglang.tools.analysis.model import LayerView, PolicyModel, Prefix
+from lim_sglang.tools.analysis.policies import Dense
 
 LAYERS, PROMPT, TOKENS, DRAFTS, BUDGET, VOCAB = 5, 90, 22, 4, 20, 61
 PLAN = LayerPlan.from_select_layers(LAYERS, (1, 3))

@@ -1,0 +1,106 @@
+"""The complete ranking: every head's first ``m`` candidates, for requests whose shortlists ended too early.
+
+Slower than the shortlists and right for any scores, however many are tied or shared between heads.
+"""
+
+import triton
+import triton.language as tl
+
+from lim_kernels.chain import await_previous
+from lim_kernels.ragged import load_extent
+from lim_kernels.select.emit import NUMBERS, write_slots
+from lim_kernels.select.radix import kth_largest, kth_smallest_key, load_digits
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def full_rank_kernel(
+    scores,
+    keys,
+    ranked,
+    unfinished,
+    kv_indptr,
+    first_request,
+    scores_stride_b,
+    scores_stride_h,
+    keys_stride_b,
+    ranked_stride_b,
+    ranked_stride_h,
+    selected,
+    sinks,
+    recent,
+    key_heads,
+    first_head,
+    SELECTED_PAD: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    """One head's first ``m`` candidates in order, for flagged requests; each lowers its token's key.
+
+    Grid: (heads, requests).
+
+    ``ranked`` is scratch: [requests, H, m] int64.
+    """
+    await_previous(CHAINED)
+    head, row = tl.program_id(0), tl.program_id(1)
+    _, length = load_extent(kv_indptr, first_request + row)
+    if tl.load(unfinished + row) == 0:
+        return
+    own = scores + row.to(tl.int64) * scores_stride_b + head.to(tl.int64) * scores_stride_h
+    scratch = ranked + row.to(tl.int64) * ranked_stride_b + head.to(tl.int64) * ranked_stride_h
+    end = length - recent
+    threshold, ties = kth_largest(own, sinks, end, selected, 0, False, 4, BLOCK)
+    taken = tl.zeros((), tl.int32)
+    tied = tl.zeros((), tl.int32)
+    for tile in range(sinks, end, BLOCK):
+        position = tile + tl.arange(0, BLOCK)
+        digits, valid = load_digits(own, position, position < end, 0, False)
+        tie = valid & (digits == threshold)
+        order = tied + tl.cumsum(tie.to(tl.int32), 0)
+        take = valid & ((digits > threshold) | (tie & (order <= ties)))
+        index = taken + tl.cumsum(take.to(tl.int32), 0) - 1
+        falling = (digits ^ 0xFFFFFFFF).to(tl.int64) << 31  # higher scores sort first, then lower positions
+        tl.store(scratch + index, falling | position.to(tl.int64), mask=take)
+        tied += tl.sum(tie.to(tl.int32), 0)
+        taken += tl.sum(take.to(tl.int32), 0)
+    tl.debug_barrier()  # the program reads back what its other threads wrote
+    rank = tl.arange(0, SELECTED_PAD)
+    found = tl.load(scratch + rank, mask=rank < selected, other=0x7FFFFFFFFFFFFFFF)
+    position = tl.sort(found) & 0x7FFFFFFF
+    tl.atomic_min(
+        keys + row.to(tl.int64) * keys_stride_b + position,
+        rank * key_heads + first_head + head,
+        mask=rank < selected,
+        sem="relaxed",
+    )
+
+
+@triton.jit(do_not_specialize=NUMBERS)
+def full_emit_kernel(
+    keys,
+    unfinished,
+    kv_indptr,
+    kv_indices,
+    sparse_indptr,
+    sparse_indices,
+    first_request,
+    keys_stride_b,
+    selected,
+    sinks,
+    recent,
+    key_limit,
+    KEY_PASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    """The set's cache slots in ascending position order, for flagged requests. Grid: (requests,)."""
+    await_previous(CHAINED)
+    row = tl.program_id(0)
+    if tl.load(unfinished + row) == 0:
+        return
+    begin, length = load_extent(kv_indptr, first_request + row)
+    own = keys + row.to(tl.int64) * keys_stride_b
+    end = length - recent
+    last_key = kth_smallest_key(own, sinks, end, selected, key_limit, KEY_PASSES, BLOCK)
+    out = sparse_indices + tl.load(sparse_indptr + first_request + row)
+    none = tl.zeros((), tl.int32)
+    write_slots(own, kv_indices + begin, out, 0, length, none, length, sinks, end, last_key, True, BLOCK)

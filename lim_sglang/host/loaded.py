@@ -1,0 +1,128 @@
+"""What the loaded model tells: which layers attend, and how. It has the last word on the layer plan.
+
+A model's config counts its layers, but some classes of SGLang leave attention out of a layer, run a layer several times
+or give it a window of their own. Their ``RadixAttention`` modules say so, once they are built.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from lim_kernels.select.shard import HeadShard
+from lim_sglang.host import ranks
+from lim_sglang.host.model import attention_layers, is_encoder_only, stage_of
+from lim_sglang.host.refusals import DENSE, UnsupportedError, has_no_effect
+from lim_sglang.layer_plan import LayerPlan
+
+
+def plan_of_loaded(plan: LayerPlan, runner: Any) -> LayerPlan:
+    """``plan`` for the layers that attend in this process: all of the model's, or those of a pipeline stage.
+
+    Args:
+        plan: by the model's config.
+        runner: SGLang's ``ModelRunner``, its model loaded.
+
+    Raises:
+        UnsupportedError: a layer attends in a way that no token set is defined for.
+        LimConfigError: a select layer does not attend.
+    """
+    layers = attention_layers(runner.model)
+    start, end = stage_of(runner)
+    stage = range(start, min(end, len(plan.roles)))
+    context = runner.model_config.context_len
+    found = (
+        _kind(layers)
+        or _numbers([layer.layer_id for layer in layers], stage)
+        or _window([*(layer.sliding_window_size for layer in layers), runner.sliding_window_size], context)
+        or _shapes(layers, on_gpu=str(runner.device).startswith("cuda"))
+    )
+    if found:
+        name = runner.model_config.hf_config.architectures[0]
+        raise UnsupportedError(f"the model ({name}), as loaded, does not work with lim: {found}; {DENSE}")
+    return plan.limited_to({layer.layer_id for layer in layers}, stage.start, stage.stop)
+
+
+def shard_of_loaded(runner: Any) -> HeadShard | None:
+    """The loaded layers' query heads among those of all ranks that attend to the same requests; None for one rank.
+
+    Raises:
+        UnsupportedError: the ranks do not hold all heads, once each.
+    """
+    group = ranks.attention_ranks()
+    if group is None:
+        return None
+    devices, rank, all_gather = group
+    own = attention_layers(runner.model)[0].tp_q_head_num
+    total = runner.model_config.num_attention_heads
+    if own * devices != total:
+        name = runner.model_config.hf_config.architectures[0]
+        raise UnsupportedError(
+            f"the model ({name}), as loaded, does not work with lim: {devices} ranks attend to the same requests with "
+            f"{own} query heads each, and it has {total}; choose --tp-size and --dp-size so that they share them"
+        )
+    return HeadShard(total, rank * own, devices, all_gather)
+
+
+def _kind(layers: Sequence[Any]) -> str:
+    """What is wrong with the kinds of attention, or an empty string."""
+    for layer in layers:
+        if layer.is_cross_attention:
+            return f"layer {layer.layer_id} is cross-attention, whose cache no set is defined for"
+        if is_encoder_only(layer):
+            return f"layer {layer.layer_id} is encoder-only attention, which does not decode"
+    return ""
+
+
+def _numbers(ids: Sequence[int], stage: range) -> str:
+    """What is wrong with the layers' numbers, or an empty string."""
+    if not ids:
+        return "none of its layers is attention over a KV cache"
+    several = {layer: count for layer, count in Counter(ids).items() if count > 1}
+    if several:
+        first = min(several)
+        return f"layer {first} attends {several[first]} times in a step, and a set is defined for one"
+    beyond = sorted(set(ids) - set(stage))
+    if beyond:
+        return (
+            f"it attends in layers {min(ids)} to {max(ids)}, and its config tells of {stage.start} to "
+            f"{stage.stop - 1}: layer {beyond[0]} has no place in the layer plan"
+        )
+    return ""
+
+
+def _window(windows: Sequence[int | None], context: int) -> str:
+    """Which window is in the way, or an empty string.
+
+    Args:
+        windows: SGLang's sizes, the tokens before the current one; None and -1 stand for no window.
+        context: the longest request, in tokens.
+    """
+    sizes = [window + 1 for window in windows if window is not None and window >= 0]
+    small = [size for size in sizes if not has_no_effect(size, context)]
+    return f"a sliding window of {min(small)} tokens drops some that a set could name" if small else ""
+
+
+def _shapes(layers: Sequence[Any], on_gpu: bool) -> str:
+    """Which layers differ in heads or head sizes, or an empty string."""
+    first = layers[0]
+    for layer in layers:
+        if _shape(layer) != _shape(first):
+            return (
+                f"layer {layer.layer_id} has {_in_words(layer)}, layer {first.layer_id} {_in_words(first)}, "
+                "and lim serves layers of one shape"
+            )
+    if on_gpu and first.v_head_dim != first.qk_head_dim:
+        return f"its keys and values differ in size ({first.qk_head_dim} and {first.v_head_dim})"
+    return ""
+
+
+def _shape(layer: Any) -> tuple[int, ...]:
+    return (layer.tp_q_head_num, layer.tp_k_head_num, layer.tp_v_head_num, layer.qk_head_dim, layer.v_head_dim)
+
+
+def _in_words(layer: Any) -> str:
+    return (
+        f"{layer.tp_q_head_num} query and {layer.tp_k_head_num} KV heads of {layer.qk_head_dim} and {layer.v_head_dim}"
+    )

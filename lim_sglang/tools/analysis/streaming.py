@@ -1,0 +1,199 @@
+"""A Hugging Face causal language model that runs one decoder layer at a time, straight from its safetensors files.
+
+Only the layer that runs is in memory, beside the hidden states of all texts, so a model that does not fit as a whole
+can still be looked into. Every attention is dense; what the last tokens of a text saw is handed to an observer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+
+from lim_sglang.tools.analysis.checkpoint import Checkpoint, Naming, StreamingError
+from lim_sglang.tools.analysis.model import LayerView
+from lim_sglang.tools.analysis.windows import window_in_effect
+
+# Types whose forward pass is embedding, layers, norm, head, and how their published checkpoints name the weights.
+# A further type of that kind needs its line here and one among the tests' configurations, which compare it.
+MODEL_TYPES = {
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "glm4_moe"), Naming()),
+    "minimax_m2": Naming("block_sparse_moe", "w1", "w3", "w2"),
+}
+
+_registrations = itertools.count()
+
+
+@dataclass(frozen=True)
+class LayerSample:
+    """What one layer did at the last ``Q`` tokens of one text; ``E`` is the hidden size.
+
+    Attributes:
+        window: the text's number.
+        view: the attention of these tokens.
+        residual: [Q, E] float32, the residual stream behind the layer.
+        project: [Q, H, D] to [Q, E] float32, the output projection without its bias.
+    """
+
+    window: int
+    view: LayerView
+    residual: Tensor
+    project: Callable[[Tensor], Tensor]
+
+
+Observer = Callable[[LayerSample], None]
+
+
+class StreamedModel:
+    """See the module. One forward pass at a time; not for several threads."""
+
+    def __init__(self, folder: str | Path, device: str = "cpu", dtype: torch.dtype | None = None) -> None:
+        """Read the configuration; weights are read when they are needed.
+
+        Args:
+            folder: config.json and safetensors files.
+            dtype: of weights and hidden states; None for the checkpoint's own.
+
+        Raises:
+            StreamingError: the folder holds no model, or one of another kind than ``MODEL_TYPES``.
+        """
+        self.config = read_config(Path(folder))
+        self.device = torch.device(device)
+        self.num_layers = int(self.config.num_hidden_layers)
+        quantization = getattr(self.config, "quantization_config", None)
+        self._checkpoint = Checkpoint(Path(folder), MODEL_TYPES[self.config.model_type], quantization)
+        self.dtype = dtype or getattr(self.config, "dtype", None) or self._checkpoint.dtype("model.norm.weight")
+        self._attended: tuple[Tensor, Tensor, Tensor, float] | None = None
+        with torch.device("meta"):
+            # "eager" is the classes' own loop over the experts, which knows every dtype on every device.
+            self._causal_lm = AutoModelForCausalLM.from_config(self.config, experts_implementation="eager").eval()
+        name = f"lim_streaming_{next(_registrations)}"
+        AttentionInterface.register(name, self._attend)
+        self._causal_lm.config._attn_implementation = name
+        self._decoder = self._causal_lm.model
+        self._rotary = type(self._decoder.rotary_emb)(config=self._causal_lm.config).to(self.device)
+
+    @torch.inference_mode()
+    def forward(
+        self, windows: Sequence[Sequence[int]], samples: int = 0, observe: Observer | None = None
+    ) -> Iterator[list[Tensor]]:
+        """Run all texts through the model, layer by layer; nothing runs before the next item is asked for.
+
+        Args:
+            windows: token ids of every text.
+            samples: ``Q``, at most the length of the shortest text.
+            observe: called for every text in every layer while the layer's weights are there.
+
+        Yields:
+            The hidden states of every text, [1, n, E], once behind the embedding, then behind every layer. The list
+            is the same one each time and its items are replaced.
+        """
+        with self._loaded(self._decoder.embed_tokens, "model.embed_tokens") as embed:
+            hidden = [embed(torch.tensor([list(ids)], device=self.device)) for ids in windows]
+        yield hidden
+        for index, module in enumerate(self._decoder.layers):
+            with self._loaded(module, f"model.layers.{index}") as layer:
+                for window in range(len(hidden)):
+                    hidden[window] = self._run_layer(layer, index, window, hidden[window], samples, observe)
+            yield hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[1, n, E] behind the last layer to [1, n, V] float32."""
+        with self._loaded(self._decoder.norm, "model.norm") as norm:
+            normed = norm(hidden)
+        tied = "lm_head.weight" not in self._checkpoint
+        with self._loaded(self._causal_lm.lm_head, "model.embed_tokens" if tied else "lm_head") as head:
+            return head(normed).float()
+
+    def _run_layer(
+        self, layer: Any, index: int, window: int, hidden: Tensor, samples: int, observe: Observer | None
+    ) -> Tensor:
+        positions = torch.arange(hidden.shape[1], device=self.device)[None]
+        output = layer(
+            hidden,
+            attention_mask=None,
+            position_ids=positions,
+            position_embeddings=self._rotary(hidden, position_ids=positions),
+            use_cache=False,
+        )
+        if observe is not None and samples:
+            weight = layer.self_attn.o_proj.weight.float()
+            view, residual = self._view(index, samples), output[0, -samples:].float()
+            observe(LayerSample(window, view, residual, lambda heads: linear(heads.flatten(1), weight)))
+        self._attended = None
+        return output
+
+    def _view(self, index: int, samples: int) -> LayerView:
+        assert self._attended is not None
+        query, key, value, scaling = self._attended
+        return LayerView.of_last(index, query, key, value, samples, scaling)
+
+    def _attend(
+        self, _module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, scaling: float, **_: Any
+    ) -> tuple[Tensor, None]:
+        """Hugging Face's attention: query [1, H, n, D], key and value [1, Hk, n, D] to [1, n, H, D]."""
+        self._attended = query, key, value, scaling
+        output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+        return output.transpose(1, 2).contiguous(), None
+
+    @contextmanager
+    def _loaded(self, module: torch.nn.Module, prefix: str) -> Iterator[Any]:
+        """``module`` with its weights, which are read now and dropped at the end.
+
+        Buffers, which are the biases that a router chooses experts by, keep the precision that they are stored in.
+        """
+        as_stored = {name for name, _ in module.named_buffers()}
+        tensors = {
+            name: self._checkpoint.load(
+                f"{prefix}.{name}", tensor.shape, self.device, None if name in as_stored else self.dtype
+            )
+            for name, tensor in module.state_dict().items()
+        }
+        self._checkpoint.close()
+        module.load_state_dict(tensors, assign=True)
+        try:
+            yield module
+        finally:
+            module.to("meta")
+
+
+def read_config(folder: Path) -> Any:
+    """The model's configuration, after a look at what cannot be streamed.
+
+    Raises:
+        StreamingError: no folder, no model, or a model of another kind.
+    """
+    if not folder.is_dir():
+        raise StreamingError(f"{folder} is no folder: expected the local folder of a Hugging Face model")
+    if not (folder / "config.json").is_file():
+        raise StreamingError(f"{folder} holds no config.json: expected the folder of a Hugging Face model")
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model_type = raw.get("model_type")
+    except (ValueError, AttributeError, OSError) as error:
+        raise StreamingError(f"{folder}/config.json cannot be read: {error}; fetch it again") from error
+    if model_type not in MODEL_TYPES:
+        known = ", ".join(MODEL_TYPES)
+        raise StreamingError(f"model_type={model_type!r} in {folder}/config.json is not supported: expected {known}")
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if raw.get("rotary_dim"):  # MiniMax-M2's way to say it, which transformers 5.12 does not know
+            config.rope_parameters.setdefault("partial_rotary_factor", raw["rotary_dim"] / config.head_dim)
+    except Exception as error:
+        raise StreamingError(f"{folder}/config.json is not usable: {error}") from error
+    window = window_in_effect(config)
+    if window is not None:
+        raise StreamingError(
+            f"{folder} has sliding-window attention over {window} tokens: expected full attention in every layer"
+        )
+    return config

@@ -1,0 +1,131 @@
+"""What `lim-sglang calibrate` shows: the chosen plan by layer, plans of other sizes, and how to use the result."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from lim_sglang.config import ENV_CONFIG, FLAGS, LimConfig
+from lim_sglang.layer_plan import LayerPlan, LayerRole
+from lim_sglang.tools.analysis.plan_search import Costs, FoundPlan
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was measured and chosen.
+
+    Attributes:
+        folder: the model's.
+        config: the result.
+        plan: the chosen plan; its select layers are those of ``config``.
+        others: the best plans with other numbers of select layers.
+        recall: [L][L], share of layer ``j``'s attention that the set of layer ``i`` holds.
+        context, windows, samples: tokens of a window of text, windows, tokens measured at the end of each.
+    """
+
+    folder: Path
+    config: LimConfig
+    plan: FoundPlan
+    others: tuple[FoundPlan, ...]
+    recall: Costs
+    context: int
+    windows: int
+    samples: int
+
+    @property
+    def num_layers(self) -> int:
+        """The model's depth."""
+        return len(self.recall)
+
+    def chooser(self, plan: FoundPlan, layer: int) -> int | None:
+        """The select layer whose set ``layer`` attends to; None where it reads everything."""
+        if LayerPlan.from_select_layers(self.num_layers, plan.select_layers).role(layer) is not LayerRole.SPARSE:
+            return None
+        return max(select for select in plan.select_layers if select < layer)
+
+    def layer_recall(self, plan: FoundPlan, layer: int) -> float:
+        """Expected share of the layer's dense attention that it keeps; 1 where it reads everything."""
+        chooser = self.chooser(plan, layer)
+        return 1.0 if chooser is None else self.recall[chooser][layer]
+
+    def mean_recall(self, plan: FoundPlan) -> float:
+        """Mean of ``layer_recall`` over the sparse layers; 1 if there is none."""
+        kept = [
+            self.layer_recall(plan, layer) for layer in range(self.num_layers) if self.chooser(plan, layer) is not None
+        ]
+        return sum(kept) / len(kept) if kept else 1.0
+
+    def read_share(self, plan: FoundPlan) -> float:
+        """Bytes of KV cache that a decode step reads at ``context`` tokens, against dense attention."""
+        full = plan.full_layers * self.context
+        sparse = (self.num_layers - plan.full_layers) * min(self.config.budget, self.context)
+        return (full + sparse) / (self.num_layers * self.context)
+
+
+def print_report(calibration: Calibration, out: Path) -> None:
+    """Both tables, the plan in words, and the two ways to serve with it."""
+    console = Console(highlight=False, soft_wrap=True)
+    found, config = calibration.plan, calibration.config
+    console.print(
+        f"\nMeasured with a budget of {config.budget:,} tokens, at the last {calibration.samples} tokens of each of "
+        f"{calibration.windows} window{'s' * (calibration.windows > 1)} of {calibration.context:,}"
+    )
+    console.print(_table(("layer", "role", "reads", "recall"), layer_rows(calibration)))
+    console.print(
+        f"\nPlan: select layers {_listed(found)}; {found.full_layers} of {calibration.num_layers} layers "
+        f"({found.full_layers / calibration.num_layers:.1%}) read everything, which makes "
+        f"{calibration.read_share(found):.1%} of dense attention's bytes at {calibration.context:,} tokens"
+    )
+    console.print("\nThe best plan by number of select layers, layers before them dense")
+    headings = ("select", "layers", "read all", "bytes", "mean recall", "cost")
+    console.print(_table(headings, plan_rows(calibration)))
+    layers = ",".join(map(str, found.select_layers))
+    serve = f"sglang serve --model-path {shlex.quote(str(calibration.folder))} --attention-backend lim"
+    console.print(f"\nWritten to {out}. To use it:", markup=False)
+    console.print(f'  {ENV_CONFIG}="$(cat {shlex.quote(str(out))})" {serve}', markup=False)
+    console.print("or only the layers:")
+    console.print(f"  {serve} {FLAGS['select_layers']} {layers}", markup=False)
+
+
+def layer_rows(calibration: Calibration) -> list[tuple[str, ...]]:
+    """One row per layer: number, role, the select layer whose set it reads, expected recall."""
+    plan = LayerPlan.from_select_layers(calibration.num_layers, calibration.plan.select_layers)
+    rows: list[tuple[str, ...]] = []
+    for layer, role in enumerate(plan.roles):
+        chooser = calibration.chooser(calibration.plan, layer)
+        recall = "" if chooser is None else f"{calibration.layer_recall(calibration.plan, layer):.3f}"
+        rows.append((str(layer), role.name, "all" if chooser is None else f"set of {chooser}", recall))
+    return rows
+
+
+def plan_rows(calibration: Calibration) -> list[tuple[str, ...]]:
+    """One row per plan of ``others``: select layers, counted and listed, full layers, bytes, mean recall, cost."""
+    return [
+        (
+            str(len(plan.select_layers)),
+            _listed(plan),
+            f"{plan.full_layers} of {calibration.num_layers}",
+            f"{calibration.read_share(plan):.1%}",
+            f"{calibration.mean_recall(plan):.3f}",
+            f"{plan.cost:.5f}",
+        )
+        for plan in calibration.others
+    ]
+
+
+def _table(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
+    table = Table()
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _listed(plan: FoundPlan) -> str:
+    return ", ".join(map(str, plan.select_layers))

@@ -1,0 +1,150 @@
+"""What the select layers chose while a model generated: the data behind `lim-sglang inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from lim_kernels.select import select_token_set, unified_keys
+from lim_sglang.layer_plan import LayerRole
+from lim_sglang.tools.analysis.model import LayerView, PolicyModel
+from lim_sglang.tools.analysis.policies import LessIsMore
+
+_HALF_A_CHARACTER = "�"
+
+
+@dataclass(frozen=True)
+class SelectEvent:
+    """What one SELECT layer chose in one decode step.
+
+    Attributes:
+        step: from 0; step ``i`` feeds generated token ``i`` and yields generated token ``i + 1``.
+        layer: its number, from 0.
+        length: ``n``, tokens in the cache, the fed one included.
+        positions: the token set, ascending; ``min(n, K)`` of them.
+        sinks: how many of the first positions are sinks; 0 within the budget, where nothing is selected.
+        window_start: the first position of the recency window; ``n`` within the budget.
+        keys: of the positions between sinks and window, in their order: ``rank * H + head`` of the head that ranks
+            the token best, both from 0 (``lim_kernels.select.unified_keys``).
+    """
+
+    step: int
+    layer: int
+    length: int
+    positions: tuple[int, ...]
+    sinks: int
+    window_start: int
+    keys: tuple[int, ...]
+
+    @property
+    def chosen(self) -> tuple[int, ...]:
+        """The positions chosen by rank, ascending; one per entry of ``keys``."""
+        return self.positions[self.sinks : self.sinks + len(self.keys)]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One greedy generation.
+
+    Attributes:
+        prompt_ids, output_ids: token ids; every output id but the last was fed by a decode step.
+        events: by step, then by layer.
+        stopped: whether an end-of-sequence token ended it.
+    """
+
+    prompt_ids: tuple[int, ...]
+    output_ids: tuple[int, ...]
+    events: tuple[SelectEvent, ...]
+    stopped: bool
+
+    @property
+    def num_steps(self) -> int:
+        """Decode steps; the prefill yields the first generated token."""
+        return len(self.output_ids) - 1
+
+
+class EventRecorder:
+    """An observer of ``PolicyModel.decode`` that keeps what the SELECT layers chose behind ``prompt_tokens`` tokens."""
+
+    def __init__(self, policy: LessIsMore, prompt_tokens: int) -> None:
+        self.policy = policy
+        self.prompt_tokens = prompt_tokens
+        self.events: list[SelectEvent] = []
+
+    def __call__(self, view: LayerView, _mask: Tensor) -> None:
+        """Record one event per step of the view."""
+        if self.policy.plan.role(view.layer) is not LayerRole.SELECT:
+            return
+        sets = select_token_set(view.scores, view.lengths, self.policy.split)
+        keys = unified_keys(view.scores, view.lengths, self.policy.split)
+        for row, (length, size) in enumerate(zip(view.lengths.tolist(), sets.lengths.tolist(), strict=True)):
+            self._record(view.layer, length, sets.positions[row, :size], keys[row])
+
+    def _record(self, layer: int, length: int, positions: Tensor, keys: Tensor) -> None:
+        split = self.policy.split
+        over = length > split.budget
+        sinks, window_start = (split.sinks, length - split.recent) if over else (0, length)
+        chosen = positions[sinks : sinks + split.selected] if over else positions[:0]
+        self.events.append(
+            SelectEvent(
+                step=length - self.prompt_tokens - 1,
+                layer=layer,
+                length=length,
+                positions=tuple(positions.tolist()),
+                sinks=sinks,
+                window_start=window_start,
+                keys=tuple(keys[chosen].tolist()),
+            )
+        )
+
+
+def inspect_generation(
+    model: PolicyModel,
+    prompt_ids: Sequence[int],
+    policy: LessIsMore,
+    max_tokens: int,
+    stop_ids: Collection[int] = (),
+    on_token: Callable[[int], None] = lambda count: None,
+) -> Inspection:
+    """Generate greedily, prefill dense and every decode step by ``policy``, and record the token sets.
+
+    Args:
+        model: the model; its layers are those of ``policy.plan``.
+        prompt_ids: at least one token.
+        policy: who selects, with which budget.
+        max_tokens: generated tokens at most, at least 1.
+        stop_ids: tokens that end the generation; they belong to it.
+        on_token: called with the number of tokens generated so far.
+    """
+    recorder = EventRecorder(policy, len(prompt_ids))
+    output: list[int] = []
+    for token in model.generate(model.prefill(prompt_ids), policy, observer=recorder):
+        output.append(token)
+        on_token(len(output))
+        if len(output) >= max_tokens or token in stop_ids:
+            break
+    return Inspection(tuple(prompt_ids), tuple(output), tuple(recorder.events), output[-1] in stop_ids)
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds; together they are the decoded text.
+
+    A token that ends inside a character adds nothing, and the one that completes the character adds it whole.
+    """
+
+    def text_of(start: int, end: int) -> str:
+        part = list(ids[start:end])
+        return str(tokenizer.decode(part, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    texts, start, shown = [], 0, 0  # tokens start..shown are decoded again, as the left neighbours of the next one
+    for end in range(1, len(ids) + 1):
+        text = text_of(start, end)
+        if text.endswith(_HALF_A_CHARACTER) and end < len(ids):
+            texts.append("")
+            continue
+        texts.append(text[len(text_of(start, shown)) :])
+        start, shown = shown, end
+    return texts

@@ -1,0 +1,1 @@
+"""Hooks that only the CPU host registers: SGLang without a GPU."""

@@ -1,0 +1,1 @@
+"""Hooks on which the lossless mode rests; applied where SGLang makes its worker."""

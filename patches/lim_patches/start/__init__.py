@@ -1,0 +1,1 @@
+"""Hooks that every process registers with the plugin."""

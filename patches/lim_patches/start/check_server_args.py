@@ -1,0 +1,18 @@
+"""Refuses what cannot work before SGLang starts a process for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lim_patches.cpu import request_values
+from lim_patches.patch import Patch
+from lim_sglang.host.launch import check_launch
+
+
+def check_lim(_result: Any, server_args: Any) -> None:
+    check_launch(server_args)
+    for patch in request_values.PATCHES:
+        patch.apply_now()
+
+
+PATCH = Patch("sglang.srt.server_args.ServerArgs.check_server_args", check_lim, "after")

@@ -1,0 +1,260 @@
+"""The loaded layers have the last word on the plan: SGLang's own models, built, and its layers by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from torch import nn
+
+from lim_kernels.select.shard import HeadShard
+from lim_sglang.config import LimConfigError
+from lim_sglang.host import ranks
+from lim_sglang.host.loaded import plan_of_loaded, shard_of_loaded
+from lim_sglang.host.refusals import UnsupportedError
+from lim_sglang.layer_plan import LayerPlan, LayerRole
+
+from ..decilm import write_decilm
+
+DEPTH, CONTEXT, BUDGET = 6, 512, 16
+PLAN = LayerPlan.from_select_layers(DEPTH, (2, 4))
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "num_hidden_layers": DEPTH,
+    "vocab_size": 10000,
+    "max_position_embeddings": CONTEXT,
+    "rms_norm_eps": 1e-5,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+    "hidden_act": "silu",
+    "torch_dtype": "bfloat16",
+}
+PHI = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "sliding_window": 2 * CONTEXT}
+GEMMA = {
+    "architectures": ["Gemma2ForCausalLM"],
+    "model_type": "gemma2",
+    "query_pre_attn_scalar": 16,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+}
+LOOP = {"architectures": ["IQuestLoopCoderForCausalLM"], "loop_num": 2}
+BY_TRANSFORMERS = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": True}
+
+
+def model_folder(folder: Path, changes: dict[str, Any]) -> str:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(LLAMA | changes))
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """By name of a model, what came up while SGLang loaded it and decoded with it, and lim's report."""
+    tmp = tmp_path_factory.mktemp("models")
+    models = {
+        "window-beyond": (PHI, {}),
+        "window-as-long": (GEMMA | {"sliding_window": CONTEXT}, {}),
+        "window-short": (GEMMA | {"sliding_window": CONTEXT - 1}, {}),
+        "loop": (LOOP, {}),
+        "window-by-transformers": (
+            BY_TRANSFORMERS | {"sliding_window": 32, "max_window_layers": 3},
+            {"model_impl": "transformers"},
+        ),
+    }
+    asked = {
+        name: (model_folder(tmp / name, changes), {"attention_backend": "lim"} | options)
+        for name, (changes, options) in models.items()
+    }
+    for name, idle in {"idle-sparse": [3], "idle-select": [4]}.items():
+        write_decilm(tmp / name, idle)
+        asked[name] = (str(tmp / name), {"attention_backend": "lim", "trust_remote_code": True})
+    config = {"budget": BUDGET, "sink_tokens": 2, "select_layers": [2, 4]}
+    done = subprocess.run(
+        [sys.executable, Path(__file__).parent / "load_models.py"],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=os.environ | {"SGLANG_LIM_CONFIG": json.dumps(config)},
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("model", ["window-beyond", "window-as-long"])
+def test_windows_that_drop_nothing_are_served(found: dict[str, Any], model: str) -> None:
+    assert found[model]["error"] == ""
+    report = found[model]["report"]
+    assert report["plan"] == {"dense": 2, "select": 2, "sparse": 2, "select_layers": [2, 4]}
+    counters = report["counters"]
+    assert counters["attended_tokens"]["sparse"] == 2 * BUDGET * counters["decode_rows"] > 0
+
+
+def test_a_block_without_attention_is_served_and_not_counted(found: dict[str, Any]) -> None:
+    assert found["idle-sparse"]["error"] == ""
+    report = found["idle-sparse"]["report"]
+    assert report["plan"] == {"dense": 2, "select": 2, "sparse": 1, "select_layers": [2, 4]}
+    counters = report["counters"]
+    assert counters["attended_tokens"]["sparse"] == BUDGET * counters["decode_rows"] > 0
+    assert counters["context_tokens"]["sparse"] * 2 == counters["context_tokens"]["dense"]
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("idle-select", "LimConfigError: select_layers=[2, 4] is not allowed: layer 4 of this model does not attend"),
+        ("loop", "attends in layers 0 to 11, and its config tells of 0 to 5: layer 6 has no place in the layer plan"),
+        ("window-short", f"a sliding window of {CONTEXT - 1} tokens drops some that a set could name"),
+        ("window-by-transformers", "a sliding window of 33 tokens drops some"),  # 32 and the current one
+    ],
+)
+def test_what_only_the_loaded_layers_tell_is_one_line(found: dict[str, Any], model: str, said: str) -> None:
+    assert said in found[model]["error"]
+    assert "\n" not in found[model]["error"]
+    assert found[model]["report"] is None, "no backend was built"
+
+
+# Layers by hand: what no small model of SGLang shows.
+
+
+def layer(layer_id: int, heads: int = 4, kv_heads: int = 2, head_dim: int = 16, **options: Any) -> Any:
+    from sglang.srt.layers.radix_attention import RadixAttention
+
+    return RadixAttention(heads, head_dim, head_dim**-0.5, kv_heads, layer_id, **options)
+
+
+def layers(count: int = DEPTH) -> list[Any]:
+    return [layer(number) for number in range(count)]
+
+
+def runner(
+    found: Sequence[Any], stage: tuple[int, int] = (0, DEPTH), window: int | None = None, device: str = "cpu"
+) -> Any:
+    """What ``plan_of_loaded`` reads of a ``ModelRunner`` that loaded these layers."""
+    config = SimpleNamespace(
+        context_len=CONTEXT, num_attention_heads=12, hf_config=SimpleNamespace(architectures=["SomeModel"])
+    )
+    return SimpleNamespace(
+        model=nn.ModuleList(found),
+        model_config=config,
+        layer_info=SimpleNamespace(start_layer=stage[0], end_layer=stage[1]),
+        sliding_window_size=window,
+        device=device,
+    )
+
+
+def refusal(found: Sequence[Any], **options: Any) -> str:
+    with pytest.raises(UnsupportedError) as caught:
+        plan_of_loaded(PLAN, runner(found, **options))
+    text = str(caught.value)
+    assert text.startswith("the model (SomeModel), as loaded, does not work with lim: ")
+    assert text.endswith("; use SGLang's own attention backend (leave out --attention-backend lim)")
+    assert "\n" not in text
+    return text
+
+
+def test_a_plain_model_keeps_its_plan() -> None:
+    plan = plan_of_loaded(PLAN, runner([*layers(), nn.Linear(2, 2), nn.MultiheadAttention(4, 2)]))
+    assert plan.roles == PLAN.roles
+    assert [plan.count(role) for role in LayerRole] == [2, 2, 2]
+    assert plan.select_layers == (2, 4)
+
+
+def test_layers_that_attend_otherwise_are_named() -> None:
+    from sglang.srt.layers.radix_attention import AttentionType
+
+    cross, encoder = layer(3, is_cross_attention=True), layer(3, attn_type=AttentionType.ENCODER_ONLY)
+    assert "layer 3 is cross-attention" in refusal([*layers(3), cross])
+    assert "layer 3 is encoder-only attention" in refusal([*layers(3), encoder])
+    images = layer(
+        3, attn_type=AttentionType.DECODER_BIDIRECTIONAL
+    )  # both ways in prefill; decode knows no later token
+    assert plan_of_loaded(PLAN, runner([*layers(3), images, layer(4), layer(5)])).count(LayerRole.SPARSE) == 2
+
+
+def test_numbers_that_have_no_place_in_the_plan_are_named() -> None:
+    assert "none of its layers is attention over a KV cache" in refusal([nn.Linear(2, 2)])
+    assert "layer 1 attends 2 times in a step" in refusal([*layers(), layer(1)])
+    assert "layers 0 to 6, and its config tells of 0 to 5: layer 6 has no place" in refusal(layers(DEPTH + 1))
+    assert "layer 2 has no place" in refusal([layer(2), *layers()[3:]], stage=(3, 6))
+
+
+@pytest.mark.parametrize("window", [CONTEXT - 2, 63, 0])
+def test_a_window_in_one_layer_or_of_the_backend_is_named(window: int) -> None:
+    said = f"a sliding window of {window + 1} tokens"
+    assert said in refusal(layers(), window=window)
+    if window:  # SGLang takes 0 for none
+        assert said in refusal([*layers(5), layer(5, sliding_window_size=window)])
+
+
+def test_a_window_as_long_as_the_context_is_none() -> None:
+    wide = [*layers(5), layer(5, sliding_window_size=CONTEXT - 1)]
+    assert plan_of_loaded(PLAN, runner(wide, window=CONTEXT - 1)).count(LayerRole.SPARSE) == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"heads": 8}, "layer 5 has 8 query and 2 KV heads of 16 and 16, layer 0 4 query and 2 KV heads of 16 and 16"),
+        ({"kv_heads": 1}, "layer 5 has 4 query and 1 KV heads"),
+        ({"head_dim": 32}, "heads of 32 and 32"),
+        ({"v_head_dim": 8}, "heads of 16 and 8"),
+    ],
+    ids=str,
+)
+def test_layers_of_another_shape_are_named(other: dict[str, int], said: str) -> None:
+    assert said in refusal([*layers(5), layer(5, **other)])
+
+
+def test_keys_and_values_of_two_sizes_are_refused_on_a_gpu_alone() -> None:
+    uneven = [layer(number, v_head_dim=8) for number in range(DEPTH)]
+    assert "its keys and values differ in size (16 and 8)" in refusal(uneven, device="cuda:0")
+    assert plan_of_loaded(PLAN, runner(uneven)).count(LayerRole.SPARSE) == 2
+
+
+def test_a_stage_counts_its_own_layers() -> None:
+    plan = plan_of_loaded(PLAN, runner(layers()[2:5], stage=(2, 5)))
+    assert [plan.count(role) for role in LayerRole] == [0, 2, 1]
+    assert plan.select_layers == (2, 4)
+    assert plan.role(3) is LayerRole.SPARSE
+
+
+def test_a_select_layer_must_attend() -> None:
+    with pytest.raises(LimConfigError, match="layer 2 of this model does not attend"):
+        plan_of_loaded(PLAN, runner([each for each in layers() if each.layer_id != 2]))
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_rank_knows_which_heads_it_holds(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    gather = object()
+    monkeypatch.setattr(ranks, "attention_ranks", lambda: (3, rank, gather))
+    shard = shard_of_loaded(runner(layers()))
+    assert shard == HeadShard(num_heads=12, first_head=4 * rank, devices=3, all_gather=gather)  # type: ignore[arg-type]
+
+
+def test_one_rank_holds_them_all() -> None:
+    """SGLang's groups are not there: this process stands alone."""
+    assert shard_of_loaded(runner(layers())) is None
+
+
+def test_heads_that_the_ranks_of_a_group_do_not_share_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with classes of SGLang that split heads by the TP size where DP attention makes smaller groups."""
+    monkeypatch.setattr(ranks, "attention_ranks", lambda: (2, 0, None))
+    with pytest.raises(UnsupportedError) as caught:
+        shard_of_loaded(runner(layers()))
+    assert "2 ranks attend to the same requests with 4 query heads each, and it has 12" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,252 @@
+"""Checkpoints as they are published: expert by expert, in FP8, in several files; which are refused."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lim_sglang.tools.analysis.checkpoint import StreamingError, dequantized
+from lim_sglang.tools.analysis.streaming import MODEL_TYPES, LayerSample, StreamedModel
+
+from .tiny_checkpoints import CONFIGS, LAYERS, assert_streamed_as_whole, edit_config, random_ids, streamed, write_model
+
+PUBLISHED = {  # names in the checkpoints on the hub, of an expert's matrices and of a router's bias
+    "qwen3_moe": ("mlp.experts.3.gate_proj.weight", "mlp.experts.3.up_proj.weight", "mlp.experts.3.down_proj.weight"),
+    "glm4_moe": (
+        *("mlp.experts.3.gate_proj.weight", "mlp.experts.3.up_proj.weight", "mlp.experts.3.down_proj.weight"),
+        *("mlp.gate.e_score_correction_bias", "mlp.shared_experts.gate_proj.weight"),
+    ),
+    "minimax_m2": (
+        *(f"block_sparse_moe.experts.3.{name}.weight" for name in ("w1", "w2", "w3")),
+        *("block_sparse_moe.gate.weight", "block_sparse_moe.e_score_correction_bias"),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("llama"), CONFIGS["llama"])
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_mixtures_are_tested_in_the_published_layout(kind: str, tmp_path: Path) -> None:
+    tensors = load_file(write_model(tmp_path, CONFIGS[kind]) / "model.safetensors")
+    assert {f"model.layers.2.{name}" for name in PUBLISHED[kind]} <= tensors.keys()
+
+
+def test_stacked_experts_are_read_as_well(tmp_path: Path) -> None:
+    folder = write_model(tmp_path, CONFIGS["minimax_m2"], save_original_format=False)
+    assert "model.layers.2.mlp.experts.gate_up_proj" in load_file(folder / "model.safetensors")
+    assert_streamed_as_whole(folder, folder)
+
+
+def test_several_files_with_an_index_are_one_model(llama: Path, tmp_path: Path) -> None:
+    folder = write_model(tmp_path, CONFIGS["llama"], max_shard_size="40KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    ids = random_ids(20)
+    (one,), (other,) = (streamed(StreamedModel(path), [ids]) for path in (llama, folder))
+    assert torch.equal(one[-1], other[-1])
+
+
+def minimax_as_published(folder: Path) -> None:
+    edit_config(folder, without=("rope_parameters", "dtype"), rope_theta=5000.0, rotary_dim=8, use_mtp=True)
+
+
+def glm_as_published(folder: Path) -> None:
+    """Its layer for multi-token prediction follows the others."""
+    edit_config(
+        folder,
+        without=("rope_parameters",),
+        rope_theta=5000.0,
+        rope_scaling=None,
+        partial_rotary_factor=0.5,
+        num_nextn_predict_layers=1,
+    )
+    tensors = load_file(folder / "model.safetensors")
+    last = {name: tensor for name, tensor in tensors.items() if f".layers.{LAYERS - 1}." in name}
+    further = {name.replace(f".{LAYERS - 1}.", f".{LAYERS}.", 1): torch.ones_like(last[name]) for name in last}
+    further[f"model.layers.{LAYERS}.eh_proj.weight"] = torch.ones(48, 96)
+    save_file(tensors | further, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(("kind", "publish"), [("minimax_m2", minimax_as_published), ("glm4_moe", glm_as_published)])
+def test_published_configurations_mean_the_same(kind: str, publish: Callable[[Path], None], tmp_path: Path) -> None:
+    folder, plain = (write_model(tmp_path / name, CONFIGS[kind]) for name in ("published", "plain"))
+    publish(folder)
+    assert_streamed_as_whole(folder, plain)
+
+
+def test_dtypes_are_the_checkpoints_own(tmp_path: Path) -> None:
+    """That of the weights where config.json names none; a router's bias stays float32."""
+    folder = write_model(tmp_path, CONFIGS["glm4_moe"])
+    tensors = load_file(folder / "model.safetensors")
+    halved = {name: tensor if "e_score" in name else tensor.bfloat16() for name, tensor in tensors.items()}
+    save_file(halved, folder / "model.safetensors")
+    edit_config(folder, without=("dtype",))
+    model = StreamedModel(folder)
+    assert model.dtype == torch.bfloat16
+    seen: list[dict[str, torch.dtype]] = []
+
+    def observe(sample: LayerSample) -> None:
+        layer = model._decoder.layers[sample.view.layer]
+        seen.append({name: tensor.dtype for name, tensor in layer.state_dict().items()})
+
+    streamed(model, [random_ids(20)], samples=1, observe=observe)
+    bias = "mlp.gate.e_score_correction_bias"
+    assert {name for name, dtype in seen[-1].items() if dtype == torch.float32} == {bias}
+    assert seen[-1]["mlp.experts.gate_up_proj"] == torch.bfloat16
+
+
+# FP8
+
+BLOCK = (32, 20)  # cuts the last blocks off
+
+
+def quantize(folder: Path, plain: Path, block: tuple[int, int] | None, scale_name: str, scale_dtype: Any) -> None:
+    """Make the linear layers of ``folder`` FP8, one scale per block or per row, and ``plain`` what they then mean."""
+    quantized, meant = {}, load_file(folder / "model.safetensors")
+    for name, weight in list(meant.items()):
+        quantized[name] = weight
+        if not re.search(r"(_proj|w[123])\.weight$", name):
+            continue
+        rows, columns = block or (1, weight.shape[1])
+        scales = torch.empty(-(-weight.shape[0] // rows), -(-weight.shape[1] // columns), dtype=scale_dtype)
+        quantized[name] = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
+        for i, j in itertools.product(*map(range, scales.shape)):
+            at = slice(i * rows, (i + 1) * rows), slice(j * columns, (j + 1) * columns)
+            scales[i, j] = weight[at].abs().max() / 448
+            quantized[name][at] = (weight[at] / scales[i, j].float()).to(torch.float8_e4m3fn)
+            meant[name][at] = quantized[name][at].float() * scales[i, j].float()
+        quantized[f"{name.removesuffix('weight')}{scale_name}"] = scales
+    save_file(quantized, folder / "model.safetensors")
+    save_file(meant, plain / "model.safetensors", metadata={"format": "pt"})
+
+
+FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": list(BLOCK)}
+PER_ROW = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {}}
+QUANTIZATIONS: dict[str, tuple[str, Any, tuple[int, int] | None, str, torch.dtype]] = {
+    "qwen3": ("qwen3", FP8, BLOCK, "weight_scale_inv", torch.bfloat16),
+    "qwen3_moe": ("qwen3_moe", FP8, BLOCK, "weight_scale_inv", torch.bfloat16),
+    "minimax_m2": ("minimax_m2", FP8, BLOCK, "weight_scale_inv", torch.float32),
+    "glm4_moe": ("glm4_moe", FP8, BLOCK, "weight_scale_inv", torch.float32),
+    "glm4_moe-per-row": ("glm4_moe", PER_ROW, None, "weight_scale", torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("case", QUANTIZATIONS)
+def test_fp8_weights_are_their_scaled_values(case: str, tmp_path: Path) -> None:
+    kind, quantization, *how = QUANTIZATIONS[case]
+    folder, plain = (write_model(tmp_path / name, CONFIGS[kind]) for name in ("fp8", "plain"))
+    quantize(folder, plain, *how)
+    edit_config(folder, quantization_config=quantization)
+    stored = load_file(folder / "model.safetensors")
+    assert stored["model.layers.2.self_attn.q_proj.weight"].dtype == torch.float8_e4m3fn
+    assert_streamed_as_whole(folder, plain)
+
+
+def test_one_scale_may_stand_for_a_whole_matrix() -> None:
+    weight = torch.tensor([[1.0, -2.0], [0.5, 4.0]]).to(torch.float8_e4m3fn)
+    for block in (None, (128, 128)):
+        assert torch.equal(dequantized(weight, torch.tensor(0.5), block), weight.float() / 2)
+
+
+# Refusals
+
+
+def only_a_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def lose_a_tensor(folder: Path, name: str = "model.layers.2.mlp.up_proj.weight") -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
+
+
+def make_fp8(folder: Path, scales: Tensor | None = None) -> None:
+    edit_config(folder, quantization_config=FP8)
+    tensors, name = load_file(folder / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    if scales is not None:
+        tensors[f"{name}_scale_inv"] = scales
+    save_file(tensors, folder / "model.safetensors")
+
+
+def cut_off(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def wrong_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"metadata": {}}')
+
+
+def lost_file(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+REFUSALS: dict[str, tuple[Any, str]] = {
+    "no-folder": (shutil.rmtree, "is no folder: expected the local folder of a Hugging Face model"),
+    "no-config": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
+    "malformed-config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
+    "config-is-a-list": (lambda f: (f / "config.json").write_text("[]"), "config.json cannot be read"),
+    "other-type": (
+        lambda f: edit_config(f, model_type="gpt_oss"),
+        f"model_type='gpt_oss' in .* is not supported: expected {', '.join(MODEL_TYPES)}$",
+    ),
+    "no-type": (lambda f: edit_config(f, model_type=None), "model_type=None"),
+    "awq": (lambda f: edit_config(f, quantization_config={"quant_method": "awq"}), "quantized by quant_method='awq'"),
+    "int8": (
+        lambda f: edit_config(f, quantization_config=PER_ROW | {"format": "int-quantized"}),
+        "format='int-quantized': expected plain ones, or quant_method fp8",
+    ),
+    "quantized-by-a-word": (lambda f: edit_config(f, quantization_config="fp8"), "config.json is not usable"),
+    "block-size": (
+        lambda f: edit_config(f, quantization_config=FP8 | {"weight_block_size": [128, 0]}),
+        r"weight_block_size=\[128, 0\] .* expected two sizes",
+    ),
+    "no-scales": (make_fp8, r"lacks the tensor model.layers.1.mlp.up_proj.weight_scale_inv"),
+    "scales-of-other-blocks": (
+        lambda f: make_fp8(f, torch.ones(2, 2)),
+        r"weight_scale_inv of shape \[2, 2\] in .*: expected \[2, 3\]",
+    ),
+    "windowed": (lambda f: edit_config(f, model_type="mistral", sliding_window=16), "sliding-window"),
+    "layers-not-a-number": (lambda f: edit_config(f, num_hidden_layers="x"), "config.json is not usable"),
+    "rotary-not-a-number": (lambda f: edit_config(f, rotary_dim="x"), "config.json is not usable"),
+    "no-safetensors": (only_a_pickle, "holds neither model.safetensors nor model.safetensors.index.json"),
+    "lost-tensor": (lose_a_tensor, "lacks the tensor model.layers.2.mlp.up_proj.weight"),
+    "cut-off": (cut_off, "model.safetensors cannot be read"),
+    "wrong-index": (wrong_index, "index.json cannot be read: KeyError"),
+    "lost-file": (lost_file, "model-00001-of-00001.safetensors cannot be read"),
+    "other-shape": (lambda f: edit_config(f, intermediate_size=32), r"of shape \[64, 48\] in .* expected \[32, 48\]"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refused(case: str, llama: Path, tmp_path: Path) -> None:
+    damage, expected = REFUSALS[case]
+    folder = tmp_path / "model"
+    shutil.copytree(llama, folder)
+    damage(folder)
+    with pytest.raises(StreamingError, match=expected) as caught:
+        streamed(StreamedModel(folder), [random_ids(20)])
+    assert str(folder) in str(caught.value)
+
+
+def test_a_lost_expert_is_named_as_it_is_published(tmp_path: Path) -> None:
+    folder, name = write_model(tmp_path, CONFIGS["minimax_m2"]), "model.layers.1.block_sparse_moe.experts.3.w3.weight"
+    lose_a_tensor(folder, name)
+    with pytest.raises(StreamingError, match=f"lacks the tensor {re.escape(name)}; fetch the weights again"):
+        streamed(StreamedModel(folder), [random_ids(20)])

@@ -1,0 +1,134 @@
+"""Teacher-forced blocks against one step at a time, Hugging Face's own attention, and the written-out oracle."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from lim_kernels.select import split_budget
+from lim_sglang.layer_plan import LayerPlan
+from lim_sglang.tools.analysis.model import LayerView, PolicyModel
+from lim_sglang.tools.analysis.policies import Dense, LessIsMore
+
+PREFIX, STEPS, LAYERS = 70, 9, 5
+PLAN = LayerPlan.from_select_layers(LAYERS, (1, 3))
+SPLIT = split_budget(24, 0.25, 2)
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        initializer_range=0.4,  # peaked attention: what is left out matters
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def ids() -> list[int]:
+    return torch.randint(0, 97, (PREFIX + STEPS,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@pytest.fixture(scope="module")
+def model() -> PolicyModel:
+    return PolicyModel(tiny_llama())
+
+
+def test_dense_is_hugging_faces_own_attention(model: PolicyModel, ids: list[int]) -> None:
+    own = tiny_llama()
+    own.config._attn_implementation = "eager"
+    with torch.inference_mode():
+        expected = own(torch.tensor([ids])).logits[0]
+    prefix = model.prefill(ids[:PREFIX])
+    logits, longer = model.decode(prefix, ids[PREFIX:], Dense())
+    torch.testing.assert_close(prefix.logits, expected[PREFIX - 1], rtol=0, atol=1e-4)
+    torch.testing.assert_close(logits, expected[PREFIX:], rtol=0, atol=1e-4)
+    assert (prefix.length, longer.length) == (PREFIX, PREFIX + STEPS)
+    assert prefix.cache.get_seq_length() == PREFIX, "a prefix serves many blocks"
+
+
+def test_a_block_is_its_steps_one_by_one(model: PolicyModel, ids: list[int]) -> None:
+    prefix = model.prefill(ids[:PREFIX])
+    block, _ = model.decode(prefix, ids[PREFIX:], LessIsMore(PLAN, SPLIT))
+    steps = []
+    for token in ids[PREFIX:]:
+        logits, prefix = model.decode(prefix, [token], LessIsMore(PLAN, SPLIT))
+        steps.append(logits[0])
+    torch.testing.assert_close(block, torch.stack(steps), rtol=0, atol=1e-4)
+
+
+def test_lessismore_is_the_oracles(model: PolicyModel, ids: list[int]) -> None:
+    """The second implementation of the algorithm, which shares no code with this one."""
+    oracle_module = load_oracle()
+    settings = oracle_module.OracleSettings(24, 0.25, 2, (1, 3), dense_layers=(0,))
+    oracle = oracle_module.SparseOracle(tiny_llama(), settings)
+    expected = oracle.score([(ids[: PREFIX + 1], ids[PREFIX + 1 :])])[0]
+    assert oracle.sparse_steps > 0
+    # The oracle feeds ids[PREFIX] by prefill; so does this, and decodes the rest.
+    prefix = model.prefill(ids[: PREFIX + 1])
+    logits, _ = model.decode(prefix, ids[PREFIX + 1 : -1], LessIsMore(PLAN, SPLIT))
+    found = torch.cat([prefix.logits[None], logits]).log_softmax(-1)
+    at = torch.tensor(ids[PREFIX + 1 :])[:, None]
+    torch.testing.assert_close(found.gather(1, at)[:, 0], torch.tensor(expected), rtol=0, atol=2e-4)
+
+
+def test_sparsity_changes_what_is_predicted(model: PolicyModel, ids: list[int]) -> None:
+    """Otherwise the comparisons above would hold for a policy that does nothing."""
+    prefix = model.prefill(ids[:PREFIX])
+    dense, _ = model.decode(prefix, ids[PREFIX:], Dense())
+    sparse, _ = model.decode(prefix, ids[PREFIX:], LessIsMore(PLAN, SPLIT))
+    assert float((dense - sparse).abs().max()) > 0.01
+
+
+def test_a_budget_beyond_the_context_is_dense(model: PolicyModel, ids: list[int]) -> None:
+    prefix = model.prefill(ids[:PREFIX])
+    dense, _ = model.decode(prefix, ids[PREFIX:], Dense())
+    sparse, _ = model.decode(prefix, ids[PREFIX:], LessIsMore(PLAN, split_budget(PREFIX + STEPS, 0.25, 2)))
+    torch.testing.assert_close(sparse, dense, rtol=0, atol=0)
+
+
+def test_the_observer_sees_every_layer_and_what_was_read(model: PolicyModel, ids: list[int]) -> None:
+    seen: list[tuple[int, list[int]]] = []
+
+    def observe(view: LayerView, mask: torch.Tensor) -> None:
+        seen.append((view.layer, (mask & view.causal).sum(-1)[:, 0].tolist()))
+
+    model.decode(model.prefill(ids[:PREFIX]), ids[PREFIX:], LessIsMore(PLAN, SPLIT), observe)
+    everything = list(range(PREFIX + 1, PREFIX + STEPS + 1))
+    sparse = [24] * STEPS
+    assert seen == [(0, everything), (1, everything), (2, sparse), (3, everything), (4, sparse)]
+
+
+def test_attention_that_is_not_plain_is_refused() -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    sizes = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = MistralConfig(**sizes, num_attention_heads=6, num_key_value_heads=2, sliding_window=16)
+    model = PolicyModel(MistralForCausalLM(config))
+    assert model.prefill(range(16)).length == 16, "a window that drops nothing is none"
+    with pytest.raises(ValueError, match="sliding_window=16: expected plain attention") as caught:
+        model.prefill(range(17))
+    assert "\n" not in str(caught.value)
+
+
+def load_oracle() -> Any:
+    path = Path(__file__).parents[2] / "e2e" / "hf_oracle.py"
+    spec = importlib.util.spec_from_file_location("hf_oracle_for_analysis", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,103 @@
+"""The dynamic programme against all plans one by one, and against plans whose cost is known by construction."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lim_sglang.layer_plan import LayerPlan, LayerRole
+from lim_sglang.tools.analysis.plan_search import FoundPlan, best_plan, best_plan_within, plan_cost
+
+UNUSED = float("nan")  # what may not be read: pairs where the set comes after its use
+
+
+@st.composite
+def cost_matrices(draw: st.DrawFn) -> list[list[float]]:
+    """Small integers: sums are exact in any order, and equal costs are common."""
+    size = draw(st.integers(1, 8))
+    entry = st.integers(0, 9).map(float)
+    return [[draw(entry) if j > i else UNUSED for j in range(size)] for i in range(size)]
+
+
+def cost_by_roles(costs: list[list[float]], select_layers: tuple[int, ...]) -> float:
+    """What the layer plan itself says: every sparse layer pays for the nearest select layer before it."""
+    plan = LayerPlan.from_select_layers(len(costs), select_layers)
+    sparse = [layer for layer in range(len(costs)) if plan.role(layer) is LayerRole.SPARSE]
+    return sum(costs[max(s for s in select_layers if s < layer)][layer] for layer in sparse)
+
+
+def all_plans(costs: list[list[float]], max_full: int) -> list[FoundPlan]:
+    size = len(costs)
+    layers = [chosen for number in range(1, size + 1) for chosen in combinations(range(size), number)]
+    plans = [FoundPlan(chosen, cost_by_roles(costs, chosen)) for chosen in layers]
+    return [plan for plan in plans if plan.full_layers <= max_full]
+
+
+@given(cost_matrices(), st.data())
+def test_best_plan_is_the_best_of_all(costs: list[list[float]], data: st.DataObject) -> None:
+    number = data.draw(st.integers(1, len(costs)))
+    max_full = data.draw(st.integers(number, len(costs) + 2))
+    plans = [plan for plan in all_plans(costs, max_full) if len(plan.select_layers) == number]
+    assert best_plan(costs, number, max_full) == min(plans, key=lambda p: (p.cost, p.full_layers, p.select_layers))
+
+
+@given(cost_matrices(), st.data())
+def test_best_plan_within_is_the_best_of_all(costs: list[list[float]], data: st.DataObject) -> None:
+    max_full = data.draw(st.integers(1, len(costs) + 2))
+    found = best_plan_within(costs, max_full)
+    best = min((plan.cost, plan.full_layers) for plan in all_plans(costs, max_full))
+    assert (found.cost, found.full_layers) == best
+    assert found.cost == cost_by_roles(costs, found.select_layers)
+
+
+@given(cost_matrices(), st.data())
+def test_plan_cost_follows_the_roles(costs: list[list[float]], data: st.DataObject) -> None:
+    plan = data.draw(st.sampled_from(all_plans(costs, len(costs))))
+    assert plan_cost(costs, plan.select_layers) == cost_by_roles(costs, plan.select_layers)
+
+
+def planted(size: int, blocks: list[int]) -> list[list[float]]:
+    """Sets serve at cost 0.1 within a block of layers and at cost 1 beyond it; ``blocks`` are the first layers."""
+    block_of = [sum(start <= layer for start in blocks) for layer in range(size)]
+    return [[0.1 if block_of[i] == block_of[j] else 1.0 for j in range(size)] for i in range(size)]
+
+
+def test_planted_blocks_are_found() -> None:
+    costs = planted(12, [0, 1, 5, 9])
+    found = best_plan(costs, 3, max_full_layers=4)
+    assert found.select_layers == (1, 5, 9)
+    assert found.cost == pytest.approx(8 * 0.1)
+    assert found.full_layers == 4
+
+
+def test_a_select_layer_too_few_gives_up_the_smallest_block() -> None:
+    assert best_plan(planted(12, [0, 2, 8, 10]), 2, max_full_layers=4).select_layers == (2, 8)
+
+
+def test_a_layer_saved_at_the_start_pays_for_a_select_layer() -> None:
+    """With any number of select layers, three from layer 0 on cost as much as two from layer 1 on."""
+    assert best_plan_within(planted(12, [0, 4, 8]), 3).select_layers == (0, 4, 8)
+
+
+def test_full_layers_beyond_need_are_not_taken() -> None:
+    assert best_plan_within([[0.0] * 6 for _ in range(6)], 6).select_layers == (0,)
+
+
+def test_forty_layers_and_more_take_no_time() -> None:
+    costs = [[abs(j - i) / 7 + (i * 13 + j * 5) % 11 for j in range(80)] for i in range(80)]
+    found = best_plan_within(costs, 40)
+    assert found.cost == pytest.approx(plan_cost(costs, found.select_layers))
+
+
+@pytest.mark.parametrize(("number", "max_full"), [(0, 4), (3, 2), (5, 9)], ids=["none", "above-limit", "above-depth"])
+def test_no_such_plan(number: int, max_full: int) -> None:
+    with pytest.raises(ValueError, match=rf"num_selects={number}: expected 1 to"):
+        best_plan(planted(4, [0]), number, max_full)
+
+
+def test_no_layer_to_read_everything() -> None:
+    with pytest.raises(ValueError, match="max_full_layers=0: expected at least 1"):
+        best_plan_within(planted(4, [0]), 0)

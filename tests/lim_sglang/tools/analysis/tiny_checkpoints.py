@@ -1,0 +1,115 @@
+"""Tiny random models of every type that can be streamed, in folders as they are published."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Glm4MoeConfig,
+    LlamaConfig,
+    MiniMaxM2Config,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from lim_sglang.tools.analysis.streaming import StreamedModel
+
+LAYERS, VOCABULARY, EXPERTS = 4, 97, 6
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "initializer_range": 0.3,
+    "max_position_embeddings": 256,
+}
+HALF_ROTARY = {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5}
+GLM: dict[str, Any] = SHAPE | {
+    "rope_parameters": HALF_ROTARY,
+    "attention_bias": True,
+    "moe_intermediate_size": 20,
+    "n_routed_experts": EXPERTS,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 2,
+    "routed_scaling_factor": 2.5,
+}
+CONFIGS: dict[str, PretrainedConfig] = {
+    "llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+    "llama-rope-scaling": LlamaConfig(
+        **SHAPE,
+        rope_parameters={
+            "rope_type": "llama3",
+            "rope_theta": 5000.0,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    ),
+    "mistral": MistralConfig(**SHAPE, sliding_window=512),  # no smaller than the context
+    "qwen2": Qwen2Config(**SHAPE | {"head_dim": 8}),
+    "qwen3": Qwen3Config(**SHAPE),
+    "qwen3_moe": Qwen3MoeConfig(
+        **SHAPE, moe_intermediate_size=20, num_experts=EXPERTS, num_experts_per_tok=2, norm_topk_prob=True
+    ),
+    "qwen3_moe-some-dense": Qwen3MoeConfig(
+        **SHAPE, num_experts=EXPERTS, num_experts_per_tok=2, mlp_only_layers=[1], attention_bias=True
+    ),
+    "glm4_moe": Glm4MoeConfig(**GLM, first_k_dense_replace=2, use_qk_norm=True),
+    "glm4_moe-groups": Glm4MoeConfig(**GLM, first_k_dense_replace=1, n_group=3, topk_group=2),
+    "minimax_m2": MiniMaxM2Config(
+        **SHAPE, rope_parameters=HALF_ROTARY, num_local_experts=EXPERTS, num_experts_per_tok=2
+    ),
+}
+
+
+def write_model(folder: Path, config: PretrainedConfig, **options: Any) -> Path:
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    for name, weight in itertools.chain(model.named_parameters(), model.named_buffers()):
+        if "norm" in name or "bias" in name:  # ones and zeros as made, which would hide a norm or bias left out
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+    model.save_pretrained(folder, **options)
+    return folder
+
+
+def edit_config(folder: Path, without: tuple[str, ...] = (), **changes: Any) -> None:
+    path = folder / "config.json"
+    kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in without}
+    path.write_text(json.dumps(kept | changes))
+
+
+def random_ids(length: int, seed: int = 1) -> list[int]:
+    return torch.randint(0, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def streamed(model: StreamedModel, windows: list[list[int]], **options: Any) -> list[list[Tensor]]:
+    """The hidden states at every stage, by text."""
+    stages = [list(hidden) for hidden in model.forward(windows, **options)]
+    return [list(by_text) for by_text in zip(*stages, strict=True)]
+
+
+def assert_streamed_as_whole(folder: Path, plain: Path) -> None:
+    """Hidden states and logits streamed from ``folder`` are those of transformers' own model of ``plain``."""
+    windows = [random_ids(33), random_ids(20, seed=2)]
+    whole = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32, attn_implementation="eager").eval()
+    streaming = StreamedModel(folder, dtype=torch.float32)
+    for ids, stages in zip(windows, streamed(streaming, windows), strict=True):
+        with torch.inference_mode():
+            expected = whole(torch.tensor([ids]), output_hidden_states=True)
+        assert len(stages) == LAYERS + 1
+        for stage, hidden in list(zip(stages, expected.hidden_states, strict=True))[:-1]:  # the last one is normed
+            torch.testing.assert_close(stage, hidden, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(streaming.logits(stages[-1]), expected.logits, rtol=1e-4, atol=1e-3)

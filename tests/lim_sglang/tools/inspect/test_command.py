@@ -1,0 +1,197 @@
+"""The command `lim-sglang inspect`: where the prompt comes from, which model, and what mistakes cost."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers import Phi3Config, Phi3ForCausalLM
+
+from lim_sglang.config import LimConfig
+from lim_sglang.tools.cli import main
+from lim_sglang.tools.common import CommandError
+from lim_sglang.tools.inspect.command import _check_attention, _setting
+
+from ..tiny_model import CONTEXT, embedded_data, write_model
+
+PROMPT = "Two naïve 漢\n\tlines & <b>x</b>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "tiny-llama")
+
+
+def run(*arguments: str | Path) -> int:
+    return main(["inspect", *map(str, arguments)])
+
+
+def tiny(folder: Path, out: Path) -> list[str | Path]:
+    return ["--model", folder, "--budget", "24", "--sink-tokens", "2", "--max-tokens", "4", "--out", out]
+
+
+def test_the_command_writes_the_page(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "page.html"
+    assert run(PROMPT, "--select-layers", "1,4", *tiny(folder, out)) == 0
+    printed = capsys.readouterr()
+    data = embedded_data(out.read_text())
+    assert "".join(data["tokens"]).startswith(f"<user>{PROMPT}<assistant>")
+    assert data["promptTokens"] == len(PROMPT.encode()) + 2
+    assert (data["model"], data["selectLayers"], data["source"]) == ("tiny-llama", [1, 4], "given")
+    assert data["split"] == {"budget": 24, "selected": 18, "sinks": 2, "recent": 4}
+    assert printed.out == f"{out}: {data['promptTokens']} prompt and 4 generated tokens, 6 select events\n"
+
+
+@pytest.mark.parametrize("way", ["argument", "file", "stdin"])
+def test_a_prompt_is_taken_as_it_is(way: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, file = tmp_path / "page.html", tmp_path / "prompt.txt"
+    file.write_bytes(PROMPT.encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(PROMPT.encode())))
+    given = {"argument": [PROMPT], "file": ["--file", file], "stdin": ["-"]}[way]
+    assert run(*given, "--raw", *tiny(folder, out)) == 0
+    data = embedded_data(out.read_text())
+    assert data["promptTokens"] == len(PROMPT.encode())
+    assert "".join(data["tokens"][: data["promptTokens"]]) == PROMPT
+
+
+def test_select_layers_by_rule_are_told(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("words", *tiny(folder, tmp_path / "page.html")) == 0
+    warning = next(line for line in capsys.readouterr().err.splitlines() if "rule of thumb" in line)
+    assert "tiny-llama: select layers 2,4" in warning
+    assert warning.endswith("set them with --select-layers")
+
+
+def test_the_embedded_model_is_the_default(tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert run("Why is the sky blue?", "--budget", "16", "--max-tokens", "3", "--out", out) == 0
+    data = embedded_data(out.read_text())
+    assert (data["model"], data["numHeads"], data["numLayers"]) == ("SmolLM2-135M-Instruct", 9, 30)
+    assert (data["selectLayers"], data["source"]) == ([2, 17], "measured by this project")
+    assert "<|im_start|>user\nWhy is the sky blue?<|im_end|>\n" in "".join(data["tokens"])
+    assert [[sum(event["set"][:1]), len(event["set"])] for step in data["steps"] for event in step] == [[0, 16]] * 4
+
+
+MISTAKES: dict[str, tuple[list[str], list[str]]] = {
+    "no-prompt": ([], ["neither PROMPT nor --file is given"]),
+    "two-prompts": (["words", "--file", "x"], ["PROMPT and --file are both given"]),
+    "empty-prompt": ([" \n"], ["PROMPT: the prompt is empty"]),
+    "empty-stdin": (["-"], ["stdin: the prompt is empty"]),
+    "prompt-not-utf-8": (["caf\udce9"], ["PROMPT: byte 3 is not UTF-8"]),
+    "missing-file": (["--file", "{tmp}/none.txt"], ["--file", "none.txt: No such file"]),
+    "file-is-a-folder": (["--file", "{tmp}"], ["--file", "Is a directory"]),
+    "file-not-utf-8": (["--file", "{tmp}/latin.txt"], ["latin.txt: byte 3 is not UTF-8"]),
+    "budget-zero": (["words", "--budget", "0"], ["--budget: budget=0 is not allowed", "from 1 to"]),
+    "budget-no-number": (["words", "--budget", "many"], ["budget='many'", "for example --budget 2048"]),
+    "ratio-beyond-1": (["words", "--recency-ratio", "1.5"], ["--recency-ratio: recency_ratio=1.5", "from 0 to 1"]),
+    "sinks-do-not-fit": (["words", "--budget", "8", "--sink-tokens", "9"], ["sink_tokens=9 does not fit"]),
+    "layers-not-ascending": (["words", "--select-layers", "4,1"], ["--select-layers", "write [1, 4]"]),
+    "layer-beyond-the-model": (["words", "--select-layers", "1,9"], ["[1, 9]", "0 to 5", "--select-layers 1"]),
+    "no-token-to-generate": (["words", "--max-tokens", "0"], ["--max-tokens 0", "from 1 on"]),
+    "max-tokens-no-number": (["words", "--max-tokens", "-3"], ["--max-tokens -3", "from 1 on"]),
+    "beyond-the-context": (["words", "--max-tokens", "600"], ["of 7 tokens", "--max-tokens 600", f"at most {CONTEXT}"]),
+    "no-model": (["words", "--model", "{tmp}"], ["--model", "no config.json"]),
+    "broken-model": (["words", "--model", "{tmp}/broken"], ["--model", "broken cannot be read"]),
+    "no-weights": (["words", "--model", "{tmp}/hollow"], ["--model", "hollow cannot be read"]),
+    "out-in-no-folder": (["words", "--out", "{tmp}/none/page.html"], ["--out", "there is no folder"]),
+    "out-is-a-folder": (["words", "--out", "{tmp}"], ["--out", "is a folder"]),
+    "out-full": (["words", "--max-tokens", "2", "--out", "/dev/full"], ["--out /dev/full: No space left"]),
+}
+
+
+@pytest.mark.parametrize(("arguments", "said"), MISTAKES.values(), ids=MISTAKES.keys())
+def test_a_mistake_costs_one_line(
+    arguments: list[str],
+    said: list[str],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    shutil.copytree(folder, tmp_path / "hollow", ignore=shutil.ignore_patterns("*.safetensors"))
+    filled = [argument.replace("{tmp}", str(tmp_path)) for argument in arguments]
+    model = [] if "--model" in filled else ["--model", str(folder)]
+    # An option before the layers keeps the rule's warning away, so that every line on stderr counts.
+    layers = [] if "--select-layers" in filled else ["--select-layers", "1,4"]
+    with pytest.raises(SystemExit) as left:
+        run(*filled, *model, *layers)
+    assert left.value.code == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("lim-sglang: error: ")
+    assert [words for words in said if words not in lines[0]] == [], lines[0]
+    assert not (tmp_path / "inspect.html").exists()
+
+
+REFUSED = {
+    "window-in-some-layers": {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 64},
+    "window-in-all-layers": {"sliding_window": 4096},
+    "linear-attention": {"layer_types": ["full_attention", "linear_attention"]},
+    "capped-logits": {"attn_logit_softcapping": 50.0},
+}
+
+
+@pytest.mark.parametrize("changes", REFUSED.values(), ids=REFUSED.keys())
+def test_models_without_full_attention_are_refused(changes: dict[str, Any]) -> None:
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "model_type": "some"}
+    _check_attention(Path("there"), SimpleNamespace(**heads, layer_types=["full_attention"] * 2, sliding_window=None))
+    with pytest.raises(CommandError, match=r"--model there \(some\) has layers that are not full attention"):
+        _check_attention(Path("there"), SimpleNamespace(**heads | changes))
+
+
+def test_state_space_models_are_refused() -> None:
+    with pytest.raises(CommandError, match=r"\(mamba\) has layers that are not full attention"):
+        _check_attention(Path("there"), SimpleNamespace(num_hidden_layers=2, model_type="mamba"))
+
+
+@pytest.mark.parametrize(
+    ("folder_name", "layers"), [("DeepSeek-R1-Distill-Llama-8B", (2, 12)), ("Llama-3-8B", (2, 13))], ids=str
+)
+def test_the_folders_name_tells_models_of_one_shape_apart(folder_name: str, layers: tuple[int, ...]) -> None:
+    shape = {"num_hidden_layers": 32, "hidden_size": 4096, "num_attention_heads": 32, "num_key_value_heads": 8}
+    model = SimpleNamespace(**shape, architectures=["LlamaForCausalLM"])
+    setting = _setting(Path("models") / folder_name, "name", model, LimConfig())
+    assert setting.plan.select_layers == layers
+
+
+SERVED = {
+    "window-beyond-the-context": {"sliding_window": 4096, "max_position_embeddings": 4096},
+    "window-switched-off": {"sliding_window": 64, "use_sliding_window": False},
+    "window-in-no-layer": {"sliding_window": 64, "layer_types": ["full_attention"] * 2},
+}
+
+
+@pytest.mark.parametrize("changes", SERVED.values(), ids=SERVED.keys())
+def test_windows_without_effect_are_none(changes: dict[str, Any]) -> None:
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "model_type": "some"}
+    _check_attention(Path("there"), SimpleNamespace(**heads | changes))
+
+
+def test_a_model_with_a_window_beyond_its_context_is_inspected(tmp_path: Path) -> None:
+    """Phi-4-mini's case: Hugging Face hands the window to every layer's attention."""
+    folder, out = write_model(tmp_path / "tiny-phi3"), tmp_path / "page.html"
+    edited = json.loads((folder / "config.json").read_text())
+    shape = {key: edited[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")}
+    config = Phi3Config(
+        **shape,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=CONTEXT,
+        sliding_window=2 * CONTEXT,
+        pad_token_id=256,
+        eos_token_id=256,
+        bos_token_id=None,
+    )
+    Phi3ForCausalLM(config).save_pretrained(folder)
+    assert run(PROMPT, "--select-layers", "1,4", *tiny(folder, out)) == 0
+    assert embedded_data(out.read_text())["selectLayers"] == [1, 4]

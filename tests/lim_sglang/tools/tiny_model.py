@@ -1,0 +1,107 @@
+"""A tiny random Llama with a tokenizer whose tokens are bytes, what it generates, and the page of that."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lim_sglang.config import LimConfig
+from lim_sglang.layer_plan import LayerPlan
+from lim_sglang.tools.analysis.model import PolicyModel
+from lim_sglang.tools.analysis.policies import LessIsMore
+from lim_sglang.tools.inspect.data import Inspection, inspect_generation, token_texts
+from lim_sglang.tools.inspect.page import Setting, page_data, render_page
+
+NUM_HEADS = 6
+NUM_LAYERS = 6
+CONTEXT = 512
+SPECIAL = ("<end>", "<user>", "<assistant>")
+TEMPLATE = "<user>{{ messages[0]['content'] }}{% if add_generation_prompt %}<assistant>{% endif %}"
+CONFIG = LimConfig(budget=24, sink_tokens=2, select_layers=(1, 4))
+PLAN = LayerPlan.from_select_layers(NUM_LAYERS, (1, 4))
+SETTING = Setting("tiny", NUM_HEADS, CONFIG, PLAN, "given")
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte of UTF-8, and the special tokens."""
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIAL]
+    backend = Tokenizer(models.BPE({piece: number for number, piece in enumerate(pieces)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=SPECIAL[0],
+        additional_special_tokens=list(SPECIAL[1:]),
+        chat_template=TEMPLATE,
+    )
+
+
+def write_model(folder: Path) -> Path:
+    """Random weights wide enough for peaked attention, the same each time."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=256 + len(SPECIAL),
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=NUM_HEADS,
+        num_key_value_heads=2,
+        head_dim=8,
+        initializer_range=0.4,
+        max_position_embeddings=CONTEXT,
+        eos_token_id=256,
+        bos_token_id=None,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+TOKENIZER = byte_tokenizer()
+
+
+def generate(model: PolicyModel, prompt: str, max_tokens: int, config: LimConfig = CONFIG) -> Inspection:
+    return inspect_generation(model, TOKENIZER(prompt)["input_ids"], LessIsMore(PLAN, config.split), max_tokens)
+
+
+def page_of(inspection: Inspection, setting: Setting = SETTING) -> str:
+    return render_page(page_data(inspection, texts_of(inspection), setting))
+
+
+def texts_of(inspection: Inspection) -> list[str]:
+    return token_texts(TOKENIZER, inspection.prompt_ids + inspection.output_ids)
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and the text inside the script elements."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self._in_script = False
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, dict(attrs)))
+        self._in_script = tag == "script"
+        if self._in_script:
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self._in_script:
+            self.scripts[-1] += data
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
+
+
+def embedded_data(page: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Elements(page).scripts[0])
+    return found
