@@ -86,8 +86,9 @@ def start_lim(model_path: Path, log_path: Path, *args: str) -> ServerProcess:
 
 @pytest.fixture(scope="session")
 def lim_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """`--attention-backend lim` with everything else as it comes."""
-    yield from running(start_lim(model_path, tmp_path_factory.mktemp("lim") / "server.log"))
+    """`--attention-backend lim`; prompts of more than 1,024 tokens are prefilled in chunks."""
+    log_path = tmp_path_factory.mktemp("lim") / "server.log"
+    yield from running(start_lim(model_path, log_path, "--chunked-prefill-size", "1024"))
 
 
 @pytest.fixture(scope="session")

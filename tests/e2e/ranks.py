@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 
-from . import dp_attention_on_cpu, record_sets
+from . import record_sets
 from .conftest import plugins, running, start_server
 from .native_client import NativeClient
 
@@ -34,9 +34,7 @@ def ranked_server(
     """
     sets = folder / "sets"
     sets.mkdir(parents=True)
-    stand_in = "--enable-dp-attention" in options and dp_attention_on_cpu.is_missing()
-    loaded = [record_sets, *more, *([dp_attention_on_cpu] if stand_in else [])]
-    environment = plugins(folder, *loaded) | {
+    environment = plugins(folder, record_sets, *more) | {
         "SGLANG_LIM_CONFIG": json.dumps(config),
         "SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks)),
         record_sets.FOLDER: str(sets),

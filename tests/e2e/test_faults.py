@@ -205,7 +205,6 @@ def test_a_killed_scheduler_ends_the_server(relay: Relay, tokenizer: PreTrainedT
     seen = load.seen()
     assert not [outcome for outcome in seen if outcome.startswith(("answered", "hung", "cut off"))]
     assert relay.has_ended()
-    relay.serving()
 
 
 @pytest.mark.parametrize("relay", ["lim"], indirect=True)  # signals are told to SGLang, whatever decodes
@@ -213,7 +212,10 @@ def test_a_killed_scheduler_ends_the_server(relay: Relay, tokenizer: PreTrainedT
 def test_a_server_that_is_told_to_end_under_load_ends(
     relay: Relay, tokenizer: PreTrainedTokenizerBase, receivers: str
 ) -> None:
-    """As a shell does it, and as a service manager does. Whoever is being answered gets all of it, or an error."""
+    """As a shell does it, and as a service manager does. Whoever is being answered gets all of it, or an error.
+
+    The server is a new one on the port of the one before, which was killed or told to end.
+    """
     load = Load(relay.serving(), tokenizer, 100)
     assert relay.server is not None
     assert relay.server.pid is not None
@@ -221,4 +223,3 @@ def test_a_server_that_is_told_to_end_under_load_ends(
     seen = load.seen()
     assert not [outcome for outcome in seen if outcome.startswith(("hung", "cut off"))]
     assert relay.has_ended()
-    relay.serving()

@@ -2,14 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
 from lim_sglang.tools.servers.process import ServerProcess
 
-from .conftest import running, start_lim
 from .hf_oracle import SparseOracle, Turn
 from .native_client import Generation, NativeClient
 from .prompts import make_prompt
@@ -36,13 +34,6 @@ def prompt_of(tokenizer: PreTrainedTokenizerBase) -> MakePrompt:
 def long_prompt(prompt_of: MakePrompt) -> list[int]:
     """The prompt that most scenarios share."""
     return prompt_of(0, 2050)
-
-
-@pytest.fixture(scope="module")
-def chunked_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """The lim backend with prompts prefilled 512 tokens at a time."""
-    log_path = tmp_path_factory.mktemp("chunked") / "server.log"
-    yield from running(start_lim(model_path, log_path, "--chunked-prefill-size", "512"))
 
 
 @pytest.fixture
@@ -94,10 +85,13 @@ def comparison(shared_comparison: Comparison, request: pytest.FixtureRequest) ->
 
 
 def test_a_single_request(
-    lim: NativeClient, long_prompt: list[int], comparison: Comparison, oracle: SparseOracle
+    lim: NativeClient, lim_server: ServerProcess, long_prompt: list[int], comparison: Comparison, oracle: SparseOracle
 ) -> None:
+    """Its prompt is prefilled in chunks."""
     generation = lim.generate(long_prompt, NEW_TOKENS)
     assert generation.cached_tokens == 0
+    chunks = re.findall(r"Prefill batch.*#new-token: (\d+)", lim_server.log_path.read_text())
+    assert [int(size) for size in chunks[-3:]] == [1024, 1024, len(long_prompt) - 2048]
     comparison.check((long_prompt, generation))
     dense = oracle.with_settings(oracle.settings.always_dense()).score([(long_prompt, generation.tokens[:16])])[0]
     assert largest_difference(generation.logprobs[:16], dense) > 20 * TOLERANCE, "the server decodes densely"
@@ -148,14 +142,6 @@ def test_a_conversation_reuses_the_cache_of_its_generated_tokens(
     cached_reply = second.cached_tokens - len(long_prompt)
     assert cached_reply in (NEW_TOKENS - 1, NEW_TOKENS)
     comparison.check((long_prompt, first), (question, second), last_token_fed=cached_reply == NEW_TOKENS)
-
-
-def test_chunked_prefill(chunked_server: ServerProcess, long_prompt: list[int], comparison: Comparison) -> None:
-    client = NativeClient(chunked_server.url)
-    client.flush_cache()
-    comparison.check((long_prompt, client.generate(long_prompt, NEW_TOKENS)))
-    chunks = re.findall(r"Prefill batch.*#new-token: (\d+)", chunked_server.log_path.read_text())
-    assert [int(size) for size in chunks[-5:]] == [512, 512, 512, 512, len(long_prompt) - 2048]
 
 
 def test_requests_beside_and_after_one_that_its_client_left(

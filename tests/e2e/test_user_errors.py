@@ -37,12 +37,6 @@ LLAMA = {
     "head_dim": 16,
     "max_position_embeddings": 512,
 }
-SLIDING_WINDOW = LLAMA | {
-    "architectures": ["Gemma2ForCausalLM"],
-    "model_type": "gemma2",
-    "query_pre_attn_scalar": 16,
-    "sliding_window": 64,
-}
 MLA = LLAMA | {
     "architectures": ["DeepseekV2ForCausalLM"],
     "model_type": "deepseek_v2",
@@ -127,38 +121,16 @@ def kill_session(process: subprocess.Popen[bytes]) -> None:
     process.wait(EXIT_TIMEOUT)
 
 
-CONFIG_ERRORS = {
-    "budget-zero": ('{"budget": 0}', ["SGLANG_LIM_CONFIG", "budget=0", "from 1 to"]),
-    "malformed-json": ('{"budget": 256', ["SGLANG_LIM_CONFIG", "malformed JSON", "line 1"]),
-    "layer-beyond-the-model": ('{"select_layers": [2, 99]}', ["select_layers", "99", "0 to 5"]),
-}
-
-
-@pytest.mark.parametrize(("lim_config", "said"), CONFIG_ERRORS.values(), ids=CONFIG_ERRORS.keys())
-def test_a_configuration_that_cannot_work(tmp_path: Path, lim_config: str, said: list[str]) -> None:
+def test_a_configuration_that_cannot_work(tmp_path: Path) -> None:
     model = write_model(tmp_path / "model", LLAMA)
-    line = launch(model, "--attention-backend", "lim", lim_config=lim_config).error_line()
-    assert [words for words in said if words not in line] == [], line
+    line = launch(model, "--attention-backend", "lim", lim_config='{"select_layers": [2, 99]}').error_line()
+    assert [words for words in ("select_layers", "99", "0 to 5") if words not in line] == [], line
 
 
-def test_a_mistyped_flag(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model", LLAMA)
-    line = launch(model, "--attention-backend", "lim", "--lim-budgt", "256").error_line()
-    assert "--lim-budgt" in line
-    assert "--lim-budget" in line
-
-
-REFUSED_MODELS = {
-    "sliding-window": (SLIDING_WINDOW, "Gemma2ForCausalLM", "window"),
-    "mla": (MLA, "DeepseekV2ForCausalLM", "latent"),
-}
-
-
-@pytest.mark.parametrize(("config", "architecture", "reason"), REFUSED_MODELS.values(), ids=REFUSED_MODELS.keys())
-def test_a_model_that_is_refused(tmp_path: Path, config: dict[str, object], architecture: str, reason: str) -> None:
-    line = launch(write_model(tmp_path / "model", config), "--attention-backend", "lim").error_line()
-    assert architecture in line
-    assert reason in line
+def test_a_model_that_is_refused(tmp_path: Path) -> None:
+    line = launch(write_model(tmp_path / "model", MLA), "--attention-backend", "lim").error_line()
+    assert "DeepseekV2ForCausalLM" in line
+    assert "latent" in line
 
 
 def test_a_model_whose_loaded_layers_are_refused(tmp_path: Path) -> None:
