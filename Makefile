@@ -9,6 +9,10 @@ BIN := $(VENV)/bin
 # The stamp names the versions; it is re-made when an input below changed.
 STAMP := $(VENV)/.made-for-sglang-$(SGLANG)
 GPU := $(wildcard /dev/nvidiactl /dev/dxg)
+# Without a GPU, two processes start servers and a third runs the other tests; PARALLEL= is for one process.
+ifeq ($(GPU),)
+PARALLEL ?= -n 3 --no-loadscope-reorder
+endif
 
 .PHONY: setup demo test lint drift clean
 
@@ -33,8 +37,9 @@ endif
 demo: setup
 	@exec $(BIN)/lim-sglang demo $(ARGS)
 
+# One thread a process: threads that wait for each other crawl on shared cores.
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(if $(PARALLEL),OMP_NUM_THREADS=1) $(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
