@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"lim_sglang": ROOT, "lim_kernels": ROOT / "kernels", "lim_patches": ROOT / "patches"}
+FOLDERS = {"lim_sglang": ".", "lim_kernels": "kernels", "lim_patches": "patches", "lim_cpu_host": "patches"}
+PACKAGES = {package: ROOT / folder for package, folder in FOLDERS.items()}
 
 
 @pytest.fixture(scope="module")
