@@ -6,6 +6,7 @@ Imports neither torch nor sglang. A model's select layers come from the table of
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 
 from lim_sglang.config import FLAGS, LimConfigError, check_layer_numbers
 
@@ -61,13 +62,14 @@ class LayerPlan:
             roles[layer] = LayerRole.SELECT
         return cls(tuple(roles))
 
-    @property
+    @cached_property
     def select_layers(self) -> tuple[int, ...]:
         """The numbers of the SELECT layers that attend here, ascending."""
         return tuple(layer for layer in self._layers if self.roles[layer] is LayerRole.SELECT)
 
-    @property
+    @cached_property
     def _layers(self) -> Sequence[int]:
+        """The numbers of the layers that attend here, ascending."""
         return range(len(self.roles)) if self.attending is None else sorted(self.attending)
 
     def limited_to(self, attending: Collection[int], start_layer: int, end_layer: int) -> "LayerPlan":

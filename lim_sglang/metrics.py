@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lim_sglang.config import LimConfig
@@ -14,21 +14,23 @@ _current: DecodeMetrics | None = None
 class DecodeMetrics:
     """Totals since start, kept on the host from lengths that the host knows anyway.
 
+    A decode step adds three numbers, as every layer of a role reads the same; the layers' counts multiply the totals
+    when they are read.
+
     Attributes:
-        attended: Tokens read by attention, by role: summed over requests, steps and the layers of that role.
-        context: What a dense backend would have read in the same layers.
+        decode_rows: requests, summed over the decode steps.
+        context_tokens: the tokens that these requests held: what a layer reads that attends to all of them.
+        kept_tokens: what a SPARSE layer read of them, at most the budget for each.
     """
 
     def __init__(self, config: LimConfig, plan: LayerPlan, prometheus: bool = False) -> None:
         self.config = config
         self.plan = plan
-        self.decode_steps = 0
-        self.decode_rows = 0
-        self.dense_rows_in_extend = 0
-        self.attended = dict.fromkeys(LayerRole, 0)
-        self.context = dict.fromkeys(LayerRole, 0)
+        self.decode_steps = self.decode_rows = self.dense_rows_in_extend = 0
+        self.context_tokens = self.kept_tokens = 0
         self.rounds: RoundMetrics | None = None
-        self._prometheus = _Prometheus() if prometheus else None
+        self._layers = {role: plan.count(role) for role in LayerRole}
+        self._prometheus = _Prometheus(self._layers) if prometheus else None
 
     def add_rounds(self) -> RoundMetrics:
         """Count the rounds of the lossless mode as well; the decode steps are then those of the drafts."""
@@ -40,26 +42,32 @@ class DecodeMetrics:
 
         A request that decodes holds at least two tokens; rows of one token pad a captured batch and do not count.
         """
-        seq_lens = [n for n in seq_lens if n > 1]
-        full = sum(seq_lens)
-        kept = sum(min(n, self.config.budget) for n in seq_lens)
+        rows = context = kept = 0
+        budget = self.config.budget
+        for length in seq_lens:
+            if length > 1:
+                rows += 1
+                context += length
+                kept += length if length < budget else budget
         self.decode_steps += 1
-        self.decode_rows += len(seq_lens)
-        for role in LayerRole:
-            layers = self.plan.count(role)
-            attended = layers * (kept if role is LayerRole.SPARSE else full)
-            self.attended[role] += attended
-            self.context[role] += layers * full
-            if self._prometheus is not None:
-                self._prometheus.observe(role.name.lower(), attended, layers * full)
+        self.decode_rows += rows
+        self.context_tokens += context
+        self.kept_tokens += kept
+        if self._prometheus is not None:
+            self._prometheus.observe(context, kept)
 
     def observe_mixed(self, rows: int) -> None:
         """Count decode rows that SGLang put into an extend batch, where attention is dense."""
         self.dense_rows_in_extend += rows
 
     def report(self) -> dict[str, Any]:
-        """Configuration, plan and totals in plain JSON types."""
-        plan: dict[str, Any] = {role.name.lower(): self.plan.count(role) for role in LayerRole}
+        """Configuration, plan and totals in plain JSON types.
+
+        ``attended_tokens`` are those that attention read, by role, summed over requests, steps and the layers of that
+        role; ``context_tokens`` what a dense backend would have read in the same layers.
+        """
+        plan: dict[str, Any] = {role.value: layers for role, layers in self._layers.items()}
+        read = {role: self.kept_tokens if role is LayerRole.SPARSE else self.context_tokens for role in LayerRole}
         return {
             "config": self.config.to_dict(),
             "plan": plan | {"select_layers": list(self.plan.select_layers)},
@@ -67,8 +75,8 @@ class DecodeMetrics:
                 "decode_steps": self.decode_steps,
                 "decode_rows": self.decode_rows,
                 "dense_rows_in_extend": self.dense_rows_in_extend,
-                "attended_tokens": {role.name.lower(): n for role, n in self.attended.items()},
-                "context_tokens": {role.name.lower(): n for role, n in self.context.items()},
+                "attended_tokens": {role.value: layers * read[role] for role, layers in self._layers.items()},
+                "context_tokens": {role.value: layers * self.context_tokens for role, layers in self._layers.items()},
             }
             | ({} if self.rounds is None else {"lossless": self.rounds.report()}),
         }
@@ -120,16 +128,22 @@ class RoundMetrics:
 class _Prometheus:
     """The same totals as counters that SGLang's ``/metrics`` shows with ``--enable-metrics``."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: Mapping[LayerRole, int]) -> None:
         from prometheus_client import Counter
 
         labels = ["role"]
-        self.attended = Counter("sglang:lim_attended_tokens", "Tokens read by decode attention, by layer role.", labels)
-        self.context = Counter("sglang:lim_context_tokens", "Tokens that dense attention would have read.", labels)
+        attended = Counter("sglang:lim_attended_tokens", "Tokens read by decode attention, by layer role.", labels)
+        context = Counter("sglang:lim_context_tokens", "Tokens that dense attention would have read.", labels)
+        self._counters = [
+            (number, role is LayerRole.SPARSE, attended.labels(role.value), context.labels(role.value))
+            for role, number in layers.items()
+        ]
 
-    def observe(self, role: str, attended: int, context: int) -> None:
-        self.attended.labels(role).inc(attended)
-        self.context.labels(role).inc(context)
+    def observe(self, context: int, kept: int) -> None:
+        """Count a step of requests that hold ``context`` tokens, of which a SPARSE layer reads ``kept``."""
+        for layers, is_sparse, attended_counter, context_counter in self._counters:
+            attended_counter.inc(layers * (kept if is_sparse else context))
+            context_counter.inc(layers * context)
 
 
 def publish(metrics: DecodeMetrics) -> None:

@@ -76,7 +76,7 @@ def _register_all() -> None:
     from sglang.srt import server_args
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
-    from lim_patches import registry
+    from lim_patches import ledger, registry
     from lim_sglang.speculative import algorithm
 
     missing = versions.missing_fields(server_args.ServerArgs)
@@ -86,7 +86,7 @@ def _register_all() -> None:
         server_args.add_attention_backend_choices(["lim"])
     register_attention_backend("lim")(create_backend)
     algorithm.register()
-    registry.register()
+    registry.register(ledger.START)
 
 
 def create_backend(runner: Any) -> Any:
@@ -95,14 +95,15 @@ def create_backend(runner: Any) -> Any:
     All ranks would log the same: the first does it for all.
 
     Raises:
-        RuntimeError: a patch that was declared did not take.
+        UnsupportedError: for a program that uses ``Engine``: a patch did not take, or see ``attention.build``.
+        SystemExit: with one line on stderr, for the command line.
     """
-    from lim_patches.registry import not_applied
+    from lim_patches import registry
     from lim_sglang.attention import build
+    from lim_sglang.host.launch import one_line_for_the_command_line
 
-    missing = not_applied()
-    if missing:
-        raise RuntimeError(f"{PREFIX}: error: not patched: {', '.join(missing)}; run `lim-sglang doctor`")
+    with one_line_for_the_command_line(runner.server_args):
+        registry.check()
     if not ranks.is_first_rank():
         logging.getLogger(__package__).setLevel(logging.ERROR)
     return build(runner)

@@ -135,6 +135,7 @@ def test_only_compat_plugin_doctor_and_backends_import_sglang() -> None:
         "lim_sglang.speculative.algorithm",
         "lim_sglang.speculative.costs",
         "lim_sglang.speculative.forward",
+        "lim_sglang.speculative.sampling",
         "lim_sglang.speculative.spec_input",
         "lim_sglang.speculative.worker",
     }

@@ -37,7 +37,7 @@ def imposed(original: Callable[..., Any]) -> Callable[..., Any]:
         verdict = original(logits, drafts, *more)
         share = Path(os.environ[FILE]).read_text()
         if drafts is not None and share:
-            verdict.accepted.fill_(run_length(float(share), drafts.tokens.shape[1]))
+            verdict.num_accepted.fill_(run_length(float(share), drafts.tokens.shape[1]))
         return verdict
 
     return verify

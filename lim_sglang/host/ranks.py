@@ -1,4 +1,4 @@
-"""The processes that run a model together: who attends to the same requests, and who speaks for all."""
+"""The processes that run a model together: which attend to the same requests, and which one logs and counts."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def attention_ranks() -> tuple[int, int, Callable[[Any, Any], None]] | None:
         return None
     group = get_attn_tp_group()
 
-    def all_gather(out: Any, own: Any) -> None:
-        if own.is_cuda:
-            group.all_gather_into_tensor(out.flatten(0, 1), own)
+    def all_gather(out: Any, part: Any) -> None:
+        if part.is_cuda:
+            group.all_gather_into_tensor(out.flatten(0, 1), part)
         else:  # SGLang 0.5.16 has no such operation on a CPU
-            torch.distributed.all_gather(list(out), own, group=group.cpu_group)
+            torch.distributed.all_gather(list(out), part, group=group.cpu_group)
 
     return group.world_size, group.rank_in_group, all_gather
 
 
 def is_first_rank() -> bool:
-    """Whether this process is TP rank 0 of its replica and pipeline stage: what all ranks would say is its to say."""
+    """Whether this process is TP rank 0 of its replica and pipeline stage, which logs what all ranks would log."""
     return _is_at_rank_zero("tp_rank")
 
 
@@ -58,8 +58,8 @@ def _is_at_rank_zero(*ranks: str) -> bool:
     return not model_parallel_is_initialized() or not any(getattr(get_parallel(), rank) for rank in ranks)
 
 
-def agreed(value: Any) -> Any:
-    """What the first of the ranks that run the same steps says; every one of them calls this."""
+def share_from_first(value: Any) -> Any:
+    """The first one's ``value`` of the ranks that run the same steps; every one of them calls this."""
     from sglang.srt.distributed import get_tp_group, model_parallel_is_initialized
 
     return get_tp_group().broadcast_object(value) if model_parallel_is_initialized() else value

@@ -7,6 +7,7 @@ from typing import Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
+from lim_sglang.host.launch import one_line_for_the_command_line
 from lim_sglang.host.lossless import DEFAULT_WIDTH
 from lim_sglang.host.refusals import LOSSLESS
 
@@ -49,14 +50,18 @@ class LimSpecAlgorithm(CustomSpecAlgo):
 
 
 def register() -> None:
-    """Make SGLang know the algorithm; in every process, since all of them look the name up."""
+    """Make SGLang know the algorithm; in every process, since all of them look the name up.
+
+    A scheduler's process asks for the worker's class; there the mode's patches are applied first.
+    """
     from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
     @SpeculativeAlgorithm.register(LOSSLESS, supports_overlap=True, spec_class=LimSpecAlgorithm)
-    def worker_class(_server_args: Any) -> type:
-        from lim_patches.lossless import finish_by_token, room_for_rounds
+    def worker_class(server_args: Any) -> type:
+        from lim_patches import ledger, registry
+
+        with one_line_for_the_command_line(server_args):
+            registry.apply(ledger.LOSSLESS)
         from lim_sglang.speculative.worker import LimSpecWorker
 
-        finish_by_token.PATCH.apply_now()
-        room_for_rounds.PATCH.apply_now()
         return LimSpecWorker

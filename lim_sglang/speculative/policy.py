@@ -2,57 +2,17 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-
-@dataclass(frozen=True)
-class StepTime:
-    """Milliseconds of one kind of step.
-
-    Attributes:
-        batches: ascending batch sizes that were measured.
-        base_ms: by batch size, what a step takes beside what it reads of the cache.
-        token_ms: by batch size, what every cached token of a request of the batch adds.
-    """
-
-    batches: tuple[int, ...]
-    base_ms: tuple[float, ...]
-    token_ms: tuple[float, ...]
-
-    def at(self, batch: int, tokens: int) -> float:
-        """For ``batch`` requests that hold ``tokens`` in total; between measured sizes as on a line."""
-        right = min(bisect_left(self.batches, batch), len(self.batches) - 1)
-        left = max(0, right - 1) if batch < self.batches[right] else right
-        width = self.batches[right] - self.batches[left]
-        share = max(0.0, (batch - self.batches[left]) / width) if width else 0.0
-        base, token = (
-            values[left] + share * (values[right] - values[left]) for values in (self.base_ms, self.token_ms)
-        )
-        return base + token * tokens
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What a round and a step without drafts take.
-
-    Attributes:
-        dense: a step without drafts.
-        draft: one draft of every request.
-        verify: the pass over all drafts.
-        round_ms: what a round adds to its steps: the scheduler waits for its outcome.
-    """
-
-    dense: StepTime
-    draft: StepTime
-    verify: StepTime
-    round_ms: float = 0.0
+if TYPE_CHECKING:
+    from lim_sglang.speculative.costs import Costs
 
 
 @dataclass
 class Acceptance:
-    """Which share of drafts is accepted, given that those before were: recent rounds, and a prior.
+    """The share of drafts that are accepted, given that those before were: from recent rounds, and a prior.
 
     Attributes:
         prior: the share before anything was seen, and what steps without drafts drift back to.
@@ -73,11 +33,11 @@ class Acceptance:
         """Between 0 and 1."""
         return (self._right + self.prior * self.weight) / (self._seen + self.weight)
 
-    def observe(self, accepted: Sequence[int], drafts: int) -> None:
+    def observe(self, num_accepted: Sequence[int], num_drafts: int) -> None:
         """Count a round: by request, how many of its drafts were accepted; none after the first wrong one counts."""
         self._fade(self.memory)
-        self._right += sum(accepted)
-        self._seen += sum(accepted) + sum(number < drafts for number in accepted)
+        self._right += sum(num_accepted)
+        self._seen += sum(num_accepted) + sum(number < num_drafts for number in num_accepted)
 
     def forget(self) -> None:
         """Count a step without drafts: what was seen grows old, and after some hundred steps drafts are tried again."""
@@ -89,7 +49,7 @@ class Acceptance:
 
 
 class DraftPolicy:
-    """Chooses for every batch.
+    """Chooses the number of drafts, anew for every batch.
 
     Args:
         most: drafts of a round, at most.
@@ -105,29 +65,40 @@ class DraftPolicy:
         self.costs = costs
         self.acceptance = Acceptance()
 
-    def observe(self, accepted: Sequence[int], drafts: int) -> None:
+    def observe(self, num_accepted: Sequence[int], num_drafts: int) -> None:
         """Learn from a step: what became of the drafts of the requests that drafted; 0 where there were none."""
-        if drafts:
-            self.acceptance.observe(accepted, drafts)
+        if num_drafts:
+            self.acceptance.observe(num_accepted, num_drafts)
         else:
             self.acceptance.forget()
 
-    def drafts(self, lengths: Sequence[int], drafting: Sequence[bool]) -> int:
-        """For requests of ``lengths`` cached tokens, those of which draft that may; 0 for a step without drafts."""
+    def choose_num_drafts(self, lengths: Sequence[int], drafting: Sequence[bool]) -> int:
+        """The number of drafts for the next round of a batch; 0 for a plain step.
+
+        A round of ``k`` drafts takes ``k * draft + verify + round_ms`` milliseconds. With an acceptance of ``a`` a
+        request that drafts expects ``1 + a + a² + … + aᵏ`` tokens of it, one that does not expects 1. Chosen is the
+        ``k`` of most tokens per millisecond, unless a plain step, one token in ``dense`` milliseconds, has about as
+        many.
+
+        Args:
+            lengths: by request, its cached tokens.
+            drafting: by request, whether it may draft.
+        """
         if not any(drafting):
             return 0
         if self.costs is None:
             return self.most
         if max(lengths) <= self.budget:
             return 0
-        batch, rate, costs = len(lengths), self.acceptance.rate, self.costs
-        cached, read = sum(lengths), sum(max(length, self.budget) for length in lengths)
-        draft, fixed = costs.draft.at(batch, read), costs.verify.at(batch, cached) + costs.round_ms
-        best, highest = 0, self.MARGIN / costs.dense.at(batch, cached)  # tokens per request and millisecond
-        run = 0.0  # accepted drafts to expect
-        for number in range(1, self.most + 1):
-            run += rate**number
-            speed = (1 + run * sum(drafting) / batch) / (fixed + number * draft)
-            if speed > highest:
-                best, highest = number, speed
+        batch, cached = len(lengths), sum(lengths)
+        # A draft of a shorter request is taken to cost as much as one at the budget.
+        draft_ms = self.costs.draft.at(batch, sum(max(length, self.budget) for length in lengths))
+        fixed_ms = self.costs.verify.at(batch, cached) + self.costs.round_ms
+        best, best_speed = 0, self.MARGIN / self.costs.dense.at(batch, cached)  # tokens per request and millisecond
+        accepted, share = 0.0, sum(drafting) / batch
+        for num_drafts in range(1, self.most + 1):
+            accepted += self.acceptance.rate**num_drafts
+            speed = (1 + share * accepted) / (num_drafts * draft_ms + fixed_ms)
+            if speed > best_speed:
+                best, best_speed = num_drafts, speed
         return best

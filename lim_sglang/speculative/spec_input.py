@@ -16,7 +16,9 @@ class RoundInput(SpecInput):
     list; that of its n-gram verification promises no more than this class holds.
 
     Attributes:
-        bonus_tokens: [B] int64, or None during the verification.
+        bonus_tokens: [B] int64 the last output tokens, or None during the verification. SGLang's scheduler demands the
+            name, from algorithms whose every round ends with a bonus token; here it says ``last_tokens``, as after a
+            rejected draft, a prefill or a plain step the last token is none.
         positions: [B * width] int64, or None between rounds.
     """
 
@@ -25,10 +27,10 @@ class RoundInput(SpecInput):
     # What the relay of SGLang's overlap scheduler reads of a draft model's input.
     topk_p = topk_index = hidden_states = dsa_topk_indices = None
 
-    def __init__(self, width: int, bonus_tokens: Tensor | None = None, positions: Tensor | None = None) -> None:
+    def __init__(self, width: int, last_tokens: Tensor | None = None, positions: Tensor | None = None) -> None:
         super().__init__(SpecInputType.NGRAM_VERIFY)
         self.draft_token_num = self.num_tokens_per_req = self.num_tokens_for_logprob_per_req = width
-        self.bonus_tokens = bonus_tokens
+        self.bonus_tokens = last_tokens
         self.positions = positions
         self.future_indices: Tensor | None = None
 

@@ -1,11 +1,28 @@
-"""A round of the lossless mode in SGLang's scheduler: draft with lim, verify with dense attention, accept."""
+"""One round of the lossless mode, as SGLang's scheduler asks its model worker for it.
+
+A round drafts ``k`` tokens per request with lim's sparse attention, one step each, and verifies them in one dense step,
+which also writes K and V of all its tokens anew: nothing that was computed sparsely stays in the cache. ``t`` is the
+last output token, whose K and V are not cached yet, ``d`` a draft, ``-`` padding to the fixed width of a verification::
+
+    choose k            policy: lengths, acceptance so far, costs             k = 0: a plain step, one dense token
+      |
+    draft 1 ... k       StepKind "draft":  t -> d1, d1 -> d2, ... -> dk       k steps, lim
+      |
+    verify              t  d1 d2 ... dk -  -                                  1 step, dense
+      |                 |  |  |      |
+    accept              o1 o2 o3 ... ok+1   equal or by rejection: the run of accepted drafts and one token more,
+      |                                     the bonus where all were accepted
+    publish lengths     + accepted + 1      SGLang frees the slots behind; the last token is the next round's t
+
+A request that may not draft (``sampling.may_draft``) is in the same steps and accepts none of them. SGLang hears the
+outcome of a step one step later where it overlaps host and GPU, see ``LimSpecWorker._unresolved``.
+"""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sglang.srt.managers.utils import GenerationBatchResult
@@ -14,18 +31,28 @@ from torch import Tensor
 
 from lim_sglang.host import compat, lossless
 from lim_sglang.speculative.costs import measure_costs
-from lim_sglang.speculative.forward import DecodePass, LimDrafter, decode_step, slots_ahead, verify_step
+from lim_sglang.speculative.forward import LimDrafter, StepKind, decode_step, slots_ahead, verify_step
 from lim_sglang.speculative.policy import DraftPolicy
-from lim_sglang.speculative.sampling import Drafts, SamplingRule, Verdict, may_draft, verify
+from lim_sglang.speculative.sampling import Drafts, SamplingRule, VerifyResult, adjust_logits, may_draft, verify
 from lim_sglang.speculative.spec_input import RoundInput
 
+if TYPE_CHECKING:
+    from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+    from sglang.srt.managers.tp_worker import TpModelWorker
+    from sglang.srt.server_args import ServerArgs
+
 Publish = Callable[[Tensor], None] | None
+"""Hands SGLang's scheduler the lengths after a step, with which it prepares the next one."""
 
 
 class LimSpecWorker(BaseSpecWorker):
-    """SGLang's scheduler takes it for its model worker; drafts and verification share the target's runner and cache."""
+    """SGLang's scheduler takes it for its model worker; drafts and verification share the target's runner and cache.
 
-    def __init__(self, server_args: Any, target_worker: Any, **_: Any) -> None:
+    ``_unresolved`` holds a step's number of drafts, and of every request of its batch itself where it drafted, until
+    ``on_verify_complete_cpu`` tells the step's outcome: SGLang may start the next step before, and tells in order.
+    """
+
+    def __init__(self, server_args: ServerArgs, target_worker: TpModelWorker, **_: Any) -> None:
         super().__init__()
         self.server_args = server_args
         self._target_worker = target_worker
@@ -37,12 +64,12 @@ class LimSpecWorker(BaseSpecWorker):
         self._samples_by_flashinfer = args.sampling_backend == "flashinfer"
         self.runner = target_worker.model_runner
         self._read_done_event = compat.read_done_event(self.runner)
-        # Ranks that share the heads draw alike: same draws, same order, from the seed that SGLang gave all of them.
+        # Ranks that share the heads sample alike: same numbers, same order, from the seed that SGLang gave all of them.
         self.generator = torch.Generator(self.runner.device).manual_seed(target_worker.random_seed)
-        self.plain: DecodePass
+        self.plain: StepKind
         self.drafter: LimDrafter
         self.policy: DraftPolicy
-        self._unresolved: deque[tuple[int, list[Any]]] = deque()  # steps whose outcome is on its way: drafts, requests
+        self._unresolved: deque[tuple[int, list[Req | None]]] = deque()
 
     # What SGLang's start asks for
 
@@ -62,15 +89,15 @@ class LimSpecWorker(BaseSpecWorker):
         from lim_sglang.attention import build_sparse
 
         attention = build_sparse(self.runner)
-        self.plain = DecodePass(self.runner, self.runner.attn_backend)
-        self.drafter = LimDrafter(DecodePass(self.runner, attention), self.generator)
+        self.plain = StepKind(self.runner, self.runner.attn_backend)
+        self.drafter = LimDrafter(StepKind(self.runner, attention), self.generator)
         self.policy = DraftPolicy(self.width - 1, attention.split.budget)
         self.metrics = attention.metrics.add_rounds()
 
     def init_cuda_graphs(self) -> None:
-        """The runner has captured verifications; here come steps without drafts, and the drafts'."""
-        self.plain = self.plain.captured()
-        self.drafter.steps = self.drafter.steps.captured()
+        """The runner has captured verifications; here come plain steps, and the drafts'."""
+        self.plain = self.plain.capture_graphs()
+        self.drafter.steps = self.drafter.steps.capture_graphs()
         if lossless.drafts_as_it_pays(str(self.runner.device)):
             self.policy.costs = measure_costs(self.plain, self.drafter.steps, self.width)
 
@@ -88,114 +115,99 @@ class LimSpecWorker(BaseSpecWorker):
 
     # Steps
 
-    def forward_batch_generation(self, batch: Any, on_publish: Publish = None, **_: Any) -> GenerationBatchResult:
+    def forward_batch_generation(
+        self, batch: ScheduleBatch, on_publish: Publish = None, **_: Any
+    ) -> GenerationBatchResult:
         if not batch.forward_mode.is_decode():
             return self._extend(batch, on_publish)
         drafting = [may_draft(req) for req in batch.reqs]
         lengths = batch.seq_lens_cpu.tolist()
         # The host may not know of the last round yet, and buffers hold requests of the context's length.
         has_room = max(lengths) + 2 * self.width <= self.runner.model_config.context_len
-        drafts = self.policy.drafts(lengths, drafting) if has_room else 0
-        self._unresolved.append((drafts, [req if may else None for req, may in zip(batch.reqs, drafting, strict=True)]))
-        return self._round(batch, drafting, drafts, on_publish) if drafts else self._plain_step(batch, on_publish)
+        num_drafts = self.policy.choose_num_drafts(lengths, drafting) if has_room else 0
+        drafters = [req if may else None for req, may in zip(batch.reqs, drafting, strict=True)]
+        self._unresolved.append((num_drafts, drafters))
+        rule = SamplingRule.from_batch(batch.sampling_info, self._samples_by_flashinfer)
+        if num_drafts:
+            return self._round(batch, rule, drafting, num_drafts, on_publish)
+        return self._plain_step(batch, rule, on_publish)
 
     def on_verify_complete_cpu(self, num_correct_drafts_per_req: list[int], batch_size: int = 0) -> None:
         """SGLang tells the outcome of every step, in order, once the host has it.
 
         With the overlap scheduler, a request that has ended meanwhile was in one more step, which SGLang drops.
         """
-        drafts, reqs = self._unresolved.popleft()
-        outcomes = zip(num_correct_drafts_per_req, reqs, strict=True)
-        accepted = [n for n, req in outcomes if req and not (req.finished() or req.is_retracted)]
-        if drafts:
-            self.metrics.observe_drafts(len(accepted), drafts, sum(accepted))
-        self.policy.observe(accepted, drafts)
+        num_drafts, drafters = self._unresolved.popleft()
+        outcomes = zip(num_correct_drafts_per_req, drafters, strict=True)
+        num_accepted = [n for n, req in outcomes if req and not (req.finished() or req.is_retracted)]
+        if num_drafts:
+            self.metrics.observe_drafts(len(num_accepted), num_drafts, sum(num_accepted))
+        self.policy.observe(num_accepted, num_drafts)
 
-    def _extend(self, batch: Any, on_publish: Publish) -> GenerationBatchResult:
-        """Prefill, as without drafts."""
+    def _extend(self, batch: ScheduleBatch, on_publish: Publish) -> GenerationBatchResult:
+        """Prefill as without drafts: a result of one token per request."""
         result = self.target_worker.forward_batch_generation(batch)
         lengths = batch.seq_lens.clone()
         if on_publish is not None:
             on_publish(lengths)
-        accepted = torch.zeros_like(lengths)
-        return self._complete(result, Verdict(result.next_token_ids.long()[:, None], accepted), lengths, self.width)
+        verified = VerifyResult(result.next_token_ids.long()[:, None], torch.zeros_like(lengths))
+        return self._complete(result, verified, lengths)
 
-    def _plain_step(self, batch: Any, on_publish: Publish) -> GenerationBatchResult:
+    def _plain_step(self, batch: ScheduleBatch, rule: SamplingRule, on_publish: Publish) -> GenerationBatchResult:
         """One token per request by dense attention; the lengths are known before, and the scheduler may go on."""
         lengths = batch.seq_lens + 1
         if on_publish is not None:
             on_publish(lengths)
         step = decode_step(batch, batch.spec_info.bonus_tokens, slots_ahead(batch, 1)[:, 0])
         self.metrics.observe_plain_step()
-        with self.plain.bound():
+        with self.plain.swap_in():
             result = self.target_worker.forward_batch_generation(step, is_verify=True)
-        verdict = self._judge(result.logits_output, batch, None, torch.zeros_like(lengths))
-        return self._complete(result, verdict, lengths, 1)
+        verified = self._verify(result.logits_output, batch, None, rule, torch.zeros_like(lengths))
+        return self._complete(result, verified, lengths)
 
-    def _round(self, batch: Any, drafting: list[bool], num_drafts: int, on_publish: Publish) -> GenerationBatchResult:
-        """Draft, then verify all drafts in one pass, which writes K and V of all its tokens anew."""
-        bonus, slots = batch.spec_info.bonus_tokens, slots_ahead(batch, self.width)
-        rule = self._sampling_rule(batch.sampling_info)
-        drafts = self.drafter.draft(batch, bonus, slots, rule, num_drafts)
-        padding = bonus[:, None].expand(-1, self.width - 1 - num_drafts)  # every verification has as many tokens
-        tokens = torch.cat([bonus[:, None], drafts.tokens, padding], 1)
+    def _round(
+        self, batch: ScheduleBatch, rule: SamplingRule, drafting: list[bool], num_drafts: int, on_publish: Publish
+    ) -> GenerationBatchResult:
+        """Draft, then verify all drafts in one step; see the drawing above."""
+        last_tokens, slots = batch.spec_info.bonus_tokens, slots_ahead(batch, self.width)
+        drafts = self.drafter.draft(batch, last_tokens, slots, rule, num_drafts)
+        padding = last_tokens[:, None].expand(-1, self.width - 1 - num_drafts)
+        tokens = torch.cat([last_tokens[:, None], drafts.tokens, padding], 1)
         self.metrics.observe_verify_step()
         result = self.target_worker.forward_batch_generation(verify_step(batch, tokens, slots), is_verify=True)
-        verdict = self._judge(result.logits_output, batch, drafts, limits_of(drafting, num_drafts, bonus.device))
-        lengths = batch.seq_lens + verdict.accepted + 1
+        limits = limit_drafts(drafting, num_drafts, tokens.device)
+        verified = self._verify(result.logits_output, batch, drafts, rule, limits)
+        lengths = batch.seq_lens + verified.num_accepted + 1
         if on_publish is not None:
             on_publish(lengths)
         # The drafts' steps have told the scheduler that the table of slots is read; the verification reads it, too.
         setattr(self.runner, self._read_done_event, None)
-        return self._complete(result, verdict, lengths, num_drafts + 1)
+        return self._complete(result, verified, lengths)
 
-    def _judge(self, output: Any, batch: Any, drafts: Drafts | None, limits: Tensor) -> Verdict:
+    def _verify(
+        self, output: Any, batch: ScheduleBatch, drafts: Drafts | None, rule: SamplingRule, limits: Tensor
+    ) -> VerifyResult:
         """The tokens of a step from its logits [B * width, V], the rows behind the drafts left out."""
-        info, width = batch.sampling_info, 1 if drafts is None else drafts.tokens.shape[1] + 1
+        width = 1 if drafts is None else drafts.tokens.shape[1] + 1
         logits = output.next_token_logits.unflatten(0, (len(limits), -1))[:, :width]
-        self._adjust(logits, info)
-        verdict = verify(logits, drafts, self._sampling_rule(info), limits, self.generator)
+        adjust_logits(logits, batch.sampling_info, self.runner)
+        verified = verify(logits, drafts, rule, limits, self.generator)
         if batch.return_logprob:
             output.next_token_logits = logits.flatten(0, 1)
-            compat.add_logprobs(batch, output, verdict.tokens.flatten(), width)
-        return verdict
+            compat.add_logprobs(batch, output, verified.tokens.flatten(), width)
+        return verified
 
-    def _sampling_rule(self, info: Any) -> SamplingRule:
-        """The rule of SGLang's ``SamplingBatchInfo``."""
-        return SamplingRule(
-            temperatures=info.temperatures,
-            top_ks=info.top_ks,
-            top_ps=info.top_ps,
-            min_ps=info.min_ps,
-            is_greedy=info.is_all_greedy,
-            is_filtered=info.need_top_p_sampling or info.need_top_k_sampling or info.need_min_p_sampling,
-            renormalises=info.need_min_p_sampling and self._samples_by_flashinfer,
-        )
-
-    def _adjust(self, logits: Tensor, info: Any) -> None:
-        """Do to [B, T, V] logits, in place, all that SGLang does to them before it samples.
-
-        Penalties, grammars and custom processors depend on the tokens before, so they hold for the first token only; a
-        request that has any of them accepts no drafts.
-        """
-        first = SimpleNamespace(next_token_logits=logits[:, 0].contiguous())
-        self.runner._preprocess_logits(first, info)
-        self.runner.sampler._preprocess_logits(first.next_token_logits, info)
-        logits[:, 0] = first.next_token_logits
-        if info.logit_bias is not None:
-            logits[:, 1:] += info.logit_bias[:, None]
-
-    def _complete(self, result: Any, verdict: Verdict, lengths: Tensor, width: int) -> GenerationBatchResult:
-        """SGLang's result of a step: rows of ``width`` tokens per request, the accepted ones first."""
-        result.next_token_ids = verdict.tokens.flatten().int()
-        result.accept_lens = (verdict.accepted + 1).int()
+    def _complete(self, result: Any, verified: VerifyResult, lengths: Tensor) -> GenerationBatchResult:
+        """SGLang's result of a step: rows of equally many tokens per request, the output first."""
+        result.next_token_ids = verified.tokens.flatten().int()
+        result.accept_lens = (verified.num_accepted + 1).int()
         result.new_seq_lens = lengths
-        result.next_draft_input = RoundInput(self.width, bonus_tokens=verdict.last)
-        result.speculative_num_draft_tokens = width
+        result.next_draft_input = RoundInput(self.width, last_tokens=verified.last_tokens)
+        result.speculative_num_draft_tokens = verified.tokens.shape[1]
         return result
 
 
-def limits_of(drafting: list[bool], num_drafts: int, device: torch.device) -> Tensor:
+def limit_drafts(drafting: list[bool], num_drafts: int, device: torch.device) -> Tensor:
     """[B] int64 the most drafts that each request may accept; the host does not wait for the copy."""
     if all(drafting):
         return torch.full((len(drafting),), num_drafts, device=device)

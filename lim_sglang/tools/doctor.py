@@ -127,7 +127,8 @@ def _plugin() -> list[Finding]:
 def _patches() -> list[Finding]:
     from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
 
-    from lim_patches.registry import PATCHES, is_registered
+    from lim_patches.ledger import PATCHES
+    from lim_patches.registry import is_registered
 
     registered = "lim" in ATTENTION_BACKENDS
     fix = "" if registered else "check SGLANG_PLUGINS: it must be unset or name lim"

@@ -16,15 +16,13 @@ class Patch:
     """A hook that SGLang's ``HookRegistry`` applies.
 
     Attributes:
-        target: Dotted path of the function or method.
+        target: dotted path of the function or method.
         hook: ``after``: ``hook(result, *args, **kwargs)``, a value other than None replaces the result;
             ``around``: ``hook(original, *args, **kwargs)``.
-        kind: See ``hook``.
-        only_if_loaded: Module without which the patch is not wanted in this process, so that a hook never
+        kind: see ``hook``.
+        only_if_loaded: module without which the patch is not wanted in this process, so that a hook never
             makes a process import what it does not use.
-        only_on_cpu_host: Not wanted where the process may use a GPU.
-        on_demand: Not wanted before something asks for it by ``apply_now``: until then its target, which would have to
-            be imported, may never be needed. ``check_server_args`` and the lossless mode's worker ask.
+        only_on_cpu_host: not wanted where the process may use a GPU.
     """
 
     target: str
@@ -32,17 +30,12 @@ class Patch:
     kind: Literal["after", "around"]
     only_if_loaded: str = ""
     only_on_cpu_host: bool = False
-    on_demand: bool = False
 
     @property
     def wanted(self) -> bool:
-        """By what the process has loaded so far and may use; ``registry.register`` asks once."""
+        """Whether this process wants the patch, by what it has loaded so far and may use."""
         loaded = not self.only_if_loaded or self.only_if_loaded in sys.modules
-        return loaded and not self.on_demand and self._fits_the_device
-
-    @property
-    def _fits_the_device(self) -> bool:
-        return not self.only_on_cpu_host or is_active()
+        return loaded and (not self.only_on_cpu_host or is_active())
 
     def register(self) -> None:
         """Hand the hook to SGLang, which applies it after all plugins have run."""
@@ -50,19 +43,19 @@ class Patch:
 
         HookRegistry.register(self.target, self.hook, HookType(self.kind))
 
-    def apply_now(self) -> None:
-        """Register and apply, once, however often it is asked for."""
-        from sglang.srt.plugins.hook_registry import HookRegistry
-
-        if self._fits_the_device and not self.applied:
-            self.register()
-            HookRegistry.apply_hooks()
-
     @property
     def applied(self) -> bool:
+        """Whether a call of the target reaches the hook; SGLang's own mark tells only that some hook was applied."""
         from sglang.srt.plugins.hook_registry import HookRegistry
 
-        return self.target in HookRegistry._patched
+        if self.target not in HookRegistry._patched:  # the target may be a module that is not imported yet
+            return False
+        _, _, function = self._find_target()
+        while function is not None:
+            if any(cell.cell_contents is self.hook for cell in getattr(function, "__closure__", None) or ()):
+                return True
+            function = getattr(function, "__wrapped__", None)
+        return False
 
     def undo(self) -> None:
         """Put the original back everywhere SGLang put the wrapper, and forget the hook.
@@ -71,12 +64,16 @@ class Patch:
         """
         from sglang.srt.plugins.hook_registry import HookRegistry, _propagate_patch
 
-        path, name = self.target.rsplit(".", 1)
-        owner = pkgutil.resolve_name(path)
-        current = vars(owner)[name]
-        wrapper = getattr(current, "__func__", current)
-        original = wrapper.__wrapped__
+        owner, current, wrapper = self._find_target()
+        name, original = self.target.rsplit(".", 1)[1], wrapper.__wrapped__
         setattr(owner, name, type(current)(original) if isinstance(current, classmethod | staticmethod) else original)
         _propagate_patch(wrapper, original, owner)
         HookRegistry._hooks.pop(self.target, None)
         HookRegistry._patched.discard(self.target)
+
+    def _find_target(self) -> tuple[Any, Any, Any]:
+        """The target's module or class, what that holds under the target's name, and the function in it."""
+        path, name = self.target.rsplit(".", 1)
+        owner = pkgutil.resolve_name(path)
+        held = vars(owner).get(name)
+        return owner, held, getattr(held, "__func__", held)

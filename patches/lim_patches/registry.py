@@ -1,43 +1,51 @@
-"""The patches on SGLang, in the order in which they are registered, and which of them this process was given."""
+"""Hands patches to SGLang and sees to it that they took, whenever they are applied."""
 
 from __future__ import annotations
 
-from lim_patches.cpu import grammar_mask, last_slot, request_values, scaling_penalties, support_triton
-from lim_patches.lossless import finish_by_token, room_for_rounds
-from lim_patches.patch import Patch
-from lim_patches.start import add_cli_args, check_server_args, from_cli_args, internal_state
+from collections.abc import Iterable
 
-PATCHES: tuple[Patch, ...] = (
-    add_cli_args.PATCH,
-    from_cli_args.PATCH,
-    check_server_args.PATCH,
-    internal_state.PATCH,
-    support_triton.PATCH,
-    *grammar_mask.PATCHES,
-    scaling_penalties.PATCH,
-    last_slot.PATCH,
-    *request_values.PATCHES,
-    finish_by_token.PATCH,
-    room_for_rounds.PATCH,
-)
+from lim_patches.patch import Patch
+from lim_sglang.host.refusals import UnsupportedError
+
 _registered: list[Patch] = []
 
 
-def register() -> None:
-    """Hand SGLang every patch that this process wants; decided once, whatever the process loads later."""
-    if _registered:
-        return
-    for patch in PATCHES:
-        if patch.wanted:
+def register(patches: Iterable[Patch]) -> None:
+    """Hand SGLang those of ``patches`` that this process wants, each once; it applies them after all plugins ran."""
+    for patch in patches:
+        if patch.wanted and not is_registered(patch):
             patch.register()
             _registered.append(patch)
 
 
+def apply(patches: Iterable[Patch]) -> None:
+    """Register ``patches`` and apply them at once, where their targets would otherwise be imported for nothing.
+
+    Raises:
+        UnsupportedError: as ``check``, for these patches.
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    patches = tuple(patches)
+    register(patches)
+    HookRegistry.apply_hooks()
+    check(filter(is_registered, patches))
+
+
 def is_registered(patch: Patch) -> bool:
-    """Whether ``register`` found this patch wanted."""
+    """Whether this process wanted the patch when it was to be registered."""
     return patch in _registered
 
 
-def not_applied() -> list[str]:
-    """Targets of registered patches that SGLang could not patch in this process."""
-    return [patch.target for patch in _registered if not patch.applied]
+def check(patches: Iterable[Patch] | None = None) -> None:
+    """See that patches took, all that this process registered unless some are named.
+
+    Raises:
+        UnsupportedError: one line with the targets that SGLang could not patch or another plugin took back.
+    """
+    missing = [patch.target for patch in (_registered if patches is None else patches) if not patch.applied]
+    if missing:
+        raise UnsupportedError(
+            f"not patched: {', '.join(missing)}; another plugin may hold it (SGLANG_PLUGINS=lim leaves others out), "
+            "run `lim-sglang doctor`"
+        )

@@ -13,8 +13,8 @@ def register() -> None:
 
     original = forward.LimDrafter.draft
 
-    def draft(self: Any, batch: Any, bonus: Any, slots: Any, rule: Any, num_drafts: int) -> Any:
-        drafts = original(self, batch, bonus, slots, rule, num_drafts)
+    def draft(self: Any, batch: Any, last_tokens: Any, slots: Any, rule: Any, num_drafts: int) -> Any:
+        drafts = original(self, batch, last_tokens, slots, rule, num_drafts)
         tokens = torch.randint_like(drafts.tokens, 1000, 40_000)
         proposals = None
         if drafts.proposals is not None:

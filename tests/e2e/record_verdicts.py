@@ -15,7 +15,7 @@ FOLDER = "LIM_TEST_VERDICTS"
 
 
 def register() -> None:
-    """Hook the verdict where the worker asks for it; SGLang calls this in every process."""
+    """Hook the acceptance where the worker asks for it; SGLang calls this in every process."""
     from lim_sglang.speculative import worker
 
     original = worker.verify
@@ -23,12 +23,12 @@ def register() -> None:
     def verify(logits: Any, drafts: Any, *more: Any) -> Any:
         from torch import distributed
 
-        verdict = original(logits, drafts, *more)
+        verified = original(logits, drafts, *more)
         rank = distributed.get_rank() if distributed.is_initialized() else 0
         drafted = None if drafts is None else drafts.tokens.tolist()
-        line = {"drafts": drafted, "tokens": verdict.tokens.tolist(), "accepted": verdict.accepted.tolist()}
+        line = {"drafts": drafted, "tokens": verified.tokens.tolist(), "accepted": verified.num_accepted.tolist()}
         with (Path(os.environ[FOLDER]) / f"{rank}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
-        return verdict
+        return verified
 
     worker.verify = verify

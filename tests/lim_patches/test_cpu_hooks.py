@@ -12,23 +12,17 @@ import torch
 
 import lim_patches.patch
 from lim_patches.cpu import grammar_mask, last_slot, request_values, scaling_penalties
-from lim_patches.registry import PATCHES
+from lim_patches.ledger import PATCHES
+
+from .conftest import Change
 
 VOCABULARY = 100
 
 
 @pytest.fixture
-def hooked() -> Iterator[None]:
-    """This process with the hooks of the CPU host, whatever else it has loaded."""
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    missing = [patch for patch in PATCHES if patch.only_on_cpu_host and not patch.applied]
-    for patch in missing:
-        patch.register()
-    HookRegistry.apply_hooks()
-    yield
-    for patch in missing:
-        patch.undo()
+def on_cpu_host(hooked: Change) -> Iterator[None]:
+    with hooked([patch for patch in PATCHES if patch.only_on_cpu_host]):
+        yield
 
 
 def test_hooks_of_the_cpu_host_are_not_wanted_where_a_gpu_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,11 +30,11 @@ def test_hooks_of_the_cpu_host_are_not_wanted_where_a_gpu_may_be_used(monkeypatc
     assert [patch for patch in PATCHES if patch.only_on_cpu_host] == ours
     for active in (False, True):
         monkeypatch.setattr(lim_patches.patch, "is_active", lambda active=active: active)
-        assert {replace(patch, only_if_loaded="", on_demand=False).wanted for patch in ours} == {active}
+        assert {replace(patch, only_if_loaded="").wanted for patch in ours} == {active}
         assert not replace(ours[0], only_if_loaded="no.such.module").wanted
 
 
-@pytest.mark.usefixtures("hooked")
+@pytest.mark.usefixtures("on_cpu_host")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("owner", ["XGrammarGrammar", "XGrammarGrammarBackend"])
 def test_a_grammar_masks_on_a_cpu(owner: str, dtype: torch.dtype) -> None:
@@ -69,7 +63,7 @@ def test_a_mask_on_another_device_is_sglangs() -> None:
     assert [id(tensor) for tensor in seen] == [id(logits), id(vocab_mask)]
 
 
-@pytest.mark.usefixtures("hooked")
+@pytest.mark.usefixtures("on_cpu_host")
 def test_repetition_penalties_compile_nothing() -> None:
     from sglang.srt.sampling import sampling_batch_info
 
@@ -83,7 +77,7 @@ def test_repetition_penalties_compile_nothing() -> None:
     assert not torch.equal(logits[0], before[0])
 
 
-@pytest.mark.usefixtures("hooked")
+@pytest.mark.usefixtures("on_cpu_host")
 def test_the_last_slot_of_a_page_needs_no_triton() -> None:
     from sglang.srt.mem_cache import allocation
 
@@ -122,7 +116,7 @@ SERVED_SAMPLING: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.usefixtures("hooked")
+@pytest.mark.usefixtures("on_cpu_host")
 @pytest.mark.parametrize(("values", "message"), REFUSED_SAMPLING.values(), ids=REFUSED_SAMPLING)
 def test_sampling_values_that_would_end_the_scheduler(values: dict[str, Any], message: str) -> None:
     from sglang.srt.sampling.sampling_params import SamplingParams
@@ -131,7 +125,7 @@ def test_sampling_values_that_would_end_the_scheduler(values: dict[str, Any], me
         SamplingParams(**values).verify(VOCABULARY)
 
 
-@pytest.mark.usefixtures("hooked")
+@pytest.mark.usefixtures("on_cpu_host")
 @pytest.mark.parametrize("values", SERVED_SAMPLING.values(), ids=SERVED_SAMPLING)
 def test_sampling_values_that_are_served(values: dict[str, Any]) -> None:
     from sglang.srt.sampling.sampling_params import SamplingParams

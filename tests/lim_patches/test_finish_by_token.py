@@ -12,21 +12,20 @@ from hypothesis import strategies as st
 from lim_patches.lossless import finish_by_token
 from lim_sglang.tools.servers.embedded_model import ensure_model
 
+from .conftest import Change
+
 EOS, STOP = 2, 5
 Make = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def make() -> Iterator[Make]:
-    """Requests, judged one token at a time by SGLang's own method, whatever other tests have patched."""
+def make(unhooked: Change) -> Iterator[Make]:
+    """Requests, judged one token at a time by SGLang's own method."""
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.sampling.sampling_params import SamplingParams
     from sglang.srt.utils.hf_transformers_utils import get_tokenizer
 
     tokenizer = get_tokenizer(str(ensure_model()))
-    applied = finish_by_token.PATCH.applied
-    if applied:
-        finish_by_token.PATCH.undo()
 
     def request(most: int, **sampling: Any) -> Any:
         params = SamplingParams(max_new_tokens=most, stop_token_ids=[STOP], **sampling)
@@ -35,9 +34,8 @@ def make() -> Iterator[Make]:
         req.tokenizer = tokenizer
         return req
 
-    yield request
-    if applied:
-        finish_by_token.PATCH.apply_now()
+    with unhooked([finish_by_token.PATCH]):
+        yield request
 
 
 def ended(req: Any) -> tuple[Any, list[int]]:

@@ -6,33 +6,41 @@ import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import lim_patches
-from lim_patches.registry import PATCHES
+from lim_patches.cpu import support_triton
+from lim_patches.ledger import LOSSLESS, PATCHES, START
+from lim_patches.patch import Patch
+
+from .conftest import Change, put_on
 
 FOLDER = Path(lim_patches.__file__).parent
 LEDGER = FOLDER.parent / "README.md"
-INFRASTRUCTURE = {"__init__.py", "__main__.py", "patch.py", "registry.py"}
+INFRASTRUCTURE = {"__init__.py", "__main__.py", "ledger.py", "patch.py", "registry.py"}
 
 
 def test_ledger_lists_exactly_the_patches_there_are() -> None:
-    files = {str(p.relative_to(FOLDER)) for p in FOLDER.rglob("*.py") if p.name not in INFRASTRUCTURE}
+    """A file each, in the folder that says when it is applied; what was offered upstream, or why it was not."""
+    files = {
+        str(path.relative_to(FOLDER.parent)) for path in FOLDER.parent.rglob("*.py") if path.name not in INFRASTRUCTURE
+    }
     rows = re.findall(r"^\| `([\w/]+\.py)` \|(.*)\|$", LEDGER.read_text(), re.MULTILINE)
     assert {name for name, _ in rows} == files
     for name, row in rows:
-        cells = [cell.strip() for cell in row.split("|")]
-        assert len(cells) == 5, name
-        assert all(cells), f"{name} has an empty cell"
+        target, why, how, upstream, remove_when = (cell.strip() for cell in row.split("|"))
+        assert all((target, why, how, remove_when)), f"{name} has an empty cell"
+        assert re.match(r"https://\S+|not offered, because \w+", upstream), name
 
 
-def test_every_patch_file_is_registered() -> None:
-    single_files = {p.stem for p in FOLDER.glob("*.py") if p.name not in INFRASTRUCTURE}
-    assert {patch.hook.__module__.split(".")[-1] for patch in PATCHES} == single_files
+def test_every_patch_file_is_in_the_room_that_applies_it() -> None:
+    modules = {".".join(path.relative_to(FOLDER.parent).with_suffix("").parts) for path in FOLDER.glob("*/[a-z]*.py")}
+    assert {patch.hook.__module__ for patch in PATCHES} == modules
+    assert {patch.hook.__module__.split(".")[1] for patch in START} == {"start", "cpu"}
+    assert {patch.hook.__module__.split(".")[1] for patch in LOSSLESS} == {"lossless"}
 
 
 def raw(target: str) -> Any:
@@ -46,56 +54,37 @@ def underlying(target: str) -> Any:
     return getattr(found, "__func__", found)
 
 
-@pytest.fixture
-def unpatched() -> Iterator[None]:
-    """A host without our hooks, whatever other tests of this process have loaded."""
-    from sglang.srt.plugins.hook_registry import HookRegistry
-
-    applied = [patch for patch in PATCHES if patch.applied]
-    for patch in applied:
-        patch.undo()
-    yield
-    for patch in applied:
-        patch.register()
-    HookRegistry.apply_hooks()
-
-
-@pytest.mark.usefixtures("unpatched")
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target.rsplit(".", 1)[1])
-def test_a_patch_applies_and_undoes_fully(patch: Any) -> None:
+def test_a_patch_applies_and_undoes_fully(unhooked: Change, patch: Patch) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
 
-    before, kind = underlying(patch.target), type(raw(patch.target))
-    patch.register()
-    HookRegistry.apply_hooks()
-    assert patch.applied
-    assert underlying(patch.target) is not before
-    patch.undo()
-    assert not patch.applied
-    assert underlying(patch.target) is before
-    assert type(raw(patch.target)) is kind
-    assert patch.target not in HookRegistry._hooks
+    with unhooked(PATCHES):
+        before, kind = underlying(patch.target), type(raw(patch.target))
+        put_on([patch])
+        assert patch.applied
+        assert underlying(patch.target) is not before
+        patch.undo()
+        assert not patch.applied
+        assert underlying(patch.target) is before
+        assert type(raw(patch.target)) is kind
+        assert patch.target not in HookRegistry._hooks
 
 
-@pytest.mark.usefixtures("unpatched")
-def test_undo_restores_names_that_other_modules_imported() -> None:
+def test_undo_restores_names_that_other_modules_imported(unhooked: Change) -> None:
     from sglang.srt.mem_cache import allocation
-    from sglang.srt.plugins.hook_registry import HookRegistry
 
-    from lim_patches.cpu.support_triton import PATCH
-
-    before = allocation.support_triton
-    PATCH.register()
-    HookRegistry.apply_hooks()
-    assert allocation.support_triton is not before
-    PATCH.undo()
-    assert allocation.support_triton is before
+    with unhooked([support_triton.PATCH]):
+        before = allocation.support_triton
+        put_on([support_triton.PATCH])
+        assert allocation.support_triton is not before
+        support_triton.PATCH.undo()
+        assert allocation.support_triton is before
 
 
 def test_importing_the_package_changes_nothing() -> None:
     code = (
         "import sys; path, modules = list(sys.meta_path), set(sys.modules)\n"
-        "import lim_patches.registry\n"
+        "import lim_patches.ledger, lim_patches.registry\n"
         "assert sys.meta_path == path\n"
         "print([m for m in set(sys.modules) - modules if m.split('.')[0] in ('sglang', 'torch')])"
     )

@@ -101,6 +101,7 @@ def test_where_lim_is_asked_for_the_user_gets_our_line_and_not_invalid_choice() 
 
 BUILDING = """
 import logging
+from types import SimpleNamespace
 import lim_sglang.attention
 from lim_sglang import plugin
 from lim_sglang.host import compat, ranks
@@ -110,9 +111,9 @@ logger = logging.getLogger("lim_sglang.attention.flashinfer")
 def build(runner):
     logger.warning("what all ranks would say")
     logger.error("what goes wrong here")
-    return "built for " + runner
+    return "built for " + runner.model
 lim_sglang.attention.build = build
-print(plugin.create_backend("a runner"))
+print(plugin.create_backend(SimpleNamespace(model="a runner", server_args=None)))
 """
 
 

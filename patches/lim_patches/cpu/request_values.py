@@ -74,13 +74,11 @@ PATCHES = (
         check_sampling,
         "after",
         only_on_cpu_host=True,
-        on_demand=True,
     ),
     Patch(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager._validate_one_request",
         check_request,
         "after",
         only_on_cpu_host=True,
-        on_demand=True,
     ),
 )

@@ -25,4 +25,4 @@ def token_by_token(original: Callable[..., None], req: Any, new_accepted_len: in
             return
 
 
-PATCH = Patch("sglang.srt.managers.schedule_batch.Req.update_finish_state", token_by_token, "around", on_demand=True)
+PATCH = Patch("sglang.srt.managers.schedule_batch.Req.update_finish_state", token_by_token, "around")

@@ -21,4 +21,4 @@ def leave_room(_result: Any, scheduler: Any, req: Any) -> None:
     params.min_new_tokens = min(params.min_new_tokens, params.max_new_tokens)
 
 
-PATCH = Patch("sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens", leave_room, "after", on_demand=True)
+PATCH = Patch("sglang.srt.managers.scheduler.Scheduler.init_req_max_new_tokens", leave_room, "after")

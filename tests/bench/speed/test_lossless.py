@@ -12,7 +12,7 @@ import torch
 
 from bench.speed import imposed_acceptance, lossless, lossless_plot
 from bench.speed.imposed_acceptance import imposed, run_length
-from lim_sglang.speculative.sampling import Drafts, Verdict
+from lim_sglang.speculative.sampling import Drafts, VerifyResult
 
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 0.95, 1.0])
@@ -25,16 +25,16 @@ def test_few_rounds_have_the_mean_of_many(share: float) -> None:
 def test_only_the_number_of_accepted_drafts_is_imposed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "share"
     monkeypatch.setenv(imposed_acceptance.FILE, str(file))
-    found = Verdict(torch.arange(8).view(2, 4), torch.tensor([0, 2]))
-    verify = imposed(lambda *_: Verdict(found.tokens.clone(), found.accepted.clone()))
+    found = VerifyResult(torch.arange(8).view(2, 4), torch.tensor([0, 2]))
+    verify = imposed(lambda *_: VerifyResult(found.tokens.clone(), found.num_accepted.clone()))
     drafts = Drafts(torch.zeros(2, 3, dtype=torch.int64), None)
     for share, accepted in (("1", [3, 3]), ("0", [0, 0]), ("", [0, 2])):
         file.write_text(share)
         verdict = verify(None, drafts, None)
-        assert verdict.accepted.tolist() == accepted
+        assert verdict.num_accepted.tolist() == accepted
         assert torch.equal(verdict.tokens, found.tokens)
     file.write_text("1")
-    assert verify(None, None, None).accepted.tolist() == [0, 2], "a step without drafts stays as it is"
+    assert verify(None, None, None).num_accepted.tolist() == [0, 2], "a step without drafts stays as it is"
 
 
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.99])

@@ -11,7 +11,7 @@ import torch
 from lim_sglang.config import LimConfig
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.metrics import DecodeMetrics
-from lim_sglang.speculative.costs import batch_sizes, lengths_of, line, made_up_cache
+from lim_sglang.speculative.costs import StepTime, batch_sizes, fill_cache, fit_lines, lengths_of
 
 LAYERS, SELECTS = 6, (2, 4)
 
@@ -36,10 +36,17 @@ def test_lengths_fit(batch: int, slots: int) -> None:
 
 
 def test_a_line_goes_through_both_lengths() -> None:
-    time = line([2, 8], [(100, 300), (50, 100)], [[5.0, 7.0], [9.0, 8.0]])
+    time = fit_lines([2, 8], [(100, 300), (50, 100)], [[5.0, 7.0], [9.0, 8.0]])
     assert time.at(2, 2 * 100) == pytest.approx(5.0)
     assert time.at(2, 2 * 300) == pytest.approx(7.0)
     assert time.at(8, 8 * 50) == time.at(8, 8 * 100) == pytest.approx(8.0), "noise does not make reading free"
+
+
+def test_times_lie_on_lines_between_what_was_measured() -> None:
+    time = StepTime((1, 2, 8), (1.0, 2.0, 14.0), (0.1, 0.2, 0.2))
+    assert [time.at(batch, 0) for batch in (1, 2, 5, 8, 9)] == [1.0, 2.0, 8.0, 14.0, 14.0]
+    assert time.at(1, 30) == pytest.approx(4.0)
+    assert time.at(4, 10) == pytest.approx(2.0 + 12.0 / 3 + 2.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
@@ -55,7 +62,7 @@ def test_the_cache_is_as_before_and_ranks_meanwhile(dtype: torch.dtype) -> None:
     plan = LayerPlan.from_select_layers(LAYERS, SELECTS)
     kept = DecodeMetrics(LimConfig(), plan)
     attention = SimpleNamespace(metrics=kept, plan=plan)
-    with made_up_cache(runner, attention):
+    with fill_cache(runner, attention):  # type: ignore[arg-type]
         assert len(table.unique()) == table.numel()
         assert all(len(buffers[layer].float()[:4096, 0, 0].unique()) > 50 for layer in SELECTS)
         assert not buffers[0].float().any()
@@ -64,3 +71,6 @@ def test_the_cache_is_as_before_and_ranks_meanwhile(dtype: torch.dtype) -> None:
     assert not any(buffer.float().any() for buffer in buffers)
     assert attention.metrics is kept
     assert kept.decode_steps == 0
+    table[3, :7] = 5
+    with pytest.raises(AssertionError, match="a request holds slots"), fill_cache(runner, attention):  # type: ignore[arg-type]
+        pass

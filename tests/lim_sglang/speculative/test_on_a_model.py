@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench.fidelity.texts import TEXTS, encode
-from lim_sglang.speculative.sampling import SamplingRule, distribution, draw, verify_sampled
+from lim_sglang.speculative.sampling import SamplingRule, distribution, sample, verify_sampled
 from lim_sglang.tools.servers.embedded_model import ensure_model
 
 DRAWS, CHUNK = 20_000, 2_000
@@ -61,10 +61,9 @@ def drawn(target: Tensor, proposal: Tensor, *, verified: bool) -> Tensor:
     counts = torch.zeros(len(target), dtype=torch.int64)
     ones = torch.ones(CHUNK, dtype=torch.int64)
     for _ in range(DRAWS // CHUNK):
-        drafts = draw(proposal.expand(CHUNK, -1))[:, None]
+        drafts = sample(proposal.expand(CHUNK, -1))[:, None]
         if verified:
-            verdict = verify_sampled(target.expand(CHUNK, 2, -1), drafts, proposal.expand(CHUNK, 1, -1), ones)
-            drafts = verdict.tokens
+            drafts = verify_sampled(target.expand(CHUNK, 2, -1), drafts, proposal.expand(CHUNK, 1, -1), ones).tokens
         counts += torch.bincount(drafts[:, 0], minlength=len(target))
     return counts
 

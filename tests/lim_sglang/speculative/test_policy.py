@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from lim_sglang.speculative.policy import Acceptance, Costs, DraftPolicy, StepTime
+from lim_sglang.speculative.costs import Costs, StepTime
+from lim_sglang.speculative.policy import Acceptance, DraftPolicy
 
 BUDGET, MOST = 2048, 6
 
@@ -48,7 +49,7 @@ def test_the_choice_is_the_best(seed: int) -> None:
     lengths = [draw.randrange(100, 60_000) for _ in range(batch)] + [BUDGET + 1]
     drafting = [draw.random() < 0.8 for _ in range(batch)] + [True]
     share = draw.uniform(0.3, 1.0)
-    chosen = policy_at(share).drafts(lengths, drafting)
+    chosen = policy_at(share).choose_num_drafts(lengths, drafting)
     of_all = [worth(H100, share, lengths, drafting, number) for number in range(MOST + 1)]
     assert of_all[chosen] >= max(of_all) / DraftPolicy.MARGIN
     assert chosen == 0 or of_all[chosen] == max(of_all)
@@ -57,30 +58,23 @@ def test_the_choice_is_the_best(seed: int) -> None:
 def test_choices_on_an_h100() -> None:
     """The costs are about those of Qwen3-8B."""
     long, short = [32_000] * 8, [1500] * 16
-    assert [policy_at(share).drafts(long, [True] * 8) for share in (0.3, 0.99)] == [0, MOST]
-    assert policy_at(0.85).drafts(long, [True] * 8) in range(2, MOST)
-    assert policy_at(0.99).drafts(short, [True] * 16) == 0
-    assert policy_at(0.9).drafts([8000], [True]) == 0
+    assert [policy_at(share).choose_num_drafts(long, [True] * 8) for share in (0.3, 0.99)] == [0, MOST]
+    assert policy_at(0.85).choose_num_drafts(long, [True] * 8) in range(2, MOST)
+    assert policy_at(0.99).choose_num_drafts(short, [True] * 16) == 0
+    assert policy_at(0.9).choose_num_drafts([8000], [True]) == 0
 
 
 def test_within_the_budget_nothing_is_drafted_whatever_it_costs() -> None:
     free = Costs(flat(100), flat(0.001), flat(1))
-    assert policy_at(1.0, free).drafts([BUDGET, 7], [True, True]) == 0
-    assert policy_at(1.0, free).drafts([BUDGET + 1, 7], [True, True]) == MOST
+    assert policy_at(1.0, free).choose_num_drafts([BUDGET, 7], [True, True]) == 0
+    assert policy_at(1.0, free).choose_num_drafts([BUDGET + 1, 7], [True, True]) == MOST
 
 
 def test_without_costs_all_that_may_are_drafted_for() -> None:
     policy = policy_at(0.0, None)
-    assert policy.drafts([7], [True]) == MOST
-    assert policy.drafts([7, 9], [False, True]) == MOST
-    assert policy.drafts([7], [False]) == 0
-
-
-def test_times_lie_on_lines_between_what_was_measured() -> None:
-    time = StepTime((1, 2, 8), (1.0, 2.0, 14.0), (0.1, 0.2, 0.2))
-    assert [time.at(batch, 0) for batch in (1, 2, 5, 8, 9)] == [1.0, 2.0, 8.0, 14.0, 14.0]
-    assert time.at(1, 30) == pytest.approx(4.0)
-    assert time.at(4, 10) == pytest.approx(2.0 + 12.0 / 3 + 2.0)
+    assert policy.choose_num_drafts([7], [True]) == MOST
+    assert policy.choose_num_drafts([7, 9], [False, True]) == MOST
+    assert policy.choose_num_drafts([7], [False]) == 0
 
 
 @pytest.mark.parametrize("share", [0.2, 0.7, 0.97])
@@ -104,9 +98,9 @@ def test_drafts_are_tried_again_after_some_hundred_steps_without() -> None:
     for _ in range(50):
         policy.observe([0] * 8, MOST)
     long, all_may = [32_000] * 8, [True] * 8
-    assert policy.drafts(long, all_may) == 0
+    assert policy.choose_num_drafts(long, all_may) == 0
     without = 0
-    while policy.drafts(long, all_may) == 0:
+    while policy.choose_num_drafts(long, all_may) == 0:
         policy.observe([], 0)
         without += 1
         assert without < 5000

@@ -6,13 +6,22 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from lim_sglang.speculative import sampling
-from lim_sglang.speculative.sampling import Drafts, SamplingRule, distribution, verify, verify_greedy, verify_sampled
+from lim_sglang.speculative.sampling import (
+    Drafts,
+    SamplingRule,
+    distribution,
+    may_draft,
+    verify,
+    verify_greedy,
+    verify_sampled,
+)
 
 VOCABULARY, DRAFTS, GRID = 3, 2, 8
 # All probabilities are multiples of 1/16, proposals 1/4 or 1/2: acceptances are multiples of 1/8, which the grid hits.
@@ -44,20 +53,20 @@ def test_the_output_is_the_targets_by_enumeration(monkeypatch: pytest.MonkeyPatc
     u = torch.tensor([grid for _, grid in cases], dtype=torch.float64).add(0.5) / GRID
     weights: list[Tensor] = []
 
-    def draw(probs: Tensor, _generator: None) -> Tensor:
+    def sample(probs: Tensor, _generator: None) -> Tensor:
         weights.append(probs / probs.sum(-1, keepdim=True))
         return torch.zeros(len(probs), dtype=torch.int64)
 
-    monkeypatch.setattr(sampling, "draw", draw)
+    monkeypatch.setattr(sampling, "sample", sample)
     monkeypatch.setattr(sampling, "uniform", lambda like, _generator: u.to(like.dtype))
-    verdict = verify_sampled(
+    result = verify_sampled(
         torch.stack([torch.stack([target[path[:n]] for n in range(DRAFTS + 1)]) for path, _ in cases]),
         torch.tensor([path for path, _ in cases]),
         torch.stack([torch.stack([proposal[path[:n]] for n in range(DRAFTS)]) for path, _ in cases]),
         torch.full((len(cases),), limit),
     )
     found: dict[tuple[int, ...], float] = defaultdict(float)
-    for (path, _), accepted, last in zip(cases, verdict.accepted.tolist(), weights[0].tolist(), strict=True):
+    for (path, _), accepted, last in zip(cases, result.num_accepted.tolist(), weights[0].tolist(), strict=True):
         assert accepted <= limit
         for token, share in enumerate(last):
             kept = (*path[:accepted], token)
@@ -72,20 +81,20 @@ def test_the_output_is_the_targets_by_enumeration(monkeypatch: pytest.MonkeyPatc
 def test_drafts_of_the_target_itself_are_all_accepted() -> None:
     torch.manual_seed(0)
     probs = torch.softmax(torch.randn(64, 5, 11), -1)
-    drafts = torch.stack([sampling.draw(probs[:, n]) for n in range(4)], 1)
-    verdict = verify_sampled(probs, drafts, probs[:, :-1], torch.full((64,), 4))
-    assert verdict.accepted.tolist() == [4] * 64
-    assert torch.equal(verdict.tokens[:, :4], drafts)
-    assert torch.equal(verdict.last, verdict.tokens[:, 4])
+    drafts = torch.stack([sampling.sample(probs[:, n]) for n in range(4)], 1)
+    result = verify_sampled(probs, drafts, probs[:, :-1], torch.full((64,), 4))
+    assert result.num_accepted.tolist() == [4] * 64
+    assert torch.equal(result.tokens[:, :4], drafts)
+    assert torch.equal(result.last_tokens, result.tokens[:, 4])
 
 
 def test_a_draft_that_the_target_forbids_never_comes_out() -> None:
     target = torch.tensor([0.0, 0.25, 0.75]).expand(4096, 2, 3)
     proposals = torch.tensor([0.9, 0.1, 0.0]).expand(4096, 1, 3)
     torch.manual_seed(1)
-    drafts = sampling.draw(proposals[:, 0])[:, None]
-    verdict = verify_sampled(target, drafts, proposals, torch.ones(4096, dtype=torch.int64))
-    first = verdict.tokens[:, 0]
+    drafts = sampling.sample(proposals[:, 0])[:, None]
+    result = verify_sampled(target, drafts, proposals, torch.ones(4096, dtype=torch.int64))
+    first = result.tokens[:, 0]
     assert set(first.tolist()) == {1, 2}
     assert (first == 2).float().mean() == pytest.approx(0.75, abs=5 * (0.1875 / 4096) ** 0.5)
 
@@ -106,10 +115,10 @@ def test_greedy_output_is_a_decoders(seed: int) -> None:
     logits = torch.randn(200, 5, 3)
     drafts = torch.where(torch.rand(200, 4) < 0.7, logits[:, :4].argmax(-1), torch.randint(3, (200, 4)))
     limits = torch.randint(5, (200,))
-    verdict = verify_greedy(logits, drafts, limits)
-    for row, (accepted, tokens) in enumerate(zip(verdict.accepted.tolist(), verdict.tokens.tolist(), strict=True)):
+    result = verify_greedy(logits, drafts, limits)
+    for row, (accepted, tokens) in enumerate(zip(result.num_accepted.tolist(), result.tokens.tolist(), strict=True)):
         assert tokens[: accepted + 1] == greedy_by_loop(logits[row], drafts[row].tolist(), int(limits[row]))
-        assert verdict.last[row] == tokens[accepted]
+        assert result.last_tokens[row] == tokens[accepted]
 
 
 def rule_for(temperatures: list[float], top_ks: list[int]) -> SamplingRule:
@@ -128,13 +137,13 @@ def test_a_greedy_request_beside_a_sampled_one_stays_greedy() -> None:
     limits = torch.full((40,), 3)
     mixed = rule_for([1.0] * 39 + [0.8], [1] * 39 + [1 << 30])
     proposals = distribution(draft_logits, mixed)
-    tokens = torch.stack([sampling.draw(proposals[:, n]) for n in range(3)], 1)
+    tokens = torch.stack([sampling.sample(proposals[:, n]) for n in range(3)], 1)
     assert torch.equal(tokens[:39], draft_logits[:39].argmax(-1))
     found = verify(logits, Drafts(tokens, proposals), mixed, limits)
     expected = verify(logits, Drafts(tokens, None), rule_for([1.0] * 40, [1] * 40), limits)
-    assert torch.equal(found.accepted[:39], expected.accepted[:39])
-    assert torch.equal(found.last[:39], expected.last[:39])
-    assert 0 < int(found.accepted[:39].sum()) < 39 * 3
+    assert torch.equal(found.num_accepted[:39], expected.num_accepted[:39])
+    assert torch.equal(found.last_tokens[:39], expected.last_tokens[:39])
+    assert 0 < int(found.num_accepted[:39].sum()) < 39 * 3
 
 
 @pytest.mark.parametrize("top_k", [1, 1 << 30])
@@ -142,10 +151,10 @@ def test_without_drafts_it_is_one_token(top_k: int) -> None:
     torch.manual_seed(5)
     logits = torch.randn(20_000, 1, 4) * 0 + torch.tensor([0.0, 1.0, 2.0, 0.5])
     rule = rule_for([1.0] * 20_000, [top_k] * 20_000)
-    verdict = verify(logits, None, rule, torch.zeros(20_000, dtype=torch.int64))
-    assert verdict.tokens.shape == (20_000, 1)
-    assert not verdict.accepted.any()
-    shares = torch.bincount(verdict.last, minlength=4) / 20_000
+    result = verify(logits, None, rule, torch.zeros(20_000, dtype=torch.int64))
+    assert result.tokens.shape == (20_000, 1)
+    assert not result.num_accepted.any()
+    shares = torch.bincount(result.last_tokens, minlength=4) / 20_000
     expected = torch.tensor([0.0, 0.0, 1.0, 0.0]) if top_k == 1 else logits[0, 0].softmax(-1)
     torch.testing.assert_close(shares, expected, rtol=0, atol=0.02)
 
@@ -199,3 +208,57 @@ def test_distribution_is_what_sglang_samples_from(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=1e-7)
     plain = SamplingRule(temperatures[:, None], top_ks, top_ps, min_ps, is_greedy=False, is_filtered=False)
     torch.testing.assert_close(distribution(logits, plain), torch.softmax(logits / temperatures[:, None, None], -1))
+
+
+DRAFT: dict[str, dict[str, Any]] = {
+    "greedy": {"temperature": 0},
+    "temperature": {"temperature": 0.7},
+    "top-p": {"top_p": 0.8},
+    "top-k": {"top_k": 20},
+    "min-p": {"min_p": 0.1},
+    "logit bias": {"logit_bias": {"7": 3.0}},
+    "seed": {"sampling_seed": 5},
+    "stop strings": {"stop": ["\n"]},
+    "several answers": {"n": 3},
+}
+NO_DRAFT: dict[str, dict[str, Any]] = {
+    "frequency penalty": {"frequency_penalty": 0.5},
+    "presence penalty": {"presence_penalty": -0.5},
+    "repetition penalty": {"repetition_penalty": 1.1},
+    "minimum length": {"min_new_tokens": 3},
+}
+
+
+def request(**sampling: Any) -> Any:
+    """SGLang's own request."""
+    from sglang.srt.managers.schedule_batch import Req
+    from sglang.srt.sampling.sampling_params import SamplingParams
+
+    return Req("rid", "text", [1, 2, 3], SamplingParams(**sampling))
+
+
+@pytest.mark.parametrize("sampling", DRAFT.values(), ids=DRAFT)
+def test_may_draft(sampling: dict[str, Any]) -> None:
+    assert may_draft(request(**sampling))
+
+
+@pytest.mark.parametrize("sampling", NO_DRAFT.values(), ids=NO_DRAFT)
+def test_may_not_draft(sampling: dict[str, Any]) -> None:
+    assert not may_draft(request(**sampling))
+
+
+def test_a_minimum_length_ends() -> None:
+    req = request(min_new_tokens=3)
+    req.output_ids.extend([5, 6])
+    assert not may_draft(req)
+    req.output_ids.append(7)
+    assert may_draft(req)
+
+
+def test_a_grammar_and_a_custom_processor_may_not_draft() -> None:
+    req = request()
+    req.grammar = object()
+    assert not may_draft(req)
+    req = request()
+    req.custom_logit_processor = "pickled"
+    assert not may_draft(req)

@@ -8,11 +8,11 @@ from lim_sglang.speculative.spec_input import RoundInput
 
 
 def test_requests_leave_and_join() -> None:
-    state = RoundInput(5, bonus_tokens=torch.tensor([10, 11, 12]))
+    state = RoundInput(5, last_tokens=torch.tensor([10, 11, 12]))
     state.filter_batch(new_indices=torch.tensor([2, 0]), has_been_filtered=False)
     assert state.bonus_tokens is not None
     assert state.bonus_tokens.tolist() == [12, 10]
-    state.merge_batch(RoundInput(5, bonus_tokens=torch.tensor([20])))
+    state.merge_batch(RoundInput(5, last_tokens=torch.tensor([20])))
     assert state.bonus_tokens.tolist() == [12, 10, 20]
 
 

@@ -10,16 +10,16 @@ from sglang.srt.managers.schedule_batch import FINISH_LENGTH
 
 from lim_sglang.metrics import RoundMetrics
 from lim_sglang.speculative.policy import DraftPolicy
-from lim_sglang.speculative.sampling import draw
+from lim_sglang.speculative.sampling import sample
 from lim_sglang.speculative.worker import LimSpecWorker
 
-from .test_who_may_draft import request
+from .test_sampling import request
 
 
 def test_ranks_draw_alike_by_the_seed_that_sglang_gave_all_of_them() -> None:
     """A launch option's own is another on each node, where none was given."""
     probabilities = torch.rand(64, 50, generator=torch.Generator().manual_seed(0)).softmax(-1)
-    first, second, other = (draw(probabilities, worker(*seeds).generator) for seeds in ((1, 7), (2, 7), (1, 8)))
+    first, second, other = (sample(probabilities, worker(*seeds).generator) for seeds in ((1, 7), (2, 7), (1, 8)))
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
 

@@ -1,0 +1,25 @@
+"""All patches, by when they are applied; ``patches/README.md`` says why there are any."""
+
+from __future__ import annotations
+
+from lim_patches.cpu import grammar_mask, last_slot, request_values, scaling_penalties, support_triton
+from lim_patches.lossless import finish_by_token, room_for_rounds
+from lim_patches.patch import Patch
+from lim_patches.start import add_cli_args, check_server_args, from_cli_args, internal_state
+
+START: tuple[Patch, ...] = (
+    add_cli_args.PATCH,
+    from_cli_args.PATCH,
+    check_server_args.PATCH,
+    internal_state.PATCH,
+    support_triton.PATCH,
+    *grammar_mask.PATCHES,
+    scaling_penalties.PATCH,
+    last_slot.PATCH,
+)
+"""When the plugin registers, in every process that wants them."""
+LAUNCH: tuple[Patch, ...] = request_values.PATCHES
+"""When launch options have passed, by the hook of ``check_server_args``."""
+LOSSLESS: tuple[Patch, ...] = (finish_by_token.PATCH, room_for_rounds.PATCH)
+"""When SGLang asks for the lossless mode's worker."""
+PATCHES = START + LAUNCH + LOSSLESS
