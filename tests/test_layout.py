@@ -126,6 +126,9 @@ def test_only_compat_plugin_doctor_and_backends_import_sglang() -> None:
     }
     assert importers == {
         "lim_sglang.host.compat",
+        "lim_sglang.host.finders",
+        "lim_sglang.host.model",
+        "lim_sglang.host.ranks",
         "lim_sglang.plugin",
         "lim_sglang.tools.doctor",
         "lim_sglang.attention.flashinfer",

@@ -7,8 +7,7 @@ from typing import Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
-from lim_sglang.host.lossless import DEFAULT_WIDTH
-from lim_sglang.host.refusals import LOSSLESS
+from lim_sglang.host.finders import DEFAULT_WIDTH, LOSSLESS
 
 logger = logging.getLogger(__name__)
 

@@ -17,8 +17,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lim_sglang.tools.servers.process import meaningful_line
-
 pytestmark = pytest.mark.e2e
 
 LINE_START = "lim-sglang: error:"
@@ -141,13 +139,6 @@ def test_a_configuration_that_cannot_work(tmp_path: Path, lim_config: str, said:
     assert [words for words in said if words not in line] == [], line
 
 
-def test_a_mistyped_flag(tmp_path: Path) -> None:
-    model = write_model(tmp_path / "model", LLAMA)
-    line = launch(model, "--attention-backend", "lim", "--lim-budgt", "256").error_line()
-    assert "--lim-budgt" in line
-    assert "--lim-budget" in line
-
-
 REFUSED_MODELS = {
     "sliding-window": (SLIDING_WINDOW, "Gemma2ForCausalLM", "window"),
     "mla": (MLA, "DeepseekV2ForCausalLM", "latent"),
@@ -174,7 +165,6 @@ def test_a_model_whose_loaded_layers_are_refused(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stdout + ended.stderr
     assert ended.exit_code != 0
     assert ended.left_behind == []
-    assert meaningful_line(output) == lines[0].removeprefix(f"{LINE_START} ")
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:

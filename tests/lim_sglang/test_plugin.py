@@ -69,9 +69,9 @@ def test_a_missing_host_name_is_named(name: HostName, problem: str) -> None:
 
 BROKEN_HOST = """
 import sys
-from lim_sglang.host import compat, host_check, ranks
+from lim_sglang.host import host_check, versions
 broken = host_check.HostName("sglang.srt.server_args", "ServerArgs.renamed_in_the_next_release")
-compat.HOST_NAMES = (*compat.HOST_NAMES, broken)
+versions.HOST_NAMES = (*versions.HOST_NAMES, broken)
 """
 
 
@@ -103,7 +103,7 @@ BUILDING = """
 import logging
 import lim_sglang.attention
 from lim_sglang import plugin
-from lim_sglang.host import compat, ranks
+from lim_sglang.host import ranks
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 ranks.is_first_rank = lambda: {first}
 logger = logging.getLogger("lim_sglang.attention.flashinfer")

@@ -22,6 +22,7 @@ from typing import Any
 import httpx
 from rich.console import Console
 
+from lim_sglang.config import KEYS
 from lim_sglang.errors import PREFIX, one_line
 from lim_sglang.tools.common import model_folder, positive
 from lim_sglang.tools.demo.chat import WORKED_CASES, Chat, DemoError, question
@@ -38,7 +39,7 @@ _SIZE = Size(tokens=10240, requests=4)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `lim-sglang demo`."""
-    parser.add_argument("--budget", type=positive, default=512, help="tokens a sparse layer attends to (512)")
+    parser.add_argument("--budget", type=positive, default=512, help=f"{KEYS['budget'].help} (512)")
     parser.add_argument("--lossless", action="store_true", help="lim drafts, and dense attention verifies every token")
     parser.add_argument("--turns", type=positive, default=4, help="questions asked (4)")
     parser.add_argument("--max-tokens", type=positive, default=160, help="longest answer, in tokens (160)")

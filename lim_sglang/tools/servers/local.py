@@ -13,12 +13,12 @@ from pathlib import Path
 from rich.console import Console
 
 from lim_cpu_host import gpu_device
-from lim_sglang.host import refusals
+from lim_sglang.host import finders
 from lim_sglang.tools.servers.embedded_model import ensure_model
 from lim_sglang.tools.servers.process import ServerProcess
 
 DENSE = "dense"  # attention: SGLang's own backend for the device
-LIM = refusals.BACKEND
+LIM = finders.BACKEND
 LOSSLESS = "lossless"  # lim drafts, dense attention verifies
 
 
@@ -81,7 +81,7 @@ def server_arguments(device: Device, attention: str, size: Size | None, given: S
         size: its limits; None leaves them to SGLang.
         given: values of --server-arg; they win, and those of lim's own flags go to lim only.
     """
-    own = {DENSE: [device.dense_backend], LOSSLESS: [LIM, "--speculative-algorithm", refusals.LOSSLESS]}
+    own = {DENSE: [device.dense_backend], LOSSLESS: [LIM, "--speculative-algorithm", finders.LOSSLESS]}
     options = ["--attention-backend", *own.get(attention, [attention]), "--enable-cache-report", *device.args]
     if size is not None:
         options += ["--max-total-tokens", str(size.tokens), "--max-running-requests", str(size.requests)]
