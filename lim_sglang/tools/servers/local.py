@@ -124,11 +124,27 @@ def launched(
         budget = EMBEDDED_BUDGET
     budget_args = [] if budget is None else [f"--lim-budget {budget}"]
     options = server_arguments(device, attention, limits, [*budget_args, *given])
-    with ServerProcess(model or ensure_model(), options, env=device.env, log_path=log) as server:
-        with note.status(f"Starting SGLang, {attention} ...") as status:
-            server.wait_ready(lambda elapsed: status.update(f"Starting SGLang, {attention}: {elapsed:.0f} s"))
+    server = ServerProcess(model or ensure_model(), options, env=device.env, log_path=log)
+    with ready(server, f"Starting SGLang, {attention}", note, lost):
+        yield server
+
+
+@contextmanager
+def ready(
+    server: ServerProcess, title: str, note: Console, lost: type[Exception] | tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """``server``, started and ready; it ends with the block.
+
+    Args:
+        title: what is said while it starts.
+        lost: what the block raises where the server no longer answers. SGLang takes several seconds to end after one
+            of its processes crashed; if it ends, that is raised instead.
+    """
+    with server:
+        with note.status(f"{title} ...") as status:
+            server.wait_ready(lambda elapsed: status.update(f"{title}: {elapsed:.0f} s"))
         try:
-            yield server
+            yield
         except lost:
             server.check_running(wait=15)
             raise
