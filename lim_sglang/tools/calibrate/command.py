@@ -83,7 +83,9 @@ def _run(args: argparse.Namespace) -> None:
         windows=len(windows),
         samples=SAMPLES,
     )
-    write_out(out, json.dumps(calibration.config.to_dict()) + "\n")
+    chosen = calibration.config.to_dict()
+    del chosen["drafts"]  # not judged here: the file would win over SGLANG_LIM_DRAFTS
+    write_out(out, json.dumps(chosen) + "\n")
     print_report(calibration, out)
     peak, kind = peak_memory(model.device)
     print(f"\nTook {time.perf_counter() - began:.0f} s and at most {peak / 2**30:.1f} GiB of {kind}", file=sys.stderr)
