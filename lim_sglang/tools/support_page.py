@@ -41,7 +41,8 @@ def filled(text: str) -> str:
     """A page's text with its tables made again."""
     for name, table in {"refusals": refusals, "keys": keys}.items():
         block = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = block.sub(lambda match, made=table: f"{match[1]}\n{made()}\n\n{match[2]}", text)
+        made = table().replace("\\", r"\\")
+        text = block.sub(rf"\1\n{made}\n\n\2", text)
     return text
 
 
