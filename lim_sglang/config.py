@@ -10,30 +10,23 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal, TypeGuard, TypeVar
 
 from lim_kernels.select.budget import MAX_BUDGET, BudgetSplit, split_budget
 
 ENV_CONFIG = "SGLANG_LIM_CONFIG"
+ENV_DRAFTS = "SGLANG_LIM_DRAFTS"
+"""The key ``drafts`` by a variable of its own: any other source that names the key wins over it.
+
+``auto`` has always meant measured costs on any device here, which is what the key calls ``measured``.
+"""
+_DRAFTS_BY_VARIABLE = {"auto": "measured", "always": "always"}
 MODEL_CONFIG_KEY = "lim_config"
 MODEL_SOURCE = f"{MODEL_CONFIG_KEY} in --json-model-override-args"
-FLAGS = {
-    "budget": "--lim-budget",
-    "recency_ratio": "--lim-recency-ratio",
-    "sink_tokens": "--lim-sink-tokens",
-    "select_layers": "--lim-select-layers",
-}
 SelectLayers = tuple[int, ...] | Literal["auto"]
 
-_ALLOWED = {
-    "budget": f"an integer from 1 to {MAX_BUDGET}",
-    "recency_ratio": "a number from 0 to 1",
-    "sink_tokens": f"an integer from 0 to {MAX_BUDGET}",
-    "select_layers": '"auto" or a list of ascending, distinct layer numbers from 0 on',
-}
-_EXAMPLES = {"budget": "2048", "recency_ratio": "0.25", "sink_tokens": "4", "select_layers": "[2, 12]"}
 _OBJECT_EXPECTED = 'expected a JSON object such as {"budget": 2048, "select_layers": [2, 12]}'
 _T = TypeVar("_T")
 
@@ -43,27 +36,140 @@ class LimConfigError(ValueError):
 
 
 @dataclass(frozen=True)
+class Key:
+    """What is declared once about a key of the configuration.
+
+    Attributes:
+        help: what it sets, in a few words.
+        metavar: what stands for its value in ``--help``.
+        allowed: its values in words.
+        example: one of them as JSON.
+        check: takes the key's name and a JSON value, returns it as the field holds it; raises ``LimConfigError``.
+        read: makes a JSON value of a flag's text; raises ``ValueError``.
+        several: whether the flag takes several words, which SGLang's ``--config`` makes of a YAML list.
+    """
+
+    help: str
+    metavar: str
+    allowed: str
+    example: str
+    check: Callable[[str, object], Any]
+    read: Callable[[str], object]
+    several: bool = False
+
+
+def check_layer_numbers(value: object) -> tuple[int, ...]:
+    """Return a list or tuple of ascending, distinct layer numbers from 0 on as a tuple.
+
+    Raises:
+        LimConfigError: anything else, an empty list included.
+    """
+    if not isinstance(value, list | tuple) or not all(_is_int(layer) for layer in value):
+        raise _rejected("select_layers", value)
+    if not value:
+        raise _rejected("select_layers", value, 'name at least one layer, or write "auto"')
+    if min(value) < 0:
+        raise _rejected("select_layers", value, "count layers from 0, the first after the embedding")
+    ordered = sorted(set(value))
+    if list(value) != ordered:
+        raise _rejected("select_layers", value, f"write {_show(ordered)}")
+    return tuple(value)
+
+
+def _check_count(key: str, value: object, *, minimum: int) -> int:
+    if _is_int(value) and minimum <= value <= MAX_BUDGET:
+        return value
+    is_whole = isinstance(value, float) and value.is_integer() and minimum <= value <= MAX_BUDGET
+    raise _rejected(key, value, f"write {value:.0f}" if is_whole else "")
+
+
+def _check_ratio(key: str, value: object) -> float:
+    if (isinstance(value, float) or _is_int(value)) and 0 <= value <= 1:
+        return float(value)
+    raise _rejected(key, value)
+
+
+def _check_drafts(key: str, value: object) -> str:
+    if isinstance(value, str) and value in ("auto", "always", "measured"):
+        return value
+    raise _rejected(key, value)
+
+
+def _read_layers(text: str) -> object:
+    parts = re.split(r"\s*,\s*|\s+", text.strip())
+    return "auto" if parts == ["auto"] else [int(part) for part in parts]
+
+
+def _declared(*, default: Any, **described: Any) -> Any:
+    return field(default=default, metadata={"key": Key(**described)})
+
+
+@dataclass(frozen=True)
 class LimConfig:
-    """What a user can set.
+    """What a user can set; how a value is written and judged stands in the field's ``Key``.
 
     Attributes:
         budget: ``K``, tokens that a sparse layer attends to, 1 to ``MAX_BUDGET``.
         recency_ratio: ``r``, the share of the budget for sinks and the recency window, 0 to 1.
         sink_tokens: ``s``, first tokens of the sequence that are always kept; at most ``K - int(K * (1 - r))``.
         select_layers: ascending numbers of the layers that choose the token set, or ``"auto"``: by model.
+        drafts: how many tokens the lossless mode drafts in a round: ``"measured"``, as many as pay by measured costs;
+            ``"always"``, as many as there may be; ``"auto"``, measured on a GPU, always on a CPU.
 
     Raises:
         LimConfigError: a value that cannot work.
     """
 
-    budget: int = 2048
-    recency_ratio: float = 0.25
-    sink_tokens: int = 4
-    select_layers: SelectLayers = "auto"
+    budget: int = _declared(
+        default=2048,
+        help="tokens that a sparse layer attends to",
+        metavar="TOKENS",
+        allowed=f"an integer from 1 to {MAX_BUDGET}",
+        example="2048",
+        check=partial(_check_count, minimum=1),
+        read=int,
+    )
+    recency_ratio: float = _declared(
+        default=0.25,
+        help="share of the budget for sinks and the most recent tokens, 0 to 1",
+        metavar="SHARE",
+        allowed="a number from 0 to 1",
+        example="0.25",
+        check=_check_ratio,
+        read=float,
+    )
+    sink_tokens: int = _declared(
+        default=4,
+        help="first tokens of the sequence that are always attended to",
+        metavar="TOKENS",
+        allowed=f"an integer from 0 to {MAX_BUDGET}",
+        example="4",
+        check=partial(_check_count, minimum=0),
+        read=int,
+    )
+    select_layers: SelectLayers = _declared(  # noqa: RUF009 (a field of dataclasses)
+        default="auto",
+        help="layers that choose the token set, as in 2,12 or 2 12, or auto: by model",
+        metavar="LAYERS",
+        allowed='"auto" or a list of ascending, distinct layer numbers from 0 on',
+        example="[2, 12]",
+        check=lambda _name, value: "auto" if value == "auto" else check_layer_numbers(value),
+        read=_read_layers,
+        several=True,
+    )
+    drafts: str = _declared(
+        default="auto",
+        help="drafts of a lossless round: always the most, measured: as many as pay, auto: measured on a GPU",
+        metavar="WHEN",
+        allowed='"auto", "always" or "measured"',
+        example='"always"',
+        check=_check_drafts,
+        read=str.strip,
+    )
 
     def __post_init__(self) -> None:
-        for key, check in _CHECKS.items():
-            object.__setattr__(self, key, check(getattr(self, key)))
+        for name, key in KEYS.items():
+            object.__setattr__(self, name, key.check(name, getattr(self, name)))
         _check_fit(self.budget, self.recency_ratio, self.sink_tokens)
 
     @property
@@ -71,29 +177,34 @@ class LimConfig:
         """The parts of the budget, in tokens."""
         return split_budget(self.budget, self.recency_ratio, self.sink_tokens)
 
+    def drafts_by_costs(self, device: str) -> bool:
+        """Whether measured costs decide how many tokens are drafted on SGLang's ``device``, like ``cuda:0``."""
+        return self.drafts == "measured" or (self.drafts == "auto" and device.startswith("cuda"))
+
     def to_dict(self) -> dict[str, Any]:
         """The same object in plain JSON types, as every source accepts it."""
-        layers = self.select_layers
-        return {
-            "budget": self.budget,
-            "recency_ratio": self.recency_ratio,
-            "sink_tokens": self.sink_tokens,
-            "select_layers": layers if isinstance(layers, str) else list(layers),
-        }
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
-def resolve_config(flags: Mapping[str, Any] | None, model: Mapping[str, Any] | None, env: str | None) -> LimConfig:
-    """Merge the three sources key by key: flags win over the model config, which wins over the environment.
+KEYS: dict[str, Key] = {each.name: each.metadata["key"] for each in fields(LimConfig)}
+FLAGS = {name: f"--lim-{name.replace('_', '-')}" for name in KEYS}
+
+
+def resolve_config(
+    flags: Mapping[str, Any] | None, model: Mapping[str, Any] | None, env: str | None, drafts: str | None = None
+) -> LimConfig:
+    """Merge the sources key by key: flags win over the model config, which wins over the environment.
 
     Args:
         flags: values by configuration key, as ``parse_flag_values`` returns them.
         model: the object under ``lim_config`` in the model config.
         env: the text of ``SGLANG_LIM_CONFIG``; blank counts as unset.
+        drafts: the text of ``SGLANG_LIM_DRAFTS``; others than its two values count as unset, ``refusals`` has them.
 
     Raises:
         LimConfigError: any source holds a value that cannot work, even one that another source overrides.
     """
-    values: dict[str, Any] = {}
+    values: dict[str, Any] = {"drafts": _DRAFTS_BY_VARIABLE[drafts]} if drafts in _DRAFTS_BY_VARIABLE else {}
     origin: dict[str, str] = {}
     env_values = parse_config_json(env, ENV_CONFIG) if env and env.strip() else {}
     for mapping, source in ((env_values, ENV_CONFIG), (model, MODEL_SOURCE), (flags, None)):
@@ -122,79 +233,16 @@ def parse_config_json(text: str, source: str) -> dict[str, Any]:
     return value
 
 
-def parse_flag_values(
-    budget: str | None,
-    recency_ratio: str | None,
-    sink_tokens: str | None,
-    select_layers: str | Sequence[str] | None,
-) -> dict[str, Any]:
-    """Turn the text of the command-line flags into values; a flag that is not given (None) is left out.
+def parse_flag_values(texts: Mapping[str, str | Sequence[str] | None]) -> dict[str, Any]:
+    """Turn the text of the command-line flags, by key, into values; a flag that is not given (None) is left out.
 
-    ``select_layers`` may be one word (``2,12``) or several (``2 12``, as SGLang passes a YAML list on).
+    A text may be one word or several (``2,12``, or ``2 12``, as SGLang passes a YAML list on).
 
     Raises:
         LimConfigError: the text is not of the flag's kind, or the value cannot work.
     """
-    texts: dict[str, str | Sequence[str] | None] = {
-        "budget": budget,
-        "recency_ratio": recency_ratio,
-        "sink_tokens": sink_tokens,
-        "select_layers": select_layers,
-    }
     parsed = {key: _parse_flag(key, text) for key, text in texts.items() if text is not None}
     return _check_mapping(parsed, None)
-
-
-def check_select_layers(value: object) -> SelectLayers:
-    """Return ``"auto"``, or what ``check_layer_numbers`` returns."""
-    return "auto" if value == "auto" else check_layer_numbers(value)
-
-
-def check_layer_numbers(value: object) -> tuple[int, ...]:
-    """Return a list or tuple of ascending, distinct layer numbers from 0 on as a tuple.
-
-    Raises:
-        LimConfigError: anything else, an empty list included.
-    """
-    if not isinstance(value, list | tuple) or not all(_is_int(layer) for layer in value):
-        raise _rejected("select_layers", value)
-    if not value:
-        raise _rejected("select_layers", value, 'name at least one layer, or write "auto"')
-    if min(value) < 0:
-        raise _rejected("select_layers", value, "count layers from 0, the first after the embedding")
-    ordered = sorted(set(value))
-    if list(value) != ordered:
-        raise _rejected("select_layers", value, f"write {_show(ordered)}")
-    return tuple(value)
-
-
-def _check_budget(value: object) -> int:
-    return _check_count("budget", value, 1)
-
-
-def _check_sinks(value: object) -> int:
-    return _check_count("sink_tokens", value, 0)
-
-
-def _check_count(key: str, value: object, minimum: int) -> int:
-    if _is_int(value) and minimum <= value <= MAX_BUDGET:
-        return value
-    is_whole = isinstance(value, float) and value.is_integer() and minimum <= value <= MAX_BUDGET
-    raise _rejected(key, value, f"write {value:.0f}" if is_whole else "")
-
-
-def _check_ratio(value: object) -> float:
-    if (isinstance(value, float) or _is_int(value)) and 0 <= value <= 1:
-        return float(value)
-    raise _rejected("recency_ratio", value)
-
-
-_CHECKS: dict[str, Callable[[object], Any]] = {
-    "budget": _check_budget,
-    "recency_ratio": _check_ratio,
-    "sink_tokens": _check_sinks,
-    "select_layers": check_select_layers,
-}
 
 
 def _check_fit(budget: int, recency_ratio: float, sink_tokens: int) -> None:
@@ -218,9 +266,9 @@ def _check_mapping(mapping: object, source: str | None) -> dict[str, Any]:
         raise LimConfigError(f"{source or 'flags'}: {_show(mapping)} is not an object; {_OBJECT_EXPECTED}")
     checked = {}
     for key, value in mapping.items():
-        if key not in _CHECKS:
+        if key not in KEYS:
             raise LimConfigError(f"{source or 'flags'}: {_unknown_key(key, value)}")
-        checked[key] = _sourced(partial(_CHECKS[key], value), source or FLAGS[key])
+        checked[key] = _sourced(partial(KEYS[key].check, key, value), source or FLAGS[key])
     return checked
 
 
@@ -235,24 +283,21 @@ def _sourced(build: Callable[[], _T], source: str) -> _T:
 def _parse_flag(key: str, words: str | Sequence[str]) -> object:
     text = words if isinstance(words, str) else " ".join(words)
     try:
-        if key == "select_layers":
-            parts = re.split(r"\s*,\s*|\s+", text.strip())
-            return "auto" if parts == ["auto"] else [int(part) for part in parts]
-        return float(text) if key == "recency_ratio" else int(text)
+        return KEYS[key].read(text)
     except ValueError:
-        example = _EXAMPLES[key].strip("[]").replace(" ", "")
+        example = KEYS[key].example.strip('[]"').replace(" ", "")
         raise LimConfigError(f"{FLAGS[key]}: {_rejected(key, text, f'for example {FLAGS[key]} {example}')}") from None
 
 
 def _rejected(key: str, value: object, fix: str = "") -> LimConfigError:
-    fix = fix or f"for example {_EXAMPLES[key]}"
-    return LimConfigError(f"{key}={_show(value)} is not allowed: expected {_ALLOWED[key]}; {fix}")
+    fix = fix or f"for example {KEYS[key].example}"
+    return LimConfigError(f"{key}={_show(value)} is not allowed: expected {KEYS[key].allowed}; {fix}")
 
 
 def _unknown_key(key: object, value: object) -> str:
-    close = difflib.get_close_matches(str(key), _CHECKS, n=1)
+    close = difflib.get_close_matches(str(key), KEYS, n=1)
     fix = f"did you mean {close[0]}?" if close else "remove it"
-    return f"unknown key {_show(key)} (value {_show(value)}): allowed keys are {', '.join(_CHECKS)}; {fix}"
+    return f"unknown key {_show(key)} (value {_show(value)}): allowed keys are {', '.join(KEYS)}; {fix}"
 
 
 def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The door: SGLang's plugin loader calls ``register()`` in every process it starts."""
+"""The entry point: SGLang's plugin loader calls ``register()`` in every process it starts."""
 
 from __future__ import annotations
 

@@ -9,6 +9,8 @@ import tomllib
 from pathlib import Path
 from typing import TypeGuard
 
+from lim_sglang.host.host_check import source_folder
+from lim_sglang.host.names import FORKS, HOST_NAMES
 from lim_sglang.host.versions import supported_range
 
 ROOT = Path(__file__).parents[1]
@@ -118,27 +120,88 @@ def test_few_files_lie_flat() -> None:
         assert len(flat) <= most, flat
 
 
-def test_only_compat_plugin_doctor_and_backends_import_sglang() -> None:
+YARD = ("lim_sglang.tools", "bench")
+
+
+def test_the_front_never_imports_the_yard() -> None:
+    """What is served stands in front; the commands, and the benches, are around it."""
+    front = [module for module in SOURCES if not module.startswith(YARD)]
+    assert len(front) > 60, "the scan must see modules at all"
+    arrows = [f"{module} imports {name}" for module in front for name in imports_of(module) if name.startswith(YARD)]
+    assert arrows == []
+
+
+def test_few_rooms_touch_sglang() -> None:
+    """Entry points, the two rooms that run inside SGLang, four files of ``host``, and the patches besides."""
     importers = {
         module
         for module in SOURCES
         if module.startswith("lim_sglang.") and any(name.split(".")[0] == "sglang" for name in imports_of(module))
     }
-    assert importers == {
+    inside = {module for module in importers if module.startswith(("lim_sglang.attention.", "lim_sglang.speculative."))}
+    assert inside
+    assert importers - inside == {
         "lim_sglang.host.compat",
+        "lim_sglang.host.finders",
+        "lim_sglang.host.model",
+        "lim_sglang.host.ranks",
         "lim_sglang.plugin",
         "lim_sglang.tools.doctor",
-        "lim_sglang.attention.flashinfer",
-        "lim_sglang.attention.torch_native",
-        "lim_sglang.attention.dense_flashinfer",
-        "lim_sglang.attention.dense_torch_native",
-        "lim_sglang.speculative.algorithm",
-        "lim_sglang.speculative.costs",
-        "lim_sglang.speculative.forward",
-        "lim_sglang.speculative.sampling",
-        "lim_sglang.speculative.spec_input",
-        "lim_sglang.speculative.worker",
     }
+
+
+def sglang_names_of(module: str) -> set[str]:
+    """Names of SGLang that a module imports, attributes that it reads of them, and targets of its patches."""
+    tree = ast.parse(SOURCES[module].read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    imported = {
+        alias.asname or alias.name: f"{node.module}.{alias.name}"
+        for node in imports
+        if node.module and node.module.split(".")[0] == "sglang"
+        for alias in node.names
+    }
+    names = {name for name in imported.values() if not is_module_of_sglang(name)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imported:
+            names.add(f"{imported[node.value.id]}.{node.attr}")
+        if is_call(node) and ast.unparse(node.func) == "Patch" and isinstance(node.args[0], ast.Constant):
+            names.add(str(node.args[0].value))
+    return names
+
+
+def is_module_of_sglang(name: str) -> bool:
+    base = source_folder(name)
+    return base.is_dir() or base.with_suffix(".py").is_file()
+
+
+def is_listed(name: str, listed: set[str]) -> bool:
+    """Whether ``name``, an attribute of it, or what its package has from one of its own modules is in the list."""
+    package, _, last = name.rpartition(".")
+    whole = name in listed or any(path.startswith(f"{name}.") for path in listed)
+    return whole or any(path.startswith(f"{package}.") and path.endswith(f".{last}") for path in listed)
+
+
+def test_every_name_of_sglang_is_listed() -> None:
+    listed = {name.path for name in (*HOST_NAMES, *FORKS)}
+    ours = [module for module in SOURCES if module.startswith(("lim_sglang", "lim_patches"))]
+    used = {name: module for module in ours for name in sglang_names_of(module)}
+    assert len(used) > 60, "the scan must see names at all"
+    assert [f"{module}: {name}" for name, module in used.items() if not is_listed(name, listed)] == []
+
+
+LONGEST_FUNCTION = 50  # lines, Triton kernels aside
+
+
+def test_functions_fit_a_screen() -> None:
+    long = [
+        f"{module}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for module, path in SOURCES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef)
+        and not any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+        and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION
+    ]
+    assert long == []
 
 
 # What opens a port, unpickles, or runs code that it was handed; a room that may is named with what it does there.

@@ -6,10 +6,10 @@ import logging
 from typing import Any
 
 from lim_sglang import metrics
-from lim_sglang.host import compat, lossless, ranks
-from lim_sglang.host.cache_check import check_dtypes
+from lim_sglang.host import compat, ranks
+from lim_sglang.host.finders import asks_for_lossless
 from lim_sglang.host.launch import one_line_for_the_command_line, resolve
-from lim_sglang.host.loaded import plan_of_loaded, shard_of_loaded
+from lim_sglang.host.loaded import check_dtypes, plan_of_loaded, shard_of_loaded
 from lim_sglang.layer_plan import LayerRole
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def build(runner: Any) -> Any:
     Raises:
         See ``build_sparse``.
     """
-    return build_dense(runner) if lossless.is_asked_for(runner.server_args) else build_sparse(runner)
+    return build_dense(runner) if asks_for_lossless(runner.server_args) else build_sparse(runner)
 
 
 def build_dense(runner: Any) -> Any:

@@ -21,8 +21,8 @@ from lim_kernels.select.shard import HeadShard
 from lim_sglang.attention.buffers import SPARSE_LAUNCH, AttentionShape, StepBuffers, made_on
 from lim_sglang.attention.wrappers import SelectWrapper, SparseWrappers
 from lim_sglang.config import LimConfig
-from lim_sglang.host import lossless
-from lim_sglang.host.cache_check import check_heads
+from lim_sglang.host.finders import asks_for_lossless
+from lim_sglang.host.loaded import check_heads
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.metrics import DecodeMetrics
 
@@ -45,7 +45,7 @@ class LimFlashInferBackend(FlashInferAttnBackend):
     ) -> None:
         super().__init__(model_runner, init_new_workspace=model_runner.init_new_workspace)
         self.forward_metadata: Any
-        if lossless.is_asked_for(model_runner.server_args):
+        if asks_for_lossless(model_runner.server_args):
             # Drafts are planned faster than they run, and a plan leaves from memory that the next one writes: a step
             # may get the plan of a later draft. FlashInfer's other kernel reads out of bounds where that one is longer.
             self.decode_use_tensor_cores = True

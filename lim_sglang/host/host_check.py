@@ -19,13 +19,11 @@ class HostName:
         module: Dotted module, for example ``sglang.srt.server_args``.
         name: ``function``, ``Class``, ``Class.method`` or ``Class.attribute`` inside it.
         parameters: Parameter names that a call by this project passes or reads.
-        used_for: What breaks without it, in a few words.
     """
 
     module: str
     name: str
     parameters: tuple[str, ...] = ()
-    used_for: str = ""
 
     @property
     def path(self) -> str:

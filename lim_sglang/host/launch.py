@@ -14,6 +14,7 @@ from typing import Any
 from lim_kernels.select.budget import check_device_limits
 from lim_sglang.config import (
     ENV_CONFIG,
+    ENV_DRAFTS,
     FLAGS,
     MODEL_CONFIG_KEY,
     LimConfig,
@@ -23,21 +24,17 @@ from lim_sglang.config import (
     resolve_config,
 )
 from lim_sglang.errors import exit_with
-from lim_sglang.host import compat, lossless, refusals
+from lim_sglang.host import compat
+from lim_sglang.host.finders import BACKEND, asks_for_lossless, attention_backends
 from lim_sglang.host.model import layers_without_attention, model_config, model_config_of_command_line, pipeline_stages
 from lim_sglang.host.ports import why_not_bound
-from lim_sglang.host.refusals import BACKEND, DENSE, UnsupportedError, check_supported
+from lim_sglang.host.refusals import DENSE, UnsupportedError, check_lossless, check_supported
 from lim_sglang.layer_plan import RULE, LayerPlan, rule_warning, select_layers_for_model
 
 logger = logging.getLogger(__name__)
 
 FLAGS_ATTRIBUTE = "_lim_flags"
 """Where the values of the ``--lim-*`` flags travel on SGLang's ``ServerArgs`` (set only by the command line)."""
-
-
-def flag_dest(key: str) -> str:
-    """The argparse destination of configuration key ``key``."""
-    return f"lim_{key}"
 
 
 def check_command_line(args: Namespace) -> dict[str, Any]:
@@ -49,11 +46,15 @@ def check_command_line(args: Namespace) -> dict[str, Any]:
         The values of the ``--lim-*`` flags, by configuration key.
     """
     try:
-        flags = parse_flag_values(**{key: getattr(args, flag_dest(key), None) for key in FLAGS})
+        flags = parse_flag_values({key: getattr(args, f"lim_{key}", None) for key in FLAGS})
         setattr(args, FLAGS_ATTRIBUTE, flags)
-        check_supported(args, None, lossless.refusals_for(args))
-        if BACKEND in refusals.attention_backends(args):
-            _check_early(args, flags)
+        check_lossless(args)
+        if BACKEND in attention_backends(args):
+            _check_sources(args, flags)
+            _check_port(args)
+            model = _model_of(args)
+            if model is not None:
+                _check_model(args, args, model)
         elif flags:
             raise LimConfigError(f"{FLAGS[next(iter(flags))]} needs the lim backend; add --attention-backend lim")
     except (LimConfigError, UnsupportedError) as error:
@@ -69,11 +70,11 @@ def check_launch(server_args: Any) -> None:
         SystemExit: with one line on stderr, for the command line.
     """
     args = compat.effective_args(server_args)
-    asked, chosen = refusals.attention_backends(server_args), refusals.attention_backends(args)
-    if BACKEND not in (*asked, *chosen) and not lossless.is_asked_for(args):
+    asked, chosen = attention_backends(server_args), attention_backends(args)
+    if BACKEND not in (*asked, *chosen) and not asks_for_lossless(args):
         return
     with one_line_for_the_command_line(server_args):
-        check_supported(args, None, lossless.refusals_for(args))
+        check_lossless(args)
         _check_model(server_args, args, model_config(server_args))
         if BACKEND not in chosen:
             raise UnsupportedError(
@@ -121,6 +122,7 @@ def resolve(server_args: Any, model: Any, *, warn: bool = False) -> tuple[LimCon
         getattr(server_args, FLAGS_ATTRIBUTE, None),
         getattr(model.hf_config, MODEL_CONFIG_KEY, None),
         os.environ.get(ENV_CONFIG),
+        os.environ.get(ENV_DRAFTS),
     )
     layers = config.select_layers
     if layers == "auto":
@@ -134,23 +136,29 @@ def resolve(server_args: Any, model: Any, *, warn: bool = False) -> tuple[LimCon
     return config, LayerPlan.from_select_layers(model.num_hidden_layers, layers)
 
 
-def _check_early(args: Namespace, flags: dict[str, Any]) -> None:
+def _check_sources(args: Namespace, flags: dict[str, Any]) -> None:
+    """Judge what is known of the configuration before the model's config is read."""
     overrides = parse_config_json(args.json_model_override_args or "{}", "--json-model-override-args")
     resolve_config(flags, overrides.get(MODEL_CONFIG_KEY), os.environ.get(ENV_CONFIG))
+
+
+def _check_port(args: Namespace) -> None:
     reason = why_not_bound(args.host, args.port)
     if reason:
         raise UnsupportedError(
             f"cannot listen on port {args.port} of {args.host}: {reason}; choose others with --port and --host"
         )
+
+
+def _model_of(args: Namespace) -> Any | None:
+    """SGLang's ``ModelConfig`` of a command line, or None where it is too early for one."""
     try:
-        model = model_config_of_command_line(args)
+        return model_config_of_command_line(args)
     except ValueError as error:
         raise UnsupportedError(
             f"{args.model_path} holds no usable model config: {error}; check "
             f"{args.decrypted_config_file or 'its config.json'}"
         ) from error
-    if model is not None:
-        _check_model(args, args, model)
 
 
 def _check_model(server_args: Any, args: Any, model: Any) -> None:

@@ -1,20 +1,28 @@
-"""What the loaded model tells: which layers attend, and how. It has the last word on the layer plan.
+"""What is known only once weights are loaded: which layers attend, and how, in which dtypes, and what fits on the GPU.
 
 A model's config counts its layers, but some classes of SGLang leave attention out of a layer, run a layer several times
-or give it a window of their own. Their ``RadixAttention`` modules say so, once they are built.
+or give it a window of their own. Their ``RadixAttention`` modules say so, once they are built, and have the last word
+on the layer plan. A checkpoint may turn ``--kv-cache-dtype auto`` into fp8 by its quantisation config.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import torch
+
+from lim_kernels.attend.config import AttendConfig, HeadShape, fitted
+from lim_kernels.gpu import gpu_of
 from lim_kernels.select.shard import HeadShard
 from lim_sglang.host import ranks
+from lim_sglang.host.finders import has_no_effect
 from lim_sglang.host.model import attention_layers, is_encoder_only, stage_of
-from lim_sglang.host.refusals import DENSE, UnsupportedError, has_no_effect
+from lim_sglang.host.refusals import DENSE, UnsupportedError
 from lim_sglang.layer_plan import LayerPlan
+
+GPU_DTYPES = (torch.bfloat16, torch.float16)
 
 
 def plan_of_loaded(plan: LayerPlan, runner: Any) -> LayerPlan:
@@ -63,6 +71,53 @@ def shard_of_loaded(runner: Any) -> HeadShard | None:
             f"{own} query heads each, and it has {total}; choose --tp-size and --dp-size so that they share them"
         )
     return HeadShard(total, rank * own, devices, all_gather)
+
+
+def check_dtypes(q_dtype: torch.dtype, kv_dtype: torch.dtype, device: str) -> None:
+    """Refuse dtypes that the backend of this kind of device does not read.
+
+    Args:
+        q_dtype: the model's (``ModelRunner.dtype``).
+        kv_dtype: the cache's (``ModelRunner.kv_cache_dtype``), ``auto`` resolved.
+        device: SGLang's name of the device, like ``cpu`` or ``cuda``.
+
+    Raises:
+        UnsupportedError: one line with what was found, the reason and a way out.
+    """
+    on_gpu = device.startswith("cuda")
+    if on_gpu and q_dtype not in GPU_DTYPES:
+        raise UnsupportedError(
+            f"a model in {_name(q_dtype)} does not work with lim: on a GPU FlashInfer attends in bfloat16 or float16; "
+            "add --dtype bfloat16"
+        )
+    second, fix = (
+        (torch.float8_e4m3fn, "leave out --kv-cache-dtype, or add --kv-cache-dtype fp8_e4m3")
+        if on_gpu
+        else (torch.bfloat16, "add --kv-cache-dtype bfloat16")
+    )
+    if kv_dtype not in (q_dtype, second):
+        raise UnsupportedError(
+            f"a KV cache of {_name(kv_dtype)} under a model in {_name(q_dtype)} does not work with lim: on a "
+            f"{'GPU' if on_gpu else 'CPU'} keys and values are read in the model's own dtype or {_name(second)}; {fix}"
+        )
+
+
+def check_heads(heads: HeadShape, device: torch.device, configs: Iterable[AttendConfig]) -> None:
+    """Refuse heads for which no tiles of a launch fit on the gpu.
+
+    Args:
+        heads: sizes and dtypes on this rank.
+        device: where the layers run.
+        configs: constants of the launches that will be asked for.
+
+    Raises:
+        UnsupportedError: one line with what was found, the reason and a way out.
+    """
+    try:
+        for config in configs:
+            fitted(config, heads, gpu_of(device))
+    except ValueError as error:
+        raise UnsupportedError(f"{error}; {DENSE}") from None
 
 
 def _kind(layers: Sequence[Any]) -> str:
@@ -126,3 +181,7 @@ def _in_words(layer: Any) -> str:
     return (
         f"{layer.tp_q_head_num} query and {layer.tp_k_head_num} KV heads of {layer.qk_head_dim} and {layer.v_head_dim}"
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,19 +1,16 @@
-"""What ``lim`` refuses, each with its reason and a way out. A refusal comes at start, before weights are loaded."""
+"""What ``lim`` and its lossless mode refuse, each with its reason and a way out, before weights are loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lim_sglang.host import compat, ranks, versions
-from lim_sglang.host.model import gives_windows, has_attention_of_its_own, has_linear_attention, is_mha
+from lim_sglang.config import ENV_DRAFTS
+from lim_sglang.host import compat, finders
+from lim_sglang.host.finders import BACKEND, DEFAULT_WIDTH, LOSSLESS, WIDEST_BY_TOKEN, WIDTHS, Finder, flag, on_device
+from lim_sglang.host.model import has_attention_of_its_own, has_linear_attention, is_mha
 
-BACKEND = "lim"
-LOSSLESS = "LIM"
-"""The speculative algorithm of the lossless mode."""
 DENSE = "use SGLang's own attention backend (leave out --attention-backend lim)"
-KV_DTYPES = {"cpu": ("auto", "bfloat16", "bf16"), "cuda": ("auto", "bfloat16", "bf16", "fp8_e4m3")}
 
 
 class UnsupportedError(ValueError):
@@ -25,264 +22,117 @@ class Refusal:
     """One thing that is refused.
 
     Attributes:
-        feature: Its name, as the README's table lists it.
-        found: Returns what was found, as the user would recognise it, or an empty string. Arguments: launch
-            options in effect, SGLang's model config.
-        reason: Why it is refused.
-        way_out: What to do instead.
+        feature: its name, as the page of what is supported lists it.
+        found: returns what was found, as the user would recognise it, or an empty string.
+        reason: why it is refused.
+        way_out: what to do instead.
+        mode: ``BACKEND`` where it holds for the backend, lossless or not; ``LOSSLESS`` for that mode alone.
     """
 
     feature: str
-    found: Callable[[Any, Any], str]
+    found: Finder
     reason: str
     way_out: str
+    mode: str = BACKEND
 
 
-def attention_backends(args: Any) -> tuple[str | None, str | None]:
-    """(prefill, decode) backend names that ``args`` select, None where SGLang is to choose."""
-    return (
-        args.prefill_attention_backend or args.attention_backend,
-        args.decode_attention_backend or args.attention_backend,
-    )
-
-
-def serves_on_cpu() -> bool:
-    """Whether SGLang will launch no Triton kernel for ``lim`` in this process: only the CPU host makes it so."""
-    from sglang.srt.utils.common import support_triton
-
-    return not support_triton("lim")
-
-
-def flag(name: str, off: tuple[Any, ...] = (None, False)) -> Callable[[Any, Any], str]:
-    """Finds launch option ``name`` set to anything but the values in ``off``."""
-
-    def found(args: Any, _model: Any) -> str:
-        value = getattr(args, name)
-        flag = "--" + name.replace("_", "-")
-        return "" if value in off else flag if value is True else f"{flag} {value}"
-
-    return found
-
-
-def on_device(device: str, found: Callable[[Any, Any], str]) -> Callable[[Any, Any], str]:
-    """Looks for something on one kind of device only."""
-    return lambda args, model: found(args, model) if args.device == device else ""
-
-
-def _model(is_refused: Callable[[Any], bool]) -> Callable[[Any, Any], str]:
-    """Finds a property of the model; what the user recognises is its architecture."""
-    return lambda _args, model: f"the model ({model.hf_config.architectures[0]})" if is_refused(model) else ""
-
-
-def _prefill_only(args: Any, _model: Any) -> str:
-    prefill, decode = attention_backends(args)
-    return f"--decode-attention-backend {decode}" if prefill == BACKEND != decode else ""
-
-
-def _pages(args: Any, model: Any) -> str:
-    return flag("page_size", (None, 1))(args, model) if compat.pages_need_triton() else ""
-
-
-def _other_speculation(args: Any, model: Any) -> str:
-    found = flag("speculative_algorithm")(args, model)
-    return "" if found.upper().endswith(f" {LOSSLESS}") else found
-
-
-def _without_decode(args: Any, _model: Any) -> str:
-    if args.disaggregation_mode == "prefill":
-        return "--disaggregation-mode prefill"
-    return "--encoder-only" if args.encoder_only else ""
-
-
-def _without_generation(args: Any, model: Any) -> str:
-    if model.is_generation and not args.is_embedding:
-        return ""
-    return f"the model ({model.hf_config.architectures[0]})" + (" with --is-embedding" if args.is_embedding else "")
-
-
-def _device(args: Any, _model: Any) -> str:
-    if args.device not in (None, "cpu", "cuda"):
-        return f"--device {args.device}"
-    import torch
-
-    return "an AMD GPU" if args.device == "cuda" and torch.version.hip else ""  # SGLang calls it cuda as well
-
-
-def _kv_cache_dtype(args: Any, _model: Any) -> str:
-    allowed = KV_DTYPES.get(args.device, KV_DTYPES["cuda"])
-    return "" if args.kv_cache_dtype in allowed else f"--kv-cache-dtype {args.kv_cache_dtype}"
-
-
-def _model_dtype(args: Any, model: Any) -> Any:
-    """The torch dtype that the model will run in; a model judged early does not know ``--dtype`` yet."""
-    import torch
-
-    asked = str(args.dtype).lower().removeprefix("torch.")
-    return model.dtype if asked == "auto" else getattr(torch, asked)
-
-
-def _float32_on_a_gpu(args: Any, model: Any) -> str:
-    import torch
-
-    # Only asked for: SGLang runs a checkpoint of float32 weights in float16.
-    return f"--dtype {args.dtype}" if args.device == "cuda" and _model_dtype(args, model) == torch.float32 else ""
-
-
-def _kv_cache_of_another_dtype(args: Any, model: Any) -> str:
-    """On a CPU SGLang converts what it reads."""
-    import torch
-
-    if args.device != "cuda" or args.kv_cache_dtype not in ("bfloat16", "bf16"):
-        return ""
-    dtype = _model_dtype(args, model)
-    name = str(dtype).removeprefix("torch.")
-    return "" if dtype == torch.bfloat16 else f"--kv-cache-dtype {args.kv_cache_dtype} with a {name} model"
-
-
-def _flashinfer(args: Any, _model: Any) -> str:
-    import torch
-
-    if args.device != "cuda" or not torch.cuda.is_available():
-        return ""
-    problem = versions.package_problem("flashinfer-python")
-    return f"flashinfer-python {problem}" if problem else ""
-
-
-def _uneven_heads(args: Any, model: Any) -> str:
-    """SGLang's own answer, where it has one, is an assertion without a message once the model is being built."""
-    groups = ranks.attention_groups(args)
-    asked = f"--tp-size {args.tp_size}" + (f" in {groups} attention groups" if groups > 1 else "")
-    if args.tp_size % groups:
-        return asked
-    on_cpu = args.device == "cpu"  # there SGLang makes head counts multiples of the TP size, whatever the groups are
-    sharing = args.tp_size if on_cpu else args.tp_size // groups
-    if sharing == 1:
-        return ""
-    heads, kv_heads = model.num_attention_heads, model.get_total_num_kv_heads()
-    allowed = [count for count in range(1, heads + 1) if _share_evenly(count, heads, kv_heads, replicate=not on_cpu)]
-    if sharing in allowed:
-        return ""
-    counts = ", ".join(map(str, allowed))
-    return f"{asked} ({heads} query and {kv_heads} KV heads can be shared by {counts} ranks, not by {sharing})"
-
-
-def _share_evenly(ranks: int, heads: int, kv_heads: int, *, replicate: bool) -> bool:
-    """Whether every rank gets as many heads; ``replicate``: several ranks may hold the same KV head."""
-    return heads % ranks == 0 and (kv_heads % ranks == 0 or (replicate and ranks % kv_heads == 0))
-
-
-def has_no_effect(window: int, context: int) -> bool:
-    """Whether a sliding window of ``window`` tokens, the current one included, drops none of ``context`` tokens."""
-    return window >= context
-
-
-def _sliding_window(_args: Any, model: Any) -> str:
-    """What the config tells of windows that SGLang applies; others show once weights are loaded."""
-    name = f"the model ({model.hf_config.architectures[0]})"
-    if model.is_hybrid_swa:
-        return name
-    window = model.sliding_window_size
-    kinds = getattr(model.hf_text_config, "layer_types", None)
-    windowed = window and (kinds is None or "sliding_attention" in kinds)
-    if not windowed or has_no_effect(window, model.context_len) or not gives_windows(model):
-        return ""
-    return name
-
-
+_UNTRIED = "drafts have not been shown to leave its state alone"
 REFUSALS: tuple[Refusal, ...] = (
     Refusal(
         "lim for prefill only",
-        _prefill_only,
+        finders.prefill_only,
         "lim makes decode sparse and leaves prefill dense, so it would do nothing",
         "use --decode-attention-backend lim",
     ),
     Refusal(
         "servers that only prefill or encode",
-        _without_decode,
+        finders.without_decode,
         "lim makes decode sparse, and such a server decodes nothing",
         "use SGLang's own attention backend there, and lim on the server that decodes",
     ),
     Refusal(
         "embedding, reward and classification models",
-        _without_generation,
+        finders.without_generation,
         "lim makes decode sparse, and nothing is decoded",
         DENSE,
     ),
     Refusal(
         "devices other than NVIDIA GPUs and CPUs",
-        _device,
+        finders.other_device,
         "there is no lim backend for this device",
         "use an NVIDIA GPU or --device cpu, or SGLang's own attention backend",
     ),
     Refusal(
         f"speculative decoding other than {LOSSLESS}",
-        _other_speculation,
+        finders.other_speculation,
         "several query tokens are verified at once, and a token set is defined for one",
         f"leave out --speculative-algorithm, or use {LOSSLESS}, where lim drafts and dense attention verifies",
     ),
     Refusal(
         "MLA and state-space models",
-        _model(lambda model: not is_mha(model)),
+        finders.of_model(lambda model: not is_mha(model)),
         "the cache holds latents or states, not keys by head, so heads cannot rank tokens",
         DENSE,
     ),
     Refusal(
         "attention sinks as weights (gpt-oss)",
-        _model(lambda model: bool(model.has_attention_sinks)),
+        finders.of_model(lambda model: bool(model.has_attention_sinks)),
         "the learned sink logits are not part of the sparse layers",
         DENSE,
     ),
     Refusal(
         "sliding-window and hybrid-window models",
-        _sliding_window,
+        finders.sliding_window,
         "the window already drops tokens that a set could name",
         DENSE,
     ),
     Refusal(
         "linear-attention and Mamba hybrids",
-        _model(has_linear_attention),
+        finders.of_model(has_linear_attention),
         "their layers are not all attention over a KV cache",
         DENSE,
     ),
     Refusal(
         "models whose layers attend several times",
-        _model(lambda model: not model.is_encoder_decoder and model.num_attention_layers != model.num_hidden_layers),
+        finders.of_model(
+            lambda model: not model.is_encoder_decoder and model.num_attention_layers != model.num_hidden_layers
+        ),
         "the layer plan gives every layer one role, and a set is defined for one pass",
         DENSE,
     ),
     Refusal(
         "models with an attention of their own",
-        _model(has_attention_of_its_own),
+        finders.of_model(has_attention_of_its_own),
         "SGLang gives some of its layers to a backend made for this model",
         DENSE,
     ),
     Refusal(
         "encoder-decoder models",
-        _model(lambda model: bool(model.is_encoder_decoder)),
+        finders.of_model(lambda model: bool(model.is_encoder_decoder)),
         "cross-attention has a second cache that no set is defined for",
         DENSE,
     ),
     Refusal(
         "KV cache dtypes other than auto, bfloat16 and, on a GPU, fp8_e4m3",
-        _kv_cache_dtype,
+        finders.kv_cache_dtype,
         "keys are scored in bfloat16, float16 or fp8_e4m3, on a CPU in the model's own dtype",
         "leave out --kv-cache-dtype",
     ),
     Refusal(
         "float32 models on a GPU",
-        _float32_on_a_gpu,
+        finders.float32_on_a_gpu,
         "FlashInfer has no kernels for float32",
         "use --dtype bfloat16",
     ),
     Refusal(
         "a bfloat16 KV cache under a model of another dtype, on a GPU",
-        _kv_cache_of_another_dtype,
+        finders.kv_cache_of_another_dtype,
         "queries and keys are multiplied in one dtype",
         "leave out --kv-cache-dtype, or use --dtype bfloat16",
     ),
     Refusal(
         "a FlashInfer older than the one SGLang asks for, or none, on a GPU",
-        _flashinfer,
+        finders.old_flashinfer,
         "lim attends with it",
         "install the versions that SGLang pins; `lim-sglang doctor` says how",
     ),
@@ -319,7 +169,7 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "tensor parallelism that does not share the heads evenly",
-        _uneven_heads,
+        finders.uneven_heads,
         "SGLang gives every rank as many heads; on a CPU it adds empty ones, and they would rank tokens as well",
         "choose another --tp-size",
     ),
@@ -340,13 +190,13 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "a CPU without the CPU host",
-        lambda args, _model: "--device cpu" if args.device == "cpu" and not serves_on_cpu() else "",
+        lambda args, _model: "--device cpu" if args.device == "cpu" and not finders.serves_on_cpu() else "",
         "a process that may use a GPU has no stand-ins for SGLang's GPU kernels",
         "leave out --device cpu, or set CUDA_VISIBLE_DEVICES= and run `python -m lim_cpu_host enable`",
     ),
     Refusal(
         "pages of more than one token on a CPU",
-        on_device("cpu", _pages),
+        on_device("cpu", finders.pages_on_cpu),
         "this SGLang allocates them by Triton kernels, which need a GPU",
         "leave out --page-size",
     ),
@@ -362,22 +212,114 @@ REFUSALS: tuple[Refusal, ...] = (
         "SGLang copies between two memories and asks CUDA for one of them",
         "leave out --enable-hierarchical-cache",
     ),
+    Refusal(
+        f"values of {ENV_DRAFTS} other than auto and always",
+        finders.drafts_variable,
+        "it says whether as many drafts are made as pay by measured costs, or as many as there may be",
+        f"use {ENV_DRAFTS}=auto, {ENV_DRAFTS}=always or nothing",
+        LOSSLESS,
+    ),
+    Refusal(
+        "another attention backend",
+        finders.other_backend,
+        f"{BACKEND} drafts, and dense attention of the same backend verifies",
+        f"add --attention-backend {BACKEND}, for prefill and decode",
+        LOSSLESS,
+    ),
+    Refusal(
+        "widths of a verification below 2 and above 16",
+        finders.width,
+        "a round verifies the last token and 1 to 15 drafts",
+        f"use {WIDTHS[0]} to {WIDTHS[-1]}, or leave it out for {DEFAULT_WIDTH}",
+        LOSSLESS,
+    ),
+    Refusal(
+        f"widths above {WIDEST_BY_TOKEN} with pages of one token",
+        finders.width_by_token,
+        "SGLang reserves slots for two rounds, which the last ones of a context would take from another request",
+        f"use {WIDTHS[0]} to {WIDEST_BY_TOKEN}, or a larger --page-size",
+        LOSSLESS,
+    ),
+    Refusal(
+        "another number of draft steps",
+        finders.other_steps,
+        "every draft takes one step, so the steps are --speculative-num-draft-tokens less one",
+        "leave out --speculative-num-steps",
+        LOSSLESS,
+    ),
+    Refusal(
+        "options of other speculative algorithms",
+        finders.other_options,
+        f"{LOSSLESS} drafts a chain with the model itself and accepts exactly",
+        "leave it out",
+        LOSSLESS,
+    ),
+    Refusal(
+        "pipeline parallelism", flag("pp_size", (None, 1)), "no stage holds all layers", "use --pp-size 1", LOSSLESS
+    ),
+    Refusal(
+        "DP attention", finders.dp_attention, "idle ranks have not been shown to keep step", "leave it out", LOSSLESS
+    ),
+    Refusal(
+        "LoRA", flag("enable_lora"), "SGLang keeps adapters and speculation apart", "leave out --enable-lora", LOSSLESS
+    ),
+    Refusal(
+        "mixed prefill and decode",
+        flag("enable_mixed_chunk"),
+        "a verification has as many tokens for every request",
+        "leave out --enable-mixed-chunk",
+        LOSSLESS,
+    ),
+    Refusal(
+        "hidden states in answers",
+        flag("enable_return_hidden_states"),
+        _UNTRIED,
+        "leave out --enable-return-hidden-states",
+        LOSSLESS,
+    ),
+    Refusal(
+        "hierarchical cache",
+        flag("enable_hierarchical_cache"),
+        _UNTRIED,
+        "leave out --enable-hierarchical-cache",
+        LOSSLESS,
+    ),
+    Refusal(
+        "disaggregated prefill",
+        flag("disaggregation_mode", (None, "null")),
+        _UNTRIED,
+        "leave out --disaggregation-mode",
+        LOSSLESS,
+    ),
 )
 
 
-def check_supported(args: Any, model: Any, refusals: tuple[Refusal, ...] = REFUSALS) -> None:
+def check_supported(args: Any, model: Any) -> None:
     """Refuse the first thing that ``lim`` cannot serve.
 
     Args:
         args: launch options in effect (``compat.effective_args``), or the parsed command line, where ``device``
             may still be None.
         model: SGLang's ``ModelConfig``.
-        refusals: What is looked for.
 
     Raises:
         UnsupportedError: one line with what was found, the reason and a way out.
     """
-    for refusal in refusals:
-        found = refusal.found(args, model)
+    _check(BACKEND, args, model)
+
+
+def check_lossless(args: Any) -> None:
+    """Refuse the first thing that the lossless mode cannot serve, where it is asked for; no model is needed for that.
+
+    Raises:
+        UnsupportedError: as of ``check_supported``.
+    """
+    if finders.asks_for_lossless(args):
+        _check(LOSSLESS, args, None)
+
+
+def _check(mode: str, args: Any, model: Any) -> None:
+    for refusal in REFUSALS:
+        found = refusal.found(args, model) if refusal.mode == mode else ""
         if found:
             raise UnsupportedError(f"{found} does not work with lim: {refusal.reason}; {refusal.way_out}")

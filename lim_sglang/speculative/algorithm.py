@@ -7,9 +7,8 @@ from typing import Any
 
 from sglang.srt.speculative.spec_registry import CustomSpecAlgo
 
+from lim_sglang.host.finders import DEFAULT_WIDTH, LOSSLESS
 from lim_sglang.host.launch import one_line_for_the_command_line
-from lim_sglang.host.lossless import DEFAULT_WIDTH
-from lim_sglang.host.refusals import LOSSLESS
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from sglang.srt.managers.utils import GenerationBatchResult
 from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from torch import Tensor
 
-from lim_sglang.host import compat, lossless
+from lim_sglang.host import compat
 from lim_sglang.speculative.costs import measure_costs
 from lim_sglang.speculative.forward import LimDrafter, StepKind, decode_step, slots_ahead, verify_step
 from lim_sglang.speculative.policy import DraftPolicy
@@ -92,13 +92,14 @@ class LimSpecWorker(BaseSpecWorker):
         self.plain = StepKind(self.runner, self.runner.attn_backend)
         self.drafter = LimDrafter(StepKind(self.runner, attention), self.generator)
         self.policy = DraftPolicy(self.width - 1, attention.split.budget)
+        self.config = attention.metrics.config
         self.metrics = attention.metrics.add_rounds()
 
     def init_cuda_graphs(self) -> None:
         """The runner has captured verifications; here come plain steps, and the drafts'."""
         self.plain = self.plain.capture_graphs()
         self.drafter.steps = self.drafter.steps.capture_graphs()
-        if lossless.drafts_as_it_pays(str(self.runner.device)):
+        if self.config.drafts_by_costs(str(self.runner.device)):
             self.policy.costs = measure_costs(self.plain, self.drafter.steps, self.width)
 
     def update_weights_from_disk(self, recv_req: Any) -> tuple[bool, str]:

@@ -7,6 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from lim_sglang import __version__
+from lim_sglang.tools import doctor
+from lim_sglang.tools.calibrate import command as calibrate
+from lim_sglang.tools.common import run
+from lim_sglang.tools.demo import command as demo
+from lim_sglang.tools.inspect import command as inspect
+from lim_sglang.tools.servers.embedded_model import ensure_model
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -15,76 +21,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    doctor = commands.add_parser("doctor", help="can this environment serve lim, and if not, what to do")
-    doctor.set_defaults(run=_doctor)
+    told = commands.add_parser("doctor", help="can this environment serve lim, and if not, what to do")
+    told.add_argument("--all", action="store_true", help="every name of SGLang and every patch, not only what is wrong")
+    told.set_defaults(run=lambda args: doctor.run(every=args.all))
 
     model = commands.add_parser("model", help="print the folder of the embedded model, making it first if need be")
     model.add_argument("--verify", action="store_true", help="check every byte, not only the files' sizes")
-    model.set_defaults(run=_model)
+    model.set_defaults(run=lambda args: run(lambda: print(ensure_model(verify=args.verify))))
 
-    demo = commands.add_parser("demo", help="serve the embedded model and hold one multi-step conversation")
-    _add_demo_arguments(demo)
-    demo.set_defaults(run=_demo)
+    shown = commands.add_parser("demo", help="serve the embedded model and hold one multi-step conversation")
+    demo.add_arguments(shown)
+    shown.set_defaults(run=demo.run_demo)
 
-    calibrate = commands.add_parser("calibrate", help="choose a model's select layers from its own attention on text")
-    _add_calibrate_arguments(calibrate)
-    calibrate.set_defaults(run=_calibrate)
+    chosen = commands.add_parser("calibrate", help="choose a model's select layers from its own attention on text")
+    calibrate.add_arguments(chosen)
+    chosen.set_defaults(run=calibrate.run_calibrate)
 
-    inspect = commands.add_parser("inspect", help="write an HTML page of what a prompt's decode steps attended to")
-    _add_inspect_arguments(inspect)
-    inspect.set_defaults(run=_inspect)
+    page = commands.add_parser("inspect", help="write an HTML page of what a prompt's decode steps attended to")
+    inspect.add_arguments(page)
+    page.set_defaults(run=inspect.run_inspect)
 
     args = parser.parse_args(argv)
     return int(args.run(args))
-
-
-def _doctor(_args: argparse.Namespace) -> int:
-    from lim_sglang.tools import doctor
-
-    return doctor.run()
-
-
-def _model(args: argparse.Namespace) -> int:
-    from lim_sglang.tools.common import run
-    from lim_sglang.tools.servers.embedded_model import ensure_model
-
-    return run(lambda: print(ensure_model(verify=args.verify)))
-
-
-def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
-    from lim_sglang.tools.demo.command import add_arguments
-
-    add_arguments(parser)
-
-
-def _demo(args: argparse.Namespace) -> int:
-    from lim_sglang.tools.demo.command import run_demo
-
-    return run_demo(args)
-
-
-def _add_calibrate_arguments(parser: argparse.ArgumentParser) -> None:
-    from lim_sglang.tools.calibrate.command import add_arguments
-
-    add_arguments(parser)
-
-
-def _calibrate(args: argparse.Namespace) -> int:
-    from lim_sglang.tools.calibrate.command import run_calibrate
-
-    return run_calibrate(args)
-
-
-def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    from lim_sglang.tools.inspect.command import add_arguments
-
-    add_arguments(parser)
-
-
-def _inspect(args: argparse.Namespace) -> int:
-    from lim_sglang.tools.inspect.command import run_inspect
-
-    return run_inspect(args)
 
 
 if __name__ == "__main__":

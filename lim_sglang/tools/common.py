@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
-from lim_sglang.config import FLAGS, LimConfigError
+from lim_sglang.config import FLAGS, KEYS, LimConfig, LimConfigError, parse_flag_values
 from lim_sglang.errors import exit_with
 
 
@@ -33,11 +34,20 @@ def run(work: Callable[[], None]) -> int:
     return 0
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, budget: int) -> None:
-    """Flags of lim's configuration; their values stay text and are judged together."""
-    parser.add_argument("--budget", metavar="K", help=f"tokens that a sparse layer attends to ({budget})")
-    parser.add_argument("--recency-ratio", metavar="R", help="share of the budget for sinks and recent tokens (0.25)")
-    parser.add_argument("--sink-tokens", metavar="S", help="first tokens, always attended to (4)")
+def add_config_arguments(parser: argparse.ArgumentParser, keys: Sequence[str], **defaults: object) -> None:
+    """Flags of lim's configuration, without the server's prefix; their values stay text and are judged together."""
+    for key in keys:
+        default = defaults.get(key, getattr(LimConfig, key))
+        parser.add_argument(_own(FLAGS[key]), metavar=KEYS[key].metavar, help=f"{KEYS[key].help} ({default})")
+
+
+def config_of(args: argparse.Namespace, **defaults: Any) -> LimConfig:
+    """The configuration that the flags of ``add_config_arguments`` give.
+
+    Raises:
+        LimConfigError: a value that cannot work.
+    """
+    return LimConfig(**(defaults | parse_flag_values({key: getattr(args, key, None) for key in FLAGS})))
 
 
 def integer(flag: str, text: str, low: int, high: int | None = None, *, example: int | None = None) -> int:
@@ -73,8 +83,12 @@ def positive(text: str) -> int:
 def own_flags(message: str) -> str:
     """A configuration error names the server's flags; these commands' lack the prefix."""
     for flag in FLAGS.values():
-        message = message.replace(flag, flag.replace("--lim-", "--"))
+        message = message.replace(flag, _own(flag))
     return message
+
+
+def _own(flag: str) -> str:
+    return flag.replace("--lim-", "--")
 
 
 def check_out(out: Path) -> None:

@@ -17,19 +17,26 @@ GPU_PACKAGES = ("triton", "flashinfer-python", "sglang-kernel")  # a CPU does wi
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; a ``fix`` makes it a failure."""
+    """One line of the report.
+
+    Attributes:
+        fix: makes it a failure.
+        is_detail: it is shown only where it is a failure or everything was asked for.
+    """
 
     name: str
     value: str
     fix: str = ""
+    is_detail: bool = False
 
 
-def run(console: Console | None = None) -> int:
-    """Print the report; 0 when ``lim`` can serve here, else 1."""
+def run(console: Console | None = None, *, every: bool = False) -> int:
+    """Print the report, with every detail if asked for; 0 when ``lim`` can serve here, else 1."""
     console = console or Console(soft_wrap=True)
     findings = [*_versions(), *_device(), *_host(), *_plugin()]
-    width = max(len(finding.name) for finding in findings)
-    for finding in findings:
+    shown = [finding for finding in findings if every or finding.fix or not finding.is_detail]
+    width = max(len(finding.name) for finding in shown)
+    for finding in shown:
         verdict = "[red]FAIL[/red]" if finding.fix else "[green]ok[/green]  "
         console.print(f"{verdict}  {finding.name:<{width}}  {finding.value}", highlight=False)
     failures = [finding for finding in findings if finding.fix]
@@ -90,13 +97,12 @@ def _host() -> list[Finding]:
     if found is None:
         return []
     install = f'pip install "{versions.supported_range()}"'
-    findings = [_tested(found)]
-    for verdict in versions.check_host():
-        needed_for = f"ok, for {verdict.host_name.used_for}"
-        findings.append(
-            Finding(verdict.host_name.path, verdict.problem or needed_for, install if verdict.problem else "")
-        )
-    return findings
+    details = [
+        Finding(verdict.host_name.path, verdict.problem or "ok", install if verdict.problem else "", is_detail=True)
+        for verdict in versions.check_host()
+    ]
+    offered = sum(not detail.fix for detail in details)
+    return [_tested(found), Finding("names of SGLang", f"{offered} of {len(details)} as lim needs them"), *details]
 
 
 def _tested(found: str) -> Finding:
@@ -137,5 +143,5 @@ def _patches() -> list[Finding]:
         wanted = is_registered(patch) or not registered
         state = "applied" if patch.applied else "not applied" if wanted else "not needed in this process"
         problem = "another plugin may hold it" if state == "not applied" and registered else ""
-        findings.append(Finding(f"patch {patch.target}", state, problem))
+        findings.append(Finding(f"patch {patch.target}", state, problem, is_detail=True))
     return findings

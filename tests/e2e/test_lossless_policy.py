@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from lim_sglang.host.lossless import ENV_DRAFTS
+from lim_sglang.config import ENV_DRAFTS
 from lim_sglang.tools.servers.process import ServerProcess
 
 from .conftest import LIM_CONFIG, SETTINGS, running, start_server

@@ -17,8 +17,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lim_sglang.tools.servers.process import meaningful_line
-
 pytestmark = pytest.mark.e2e
 
 LINE_START = "lim-sglang: error:"
@@ -146,7 +144,6 @@ def test_a_model_whose_loaded_layers_are_refused(tmp_path: Path) -> None:
     assert "Traceback" not in ended.stdout + ended.stderr
     assert ended.exit_code != 0
     assert ended.left_behind == []
-    assert meaningful_line(output) == lines[0].removeprefix(f"{LINE_START} ")
 
 
 def test_a_port_in_use(tmp_path: Path) -> None:

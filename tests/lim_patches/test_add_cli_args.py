@@ -1,8 +1,7 @@
-"""What SGLang's parser makes of the ``--lim-*`` flags, and the one line for what it cannot read."""
+"""What SGLang's parser makes of the ``--lim-*`` flags, by words and by YAML, and where their values go."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -31,15 +30,6 @@ def loaded() -> None:
     from sglang.srt.plugins import load_plugins
 
     load_plugins()
-
-
-@pytest.fixture(scope="module")
-def parser() -> argparse.ArgumentParser:
-    from sglang.srt.server_args import ServerArgs
-
-    made = argparse.ArgumentParser(prog="sglang serve")
-    ServerArgs.add_cli_args(made)
-    return made
 
 
 def parse(folder: Path, *words: str) -> Any:
@@ -101,52 +91,3 @@ def test_a_copy_of_the_declared_fields_keeps_the_flags(tmp_path: Path, monkeypat
         assert (config.budget, config.recency_ratio, config.sink_tokens) == (64, 0.5, 3)
         assert plan.select_layers == (3, 5)
     assert model.hf_config.rope_theta == 5000
-
-
-PLAIN = "sglang serve: error: "
-OURS = "lim-sglang: error: "
-
-
-@pytest.mark.parametrize(
-    ("words", "line"),
-    [
-        (["foo"], f"{PLAIN}unrecognized arguments: foo"),
-        (["--lim-budget", "64", "12", "13"], f"{PLAIN}unrecognized arguments: 12 13"),
-        (["--lim-budget", "64", "-1"], f"{PLAIN}unrecognized arguments: -1"),
-        (["--lim-budgt", "64"], f"{OURS}unknown flag --lim-budgt; did you mean --lim-budget?"),
-        (["--lim-budgt=64", "foo"], f"{OURS}unknown flag --lim-budgt; did you mean --lim-budget?"),
-        (["12", "--no-such-thing-at-all"], f"{OURS}unknown flag --no-such-thing-at-all; see --help for the flags"),
-        (["--lim-budget"], f"{OURS}argument --lim-budget: expected one argument"),
-        (["--lim-select-layers", "-1,2"], f"{OURS}argument --lim-select-layers: expected at least one argument"),
-        (["--lim-s", "64"], f"{OURS}ambiguous option: --lim-s could match --lim-sink-tokens, "),
-    ],
-    ids=["stray", "numbers", "negative", "typo", "typo=", "unknown", "no value", "negative layer", "ambiguous"],
-)
-def test_what_cannot_be_parsed_is_one_line(
-    parser: argparse.ArgumentParser, capsys: pytest.CaptureFixture[str], words: list[str], line: str
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        parser.parse_args(["--model-path", "x", *words])
-    assert caught.value.code == 2
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1
-    assert said[0].startswith(line)
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--page-size", "two"], "argument --page-size: invalid int value: 'two'"),
-        (["--limit-mm-data-per-request"], "argument --limit-mm-data-per-request: expected one argument"),
-    ],
-    ids=["a value", "a name like ours"],
-)
-def test_sglangs_own_flags_keep_sglangs_answer(
-    parser: argparse.ArgumentParser, capsys: pytest.CaptureFixture[str], words: list[str], said: str
-) -> None:
-    with pytest.raises(SystemExit):
-        parser.parse_args(["--model-path", "x", *words])
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("usage: sglang serve")
-    assert lines[-1].startswith(PLAIN)
-    assert said in lines[-1]

@@ -27,6 +27,7 @@ from lim_sglang.config import (
 INTEGER = f"an integer from {{}} to {MAX_BUDGET}"
 LAYERS = '"auto" or a list of ascending, distinct layer numbers from 0 on'
 NUMBER = "a number from 0 to 1"
+DRAFTS = '"auto", "always" or "measured"'
 
 # key, value, how the message shows the value, the allowed range, the way out
 REJECTED = [
@@ -51,6 +52,8 @@ REJECTED = [
     pytest.param("sink_tokens", 4.0, "4.0", INTEGER.format(0), "write 4", id="sinks whole float"),
     pytest.param("sink_tokens", False, "False", INTEGER.format(0), "4", id="sinks bool"),
     pytest.param("sink_tokens", "4", "'4'", INTEGER.format(0), "4", id="sinks string"),
+    pytest.param("drafts", "never", "'never'", DRAFTS, '"always"', id="drafts"),
+    pytest.param("drafts", None, "None", DRAFTS, '"always"', id="drafts null"),
     pytest.param("select_layers", [-1, 2], "[-1, 2]", LAYERS, "count layers from 0", id="layers negative"),
     pytest.param("select_layers", [12, 2], "[12, 2]", LAYERS, "write [2, 12]", id="layers unsorted"),
     pytest.param("select_layers", [2, 2, 12], "[2, 2, 12]", LAYERS, "write [2, 12]", id="layers duplicated"),
@@ -90,7 +93,7 @@ def test_frozen_and_hashable() -> None:
 
 @pytest.mark.parametrize("layers", ["auto", (2, 12), (0,)], ids=str)
 def test_to_dict_is_plain_json_and_reads_back(layers: Any) -> None:
-    config = LimConfig(512, 0.5, 8, layers)
+    config = LimConfig(512, 0.5, 8, layers, "always")
     text = json.dumps(config.to_dict())
     assert resolve_config(None, None, text) == config
     assert resolve_config(None, json.loads(text), None) == config
@@ -110,6 +113,27 @@ def test_each_key_from_the_strongest_source() -> None:
     assert resolve_config(None, model, env) == LimConfig(200, 0.6, 1, (2, 3))
     assert resolve_config({"budget": 300}, model, env) == LimConfig(300, 0.6, 1, (2, 3))
     assert resolve_config({"select_layers": "auto"}, model, env) == LimConfig(200, 0.6, 1, "auto")
+
+
+@pytest.mark.parametrize(
+    ("variable", "env", "drafts"),
+    [
+        (None, "", "auto"),
+        ("auto", "", "measured"),
+        ("always", "", "always"),
+        ("always", '{"drafts": "measured"}', "measured"),
+        ("sometimes", "", "auto"),
+    ],
+    ids=str,
+)
+def test_the_drafts_variable_comes_last(variable: str | None, env: str, drafts: str) -> None:
+    assert resolve_config({}, {}, env, variable).drafts == drafts
+
+
+@pytest.mark.parametrize(("drafts", "by_costs"), [("auto", "cuda"), ("measured", "cpu cuda"), ("always", "")])
+def test_costs_decide_on_a_gpu_or_where_they_are_asked_for(drafts: str, by_costs: str) -> None:
+    config = LimConfig(drafts=drafts)
+    assert [device for device in ("cpu", "cuda") if config.drafts_by_costs(device)] == by_costs.split()
 
 
 @pytest.mark.parametrize("env", ["", "  ", "{}"], ids=repr)
@@ -155,7 +179,7 @@ def test_rejected_even_where_overridden() -> None:
 def test_unknown_key(key: Any, fix: str) -> None:
     message = refusal(lambda: resolve_config(None, {key: 2048}, None))
     assert message.startswith(f"{MODEL_SOURCE}: unknown key {key!r} (value 2048)")
-    assert "allowed keys are budget, recency_ratio, sink_tokens, select_layers" in message
+    assert "allowed keys are budget, recency_ratio, sink_tokens, select_layers, drafts" in message
     assert message.endswith(fix)
 
 
@@ -206,10 +230,19 @@ def test_malformed_environment_names_the_variable() -> None:
 
 
 def test_flag_values() -> None:
-    assert parse_flag_values(None, None, None, None) == {}
-    values = parse_flag_values("1024", "0.5", " 8 ", "2, 12")
-    assert resolve_config(values, None, None) == LimConfig(1024, 0.5, 8, (2, 12))
-    assert resolve_config(parse_flag_values(None, "1", None, "auto"), None, None) == LimConfig(recency_ratio=1.0)
+    assert parse_flag_values(dict.fromkeys(FLAGS)) == {}
+    texts = {
+        "budget": "1024",
+        "recency_ratio": "0.5",
+        "sink_tokens": " 8 ",
+        "select_layers": "2, 12",
+        "drafts": "always",
+    }
+    assert resolve_config(parse_flag_values(texts), None, None) == LimConfig(1024, 0.5, 8, (2, 12), "always")
+    assert parse_flag_values({"recency_ratio": "1", "select_layers": "auto"}) == {
+        "recency_ratio": 1.0,
+        "select_layers": "auto",
+    }
 
 
 @pytest.mark.parametrize(
@@ -228,11 +261,12 @@ def test_flag_values() -> None:
         ("select_layers", "2,12,", "'2,12,'", LAYERS, "--lim-select-layers 2,12"),
         ("select_layers", "", "''", LAYERS, "--lim-select-layers 2,12"),
         ("select_layers", "Auto", "'Auto'", LAYERS, "--lim-select-layers 2,12"),
+        ("drafts", "never", "'never'", DRAFTS, "always"),
         ("select_layers", "12,2", "[12, 2]", LAYERS, "[2, 12]"),
     ],
 )
 def test_rejected_flag_text(key: str, text: str, shown: str, allowed: str, fix: str) -> None:
-    message = refusal(lambda: parse_flag_values(**(dict.fromkeys(FLAGS) | {key: text})))
+    message = refusal(lambda: parse_flag_values({key: text}))
     assert message.startswith(f"{FLAGS[key]}: {key}={shown} is not allowed: expected {allowed}; ")
     assert fix in message
 

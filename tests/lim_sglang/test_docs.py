@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.config import LimConfig
-from lim_sglang.host import lossless
+from lim_sglang.host.finders import BACKEND, LOSSLESS
 from lim_sglang.host.refusals import REFUSALS
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.metrics import DecodeMetrics
@@ -44,9 +44,10 @@ def test_the_readme_lists_every_refusal() -> None:
     table = (ROOT / "README.md").read_text().split("| refused | why |")[1].split("\n\n", 1)[0]
     listed = re.findall(r"^\| (?!-)(.+?) \|", table.split("\n", 2)[2], re.M)
     drafting = (ROOT / "README.md").read_text().split("The lossless mode refuses ")[1].split(".\n", 1)[0]
-    assert drafting.replace("\n", " ").split(", ") == [refusal.feature for refusal in lossless.REFUSALS]
+    refused = {mode: [refusal.feature for refusal in REFUSALS if refusal.mode == mode] for mode in (BACKEND, LOSSLESS)}
+    assert drafting.replace("\n", " ").split(", ") == refused[LOSSLESS]
     stages = "a pipeline stage without a select layer"  # found by the layer plan
-    assert sorted(listed) == sorted([*(refusal.feature for refusal in REFUSALS), stages])
+    assert sorted(listed) == sorted([*refused[BACKEND], stages])
 
 
 def test_every_counter_is_explained() -> None:

@@ -1,14 +1,19 @@
-"""The door: light, idempotent, and heard when it cannot open."""
+"""The entry point: light, idempotent, and heard when it cannot register."""
 
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from lim_sglang import plugin
+from lim_sglang.host import ranks, versions
 from lim_sglang.host.host_check import HostName, check
 from lim_sglang.host.names import HOST_NAMES
 
@@ -17,7 +22,7 @@ def run(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, timeout=600)
 
 
-def test_importing_the_door_is_light() -> None:
+def test_importing_the_entry_point_is_light() -> None:
     code = "import sys, lim_sglang.plugin; print([m for m in ('torch', 'sglang', 'rich', 'httpx') if m in sys.modules])"
     assert run(code).stdout.strip() == "[]"
 
@@ -69,25 +74,24 @@ def test_a_missing_host_name_is_named(name: HostName, problem: str) -> None:
 
 BROKEN_HOST = """
 import sys
-from lim_sglang.host import compat, host_check, ranks
+from lim_sglang.host import host_check, versions
 broken = host_check.HostName("sglang.srt.server_args", "ServerArgs.renamed_in_the_next_release")
-compat.HOST_NAMES = (*compat.HOST_NAMES, broken)
+versions.HOST_NAMES = (*versions.HOST_NAMES, broken)
 """
 
 
-def test_an_unsupported_host_registers_nothing_and_logs_one_error() -> None:
-    code = BROKEN_HOST + (
-        "from sglang.srt.plugins import load_plugins; load_plugins()\n"
-        "from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES\n"
-        "from sglang.srt.plugins.hook_registry import HookRegistry\n"
-        "print('lim' in ATTENTION_BACKEND_CHOICES, len(HookRegistry._patched))"
-    )
-    done = run(code)
-    lines = [line for line in done.stderr.splitlines() if "lim-sglang" in line]
-    assert done.stdout.split() == ["False", "0"]
-    assert len(lines) == 1
+def test_an_unsupported_host_registers_nothing_and_logs_one_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = HostName("sglang.srt.server_args", "ServerArgs.renamed_in_the_next_release")
+    monkeypatch.setattr(versions, "HOST_NAMES", (*versions.HOST_NAMES, broken))
+    monkeypatch.setattr(plugin, "_registered", False)
+    monkeypatch.setattr(plugin, "_register_all", lambda: pytest.fail("it went on"))
+    monkeypatch.setattr(sys, "argv", ["sglang", "--attention-backend", "triton"])
+    plugin.register()
+    [line] = [record.getMessage() for record in caplog.records if record.name == "lim_sglang.plugin"]
     for part in ("renamed_in_the_next_release", "install sglang>=0.5.16", "lim-sglang doctor"):
-        assert part in lines[0]
+        assert part in line
 
 
 def test_where_lim_is_asked_for_the_user_gets_our_line_and_not_invalid_choice() -> None:
@@ -99,30 +103,28 @@ def test_where_lim_is_asked_for_the_user_gets_our_line_and_not_invalid_choice() 
     assert "Traceback" not in done.stderr
 
 
-BUILDING = """
-import logging
-from types import SimpleNamespace
-import lim_sglang.attention
-from lim_sglang import plugin
-from lim_sglang.host import compat, ranks
-logging.basicConfig(level=logging.INFO, format="%(message)s")
-ranks.is_first_rank = lambda: {first}
-logger = logging.getLogger("lim_sglang.attention.flashinfer")
-def build(runner):
-    logger.warning("what all ranks would say")
-    logger.error("what goes wrong here")
-    return "built for " + runner.model
-lim_sglang.attention.build = build
-print(plugin.create_backend(SimpleNamespace(model="a runner", server_args=None)))
-"""
+@pytest.fixture
+def level_is_restored() -> Iterator[None]:
+    logger = logging.getLogger("lim_sglang")
+    before = logger.level
+    yield
+    logger.setLevel(before)
 
 
+@pytest.mark.usefixtures("level_is_restored")
 @pytest.mark.parametrize("first", [True, False], ids=["rank 0", "another"])
-def test_one_rank_speaks(first: bool) -> None:
-    done = run(BUILDING.format(first=first))
-    assert done.stdout.split("\n")[0] == "built for a runner", done.stderr
-    assert ("what all ranks would say" in done.stderr) is first
-    assert "what goes wrong here" in done.stderr
+def test_one_rank_speaks(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: bool) -> None:
+    def build(runner: Any) -> str:
+        logger = logging.getLogger("lim_sglang.attention.flashinfer")
+        logger.warning("what all ranks would say")
+        logger.error("what goes wrong here")
+        return f"built for {runner.model}"
+
+    monkeypatch.setattr(ranks, "is_first_rank", lambda: first)
+    monkeypatch.setattr("lim_sglang.attention.build", build)
+    assert plugin.create_backend(SimpleNamespace(model="a runner", server_args=None)) == "built for a runner"
+    assert ("what all ranks would say" in caplog.messages) is first
+    assert "what goes wrong here" in caplog.messages
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,6 @@ class FoundPlan:
         return self.select_layers[0] + len(self.select_layers)
 
 
-def plan_cost(costs: Costs, select_layers: Sequence[int]) -> float:
-    """The sum over the sparse layers of the plan with these select layers."""
-    ends = [*select_layers[1:], len(costs)]
-    return sum(sum(costs[i][i + 1 : end]) for i, end in zip(select_layers, ends, strict=True))
-
-
 def best_plan(costs: Costs, num_selects: int, max_full_layers: int) -> FoundPlan:
     """The cheapest plan with ``num_selects`` select layers and at most ``max_full_layers`` that read everything.
 

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from lim_sglang.config import LimConfig, parse_flag_values
+from lim_sglang.config import LimConfig
 from lim_sglang.tools.analysis.plan_search import Costs, FoundPlan, best_plan, best_plan_within
 from lim_sglang.tools.calibrate.report import Calibration, print_report
-from lim_sglang.tools.common import CommandError, add_config_arguments, check_out, integer, run, write_out
+from lim_sglang.tools.common import CommandError, add_config_arguments, check_out, config_of, integer, run, write_out
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--context", metavar="N", help=f"tokens of a window of text ({CONTEXT}, or the model's limit)")
     parser.add_argument("--windows", metavar="N", default=str(WINDOWS), help=f"windows of text ({WINDOWS})")
-    add_config_arguments(parser, LimConfig.budget)
+    add_config_arguments(parser, ("budget", "recency_ratio", "sink_tokens"))
     parser.add_argument(
         "--bytes",
         metavar="F",
@@ -63,7 +63,7 @@ def run_calibrate(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace) -> None:
     began = time.perf_counter()
-    config = LimConfig(**parse_flag_values(args.budget, args.recency_ratio, args.sink_tokens, None))
+    config = config_of(args)
     folder = Path(args.model)
     out = args.out or Path(f"lim-{folder.resolve().name}.json")
     check_out(out)
@@ -83,7 +83,9 @@ def _run(args: argparse.Namespace) -> None:
         windows=len(windows),
         samples=SAMPLES,
     )
-    write_out(out, json.dumps(calibration.config.to_dict()) + "\n")
+    chosen = calibration.config.to_dict()
+    del chosen["drafts"]  # not judged here: the file would win over SGLANG_LIM_DRAFTS
+    write_out(out, json.dumps(chosen) + "\n")
     print_report(calibration, out)
     peak, kind = peak_memory(model.device)
     print(f"\nTook {time.perf_counter() - began:.0f} s and at most {peak / 2**30:.1f} GiB of {kind}", file=sys.stderr)

@@ -13,8 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ from typing import Any
 import httpx
 from rich.console import Console
 
+from lim_sglang.config import KEYS
 from lim_sglang.errors import PREFIX, one_line
 from lim_sglang.tools.common import model_folder, positive
 from lim_sglang.tools.demo.chat import WORKED_CASES, Chat, DemoError, question
 from lim_sglang.tools.demo.report import Turn, count_agreement, drafts_line, role_rows, role_table, turn_table
 from lim_sglang.tools.servers.access import headers, key_of
 from lim_sglang.tools.servers.embedded_model import ensure_model
-from lim_sglang.tools.servers.local import DENSE, LIM, LOSSLESS, Size, find_device, server_arguments
+from lim_sglang.tools.servers.local import DENSE, LIM, LOSSLESS, Size, find_device, ready, server_arguments
 from lim_sglang.tools.servers.process import ServerProcess
 from lim_sglang.tools.servers.state import counted_since, lim_state, rounds_since
 
@@ -38,7 +38,7 @@ _SIZE = Size(tokens=10240, requests=4)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of `lim-sglang demo`."""
-    parser.add_argument("--budget", type=positive, default=512, help="tokens a sparse layer attends to (512)")
+    parser.add_argument("--budget", type=positive, default=512, help=f"{KEYS['budget'].help} (512)")
     parser.add_argument("--lossless", action="store_true", help="lim drafts, and dense attention verifies every token")
     parser.add_argument("--turns", type=positive, default=4, help="questions asked (4)")
     parser.add_argument("--max-tokens", type=positive, default=160, help="longest answer, in tokens (160)")
@@ -72,6 +72,8 @@ def run_demo(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, logs: Path) -> None:
+    import openai
+
     out = Console(highlight=False)
     talk = Console(highlight=False, quiet=args.quiet)
     device = find_device()
@@ -83,14 +85,15 @@ def _run(args: argparse.Namespace, logs: Path) -> None:
     names = (LOSSLESS if args.lossless else LIM, DENSE)
     lim_args, dense_args = (server_arguments(device, name, _SIZE, args.server_arg) for name in names)
 
+    lost = (openai.APIError, httpx.HTTPError)
     lim = ServerProcess(model, lim_args, env={**device.env, **_lim_env(args.budget)}, log_path=logs / "lim.log")
-    with _serving(lim, "Starting SGLang with lim attention", talk):
+    with ready(lim, "Starting SGLang with lim attention", talk, lost):
         key = _key(lim)
         before = lim_state(lim.url, _REQUEST_TIMEOUT, key)
         turns = _converse(lim.url, key, chat, args, talk)
         after = lim_state(lim.url, _REQUEST_TIMEOUT, key)
     dense = ServerProcess(model, dense_args, env=device.env, log_path=logs / "dense.log")
-    with _serving(dense, "Starting SGLang with dense attention, to judge the same tokens", talk):
+    with ready(dense, "Starting SGLang with dense attention, to judge the same tokens", talk, lost):
         agreed = [_agreement_of(dense.url, _key(dense), turn, number, talk) for number, turn in enumerate(turns, 1)]
 
     out.print("\nThe conversation, served with lim")
@@ -124,24 +127,6 @@ def _key(server: ServerProcess) -> str | None:
 
 def _lim_env(budget: int) -> dict[str, str]:
     return {"SGLANG_LIM_CONFIG": json.dumps({"budget": budget, "select_layers": "auto"})}
-
-
-@contextmanager
-def _serving(server: ServerProcess, title: str, talk: Console) -> Iterator[None]:
-    """The server, ready; a failing request inside is told as the server's end if that is what it was."""
-    from openai import APIError, APIStatusError
-
-    with server:
-        with talk.status(f"{title} ...") as status:
-            began = time.monotonic()
-            server.wait_ready(lambda elapsed: status.update(f"{title}: {elapsed:.0f} s"))
-        talk.print(f"{title}: ready after {time.monotonic() - began:.0f} s.", soft_wrap=True)
-        try:
-            yield
-        except (APIError, httpx.HTTPError) as error:
-            # SGLang takes several seconds to end after one of its processes crashed.
-            server.check_running(wait=0 if isinstance(error, APIStatusError | httpx.HTTPStatusError) else 15)
-            raise DemoError(f"a request failed: {type(error).__name__}: {error} (log: {server.log_path})") from error
 
 
 # The conversation

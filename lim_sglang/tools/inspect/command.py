@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from lim_sglang.config import LimConfig, parse_flag_values
+from lim_sglang.config import LimConfig
 from lim_sglang.errors import PREFIX
 from lim_sglang.layer_plan import RULE, LayerPlan, rule_warning, select_layers_for_model
 from lim_sglang.tools.common import (
     CommandError,
     add_config_arguments,
     check_out,
+    config_of,
     integer,
     model_folder,
     own_flags,
@@ -42,8 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--raw", action="store_true", help="do not put the prompt into the model's chat template")
     parser.add_argument("--model", metavar="FOLDER", help="folder of a Hugging Face model (the embedded one)")
     parser.add_argument("--max-tokens", default="64", help="tokens generated at most (64)")
-    add_config_arguments(parser, DEFAULT_BUDGET)
-    parser.add_argument("--select-layers", metavar="2,20", help="layers that choose the set (auto: by model)")
+    add_config_arguments(parser, ("budget", "recency_ratio", "sink_tokens", "select_layers"), budget=DEFAULT_BUDGET)
     parser.add_argument("--out", type=Path, default=Path("inspect.html"), help="the page, replaced if it is there")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
 
@@ -54,8 +54,7 @@ def run_inspect(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    values = parse_flag_values(args.budget, args.recency_ratio, args.sink_tokens, args.select_layers)
-    config = LimConfig(**{"budget": DEFAULT_BUDGET} | values)
+    config = config_of(args, budget=DEFAULT_BUDGET)
     max_tokens = integer("--max-tokens", args.max_tokens, 1, example=64)
     prompt = read_prompt(args)
     check_out(args.out)

@@ -60,11 +60,6 @@ class Inspection:
     events: tuple[SelectEvent, ...]
     stopped: bool
 
-    @property
-    def num_steps(self) -> int:
-        """Decode steps; the prefill yields the first generated token."""
-        return len(self.output_ids) - 1
-
 
 class EventRecorder:
     """An observer of ``PolicyModel.decode`` that keeps what the SELECT layers chose behind ``prompt_tokens`` tokens."""

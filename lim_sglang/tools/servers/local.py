@@ -13,12 +13,12 @@ from pathlib import Path
 from rich.console import Console
 
 from lim_cpu_host import gpu_device
-from lim_sglang.host import refusals
+from lim_sglang.host import finders
 from lim_sglang.tools.servers.embedded_model import ensure_model
 from lim_sglang.tools.servers.process import ServerProcess
 
 DENSE = "dense"  # attention: SGLang's own backend for the device
-LIM = refusals.BACKEND
+LIM = finders.BACKEND
 LOSSLESS = "lossless"  # lim drafts, dense attention verifies
 
 
@@ -81,7 +81,7 @@ def server_arguments(device: Device, attention: str, size: Size | None, given: S
         size: its limits; None leaves them to SGLang.
         given: values of --server-arg; they win, and those of lim's own flags go to lim only.
     """
-    own = {DENSE: [device.dense_backend], LOSSLESS: [LIM, "--speculative-algorithm", refusals.LOSSLESS]}
+    own = {DENSE: [device.dense_backend], LOSSLESS: [LIM, "--speculative-algorithm", finders.LOSSLESS]}
     options = ["--attention-backend", *own.get(attention, [attention]), "--enable-cache-report", *device.args]
     if size is not None:
         options += ["--max-total-tokens", str(size.tokens), "--max-running-requests", str(size.requests)]
@@ -124,11 +124,27 @@ def launched(
         budget = EMBEDDED_BUDGET
     budget_args = [] if budget is None else [f"--lim-budget {budget}"]
     options = server_arguments(device, attention, limits, [*budget_args, *given])
-    with ServerProcess(model or ensure_model(), options, env=device.env, log_path=log) as server:
-        with note.status(f"Starting SGLang, {attention} ...") as status:
-            server.wait_ready(lambda elapsed: status.update(f"Starting SGLang, {attention}: {elapsed:.0f} s"))
+    server = ServerProcess(model or ensure_model(), options, env=device.env, log_path=log)
+    with ready(server, f"Starting SGLang, {attention}", note, lost):
+        yield server
+
+
+@contextmanager
+def ready(
+    server: ServerProcess, title: str, note: Console, lost: type[Exception] | tuple[type[Exception], ...] = ()
+) -> Iterator[None]:
+    """``server``, started and ready; it ends with the block.
+
+    Args:
+        title: what is said while it starts.
+        lost: what the block raises where the server no longer answers. SGLang takes several seconds to end after one
+            of its processes crashed; if it ends, that is raised instead.
+    """
+    with server:
+        with note.status(f"{title} ...") as status:
+            server.wait_ready(lambda elapsed: status.update(f"{title}: {elapsed:.0f} s"))
         try:
-            yield server
+            yield
         except lost:
             server.check_running(wait=15)
             raise

@@ -25,7 +25,6 @@ import httpx
 
 from lim_sglang.tools.servers.access import server_key
 from lim_sglang.tools.servers.ports import HOST, free_port, why_not_bound
-from lim_sglang.tools.servers.server_log import PORT_LOST, meaningful_line
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +32,8 @@ _POLL_SECONDS = 0.25
 # SGLang's /health runs one token through the model and answers after a second or more.
 _HEALTH_TIMEOUT = 30.0
 _KILL_TIMEOUT = 30.0
+# uvicorn's word for a port that somebody took while the model was loaded; SGLang itself goes on to wait for minutes.
+_PORT_LOST = "error while attempting to bind on address"
 
 # Runs first in the child: leaves the watcher behind (an orphan of the same session), then becomes the server.
 _LAUNCHER = """
@@ -156,21 +157,18 @@ class ServerProcess:
         with _HealthProbe(self.url) as probe:
             while not probe.healthy.is_set():
                 if not self._running():
-                    raise ServerError(f"the server ended before it was ready: {self._reason()} (log: {self.log_path})")
-                if any(PORT_LOST in line for line in self.log_tail()):
-                    raise ServerError(f"the server cannot serve: {self._reason()} (log: {self.log_path})")
+                    raise self._failed("ended before it was ready")
+                if any(_PORT_LOST in line for line in self.log_tail()):
+                    raise self._failed("cannot serve, its port was taken while it started")
                 elapsed = time.monotonic() - self._started_at
                 if elapsed > self._start_timeout:
-                    raise ServerError(
-                        f"the server was not ready after {self._start_timeout:.0f} s: {self._reason()} "
-                        f"(log: {self.log_path})"
-                    )
+                    raise self._failed(f"was not ready after {self._start_timeout:.0f} s")
                 if on_tick is not None:
                     on_tick(elapsed)
                 probe.healthy.wait(_POLL_SECONDS)
 
     def check_running(self, wait: float = 0) -> None:
-        """Raise ServerError with the cause if the server has ended, or ends within `wait` seconds.
+        """Raise ServerError if the server has ended, or ends within `wait` seconds.
 
         After a failed request a short wait tells a dying server from a mere error.
         """
@@ -179,7 +177,7 @@ class ServerProcess:
             if time.monotonic() >= deadline:
                 return
             time.sleep(0.05)
-        raise ServerError(f"the server ended: {self._reason()} (log: {self.log_path})")
+        raise self._failed("ended")
 
     def _running(self) -> bool:
         """Whether the server itself still runs. It is not reaped here, so that its process id stays ours."""
@@ -187,8 +185,11 @@ class ServerProcess:
             return False
         return os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
 
-    def _reason(self) -> str:
-        return meaningful_line(self.log_tail(2000)) or "its log is empty"
+    def _failed(self, what: str) -> ServerError:
+        """The error for a server of which ``what`` is true, once the end of its log has been shown on stderr."""
+        tail = "\n".join(self.log_tail()).strip() or "nothing"
+        print(f"The last lines of {self.log_path}:\n{tail}", file=sys.stderr, flush=True)
+        return ServerError(f"the server {what} (log: {self.log_path})")
 
     def log_tail(self, lines: int = 20) -> list[str]:
         """The last lines of the log, without line ends; progress bars are cut to their last state."""

@@ -18,7 +18,7 @@ import torch
 
 from lim_kernels.gpu import Gpu
 from lim_sglang.config import LimConfig
-from lim_sglang.host import cache_check
+from lim_sglang.host import loaded
 from lim_sglang.host.refusals import UnsupportedError
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.metrics import DecodeMetrics
@@ -285,6 +285,6 @@ def test_no_room_for_the_buffers_is_one_line(
 
 def test_heads_that_fit_on_no_tile_are_refused(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Updater, "head_dim", 1 << 14)
-    monkeypatch.setattr(cache_check, "gpu_of", lambda _device: Gpu((9, 0), 232_448))
+    monkeypatch.setattr(loaded, "gpu_of", lambda _device: Gpu((9, 0), 232_448))
     with pytest.raises(UnsupportedError, match=r"^head size 16384 with 2 query heads per KV head: needs \d+ bytes"):
         make()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lim_cpu_host import gpu_device
-from lim_sglang.host import refusals
+from lim_sglang.host import finders
 from lim_sglang.host.launch import check_command_line
 from lim_sglang.tools.servers.ports import free_port
 
@@ -28,7 +28,7 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SGLANG_LIM_CONFIG", raising=False)
     load_plugins()
     if gpu_device() is not None:  # launches here are for a CPU, also where there is a GPU
-        monkeypatch.setattr(refusals, "serves_on_cpu", lambda: True)
+        monkeypatch.setattr(finders, "serves_on_cpu", lambda: True)
 
 
 @pytest.fixture

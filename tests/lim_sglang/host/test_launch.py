@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lim_sglang.host import compat
+from lim_sglang.host import launch as launching
 from lim_sglang.host.launch import check_launch, resolve
 from lim_sglang.host.model import model_config, pipeline_stages
 from lim_sglang.host.refusals import UnsupportedError
@@ -33,7 +34,7 @@ def test_a_backend_that_sglang_replaces_is_refused(launch: Launch, monkeypatch: 
 def test_a_pipeline_stage_without_a_select_layer_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     server_args = launch()
     monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"select_layers": [2, 4]}')
-    monkeypatch.setattr(launch, "pipeline_stages", lambda layers, _pp: [(0, layers // 2), (layers // 2, layers)])
+    monkeypatch.setattr(launching, "pipeline_stages", lambda layers, _pp: [(0, layers // 2), (layers // 2, layers)])
     with pytest.raises(ValueError, match=r"layers 6 to 11: sparse layer 6 has no select layer"):
         check_launch(server_args)
 

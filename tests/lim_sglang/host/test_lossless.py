@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from lim_sglang.host import compat, lossless
+from lim_sglang.host import compat
+from lim_sglang.host.finders import DEFAULT_WIDTH, width_by_token
 from lim_sglang.host.launch import check_launch
 from lim_sglang.host.refusals import UnsupportedError
 
@@ -92,7 +93,7 @@ def resolved(server_args: Any) -> tuple[Any, ...]:
 def test_what_is_left_open_is_resolved(launch: Launch) -> None:
     server_args = launch(speculative_algorithm="LIM")
     check_launch(server_args)
-    assert resolved(server_args) == (lossless.DEFAULT_WIDTH, lossless.DEFAULT_WIDTH - 1, 1, True)
+    assert resolved(server_args) == (DEFAULT_WIDTH, DEFAULT_WIDTH - 1, 1, True)
     server_args = launch(speculative_algorithm="lim", speculative_num_draft_tokens=5)
     check_launch(server_args)
     assert resolved(server_args) == (5, 4, 1, True)
@@ -111,14 +112,6 @@ def test_how_many_requests_run_is_said_unless_it_was_asked_for(
 
 
 def test_wide_rounds_fit_larger_pages(launch: Launch) -> None:
-    check = next(entry for entry in lossless.REFUSALS if entry.feature.startswith("widths above")).found
     for width, page, fits in ((8, 1, True), (9, 1, False), (9, None, False), (16, 16, True), (None, None, True)):
         args = SimpleNamespace(speculative_num_draft_tokens=width, page_size=page)
-        assert (not check(args, None)) == fits, (width, page)
-
-
-def test_every_refusal_gives_a_reason_and_a_way_out() -> None:
-    for entry in lossless.REFUSALS:
-        assert entry.reason, entry.feature
-        assert entry.way_out, entry.feature
-    assert len({entry.feature for entry in lossless.REFUSALS}) == len(lossless.REFUSALS)
+        assert (not width_by_token(args, None)) == fits, (width, page)

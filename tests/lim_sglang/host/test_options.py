@@ -12,7 +12,7 @@ import torch
 
 from lim_cpu_host import gpu_device
 from lim_patches.cpu import support_triton
-from lim_sglang.host import compat, refusals
+from lim_sglang.host import compat, finders
 from lim_sglang.host.launch import check_launch
 from lim_sglang.host.model import model_config
 from lim_sglang.host.names import SERVER_ARGS_FIELDS
@@ -199,7 +199,7 @@ def test_pages_on_a_cpu_are_one_line_on_the_command_line(
 def test_a_cpu_is_refused_where_sglang_would_launch_triton(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in a process that may use a GPU, where the CPU host is off."""
     server_args = launch()
-    assert refusals.serves_on_cpu()
+    assert finders.serves_on_cpu()
     monkeypatch.setattr("sglang.srt.utils.common.support_triton", lambda _backend: True)
     text = refusal(server_args)
     assert text.startswith("--device cpu does not work with lim: a process that may use a GPU")
@@ -217,7 +217,7 @@ def test_every_refusal_gives_a_reason_and_a_way_out() -> None:
     for entry in REFUSALS:
         assert entry.reason, entry.feature
         assert entry.way_out, entry.feature
-    assert len({entry.feature for entry in REFUSALS}) == len(REFUSALS)
+    assert len({(entry.mode, entry.feature) for entry in REFUSALS}) == len(REFUSALS)
 
 
 @pytest.mark.parametrize(("value", "found"), [(True, "--enable-pdmux"), (False, ""), (None, "")])

@@ -13,6 +13,7 @@ from rich.console import Console
 
 import lim_cpu_host as cpu_host
 from lim_sglang.host import versions
+from lim_sglang.host.host_check import HostName
 from lim_sglang.host.refusals import REFUSALS
 from lim_sglang.tools import doctor
 
@@ -42,9 +43,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     return add
 
 
-def report() -> tuple[int, list[str]]:
+def report(*, every: bool = False) -> tuple[int, list[str]]:
     text = io.StringIO()
-    code = doctor.run(Console(file=text, width=400))
+    code = doctor.run(Console(file=text, width=400), every=every)
     return code, text.getvalue().splitlines()
 
 
@@ -120,6 +121,21 @@ def test_the_report_says_where_this_sglang_was_tested(
 ) -> None:
     monkeypatch.setattr(cpu_host, "gpu_device", lambda: device)
     assert about(report()[1], "SGLang") == f"ok SGLang {SGLANG} {named}"
+
+
+def test_the_report_is_what_a_person_needs_and_a_mismatch_is_always_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    code, lines = report()
+    assert len(lines) <= 16, lines
+    every = report(every=True)
+    assert (every[0], every[1][-1]) == (code, lines[-1])
+    assert sum("sglang.srt." in line for line in every[1]) > len(versions.HOST_NAMES)  # and the patches
+    gone = HostName("sglang.srt.server_args", "ServerArgs.renamed_in_the_next_release")
+    monkeypatch.setattr(versions, "HOST_NAMES", (*versions.HOST_NAMES, gone))
+    code, lines = report()
+    assert code == 1
+    assert len(lines) <= 18, lines
+    assert about(lines, gone.path) == f"FAIL {gone.path} no renamed_in_the_next_release in {gone.module}.ServerArgs"
+    assert f'fix {gone.path}: pip install "{versions.supported_range()}"' in lines
 
 
 def test_an_untested_sglang_is_named_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from lim_sglang.config import LimConfig, parse_config_json, resolve_config
 from lim_sglang.layer_plan import LayerPlan
-from lim_sglang.tools.analysis.plan_search import FoundPlan, best_plan, plan_cost
+from lim_sglang.tools.analysis.plan_search import FoundPlan, best_plan
 from lim_sglang.tools.analysis.recall import ReuseMeter
 from lim_sglang.tools.calibrate import command as calibrate
 from lim_sglang.tools.calibrate.command import find_plan, peak_memory, plans_of_sizes, wanted_size
@@ -179,7 +179,7 @@ def test_plans_of_sizes_have_at_most_two_dense_layers() -> None:
 
 RECALL = [[0.0 if j <= i else round(1 - 0.1 * (j - i), 1) for j in range(5)] for i in range(5)]
 COSTS = [[1 - value for value in row] for row in RECALL]
-PLAN = FoundPlan((1, 3), plan_cost(COSTS, (1, 3)))
+PLAN = FoundPlan((1, 3), COSTS[1][2] + COSTS[3][4])
 SHOWN = Calibration(
     folder=Path("m"),
     config=LimConfig(budget=100, select_layers=(1, 3)),

@@ -70,7 +70,7 @@ def test_the_data_hold_all_tokens_and_every_set(inspection: Inspection) -> None:
     events = [event for step in data["steps"] for event in step]
     assert [list(accumulate(event["set"])) for event in events] == [list(e.positions) for e in inspection.events]
     assert [event["keys"] for event in events] == [list(event.keys) for event in inspection.events]
-    assert [len(step) for step in data["steps"]] == [2] * inspection.num_steps
+    assert [len(step) for step in data["steps"]] == [2] * (len(inspection.output_ids) - 1)
 
 
 def test_within_the_budget_a_set_takes_no_room(model: PolicyModel) -> None:

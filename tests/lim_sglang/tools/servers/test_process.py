@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from lim_sglang.tools.servers.process import ServerError, ServerProcess, meaningful_line
+from lim_sglang.tools.servers.process import ServerError, ServerProcess
 
 # argv: port, mode. Every mode but "die" leaves a grandchild that ignores SIGTERM; "stubborn" ignores it itself;
 # "regroup" puts the grandchild into a process group of its own; "starting" never becomes ready; "late" finds its port
@@ -114,15 +114,18 @@ def test_wait_ready_needs_a_started_server(tmp_path: Path) -> None:
         stand_in(tmp_path).wait_ready()
 
 
-def test_early_death_is_reported_at_once_with_its_cause(tmp_path: Path) -> None:
+def test_early_death_is_reported_at_once_with_the_end_of_its_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     began = time.monotonic()
     with stand_in(tmp_path, "die", start_timeout=300) as server:
         with pytest.raises(ServerError) as error:
             server.wait_ready()
         assert time.monotonic() - began < 100
-    assert "ValueError: lim: budget 3 is too small; use 16 or more" in str(error.value)
-    assert str(server.log_path) in str(error.value)
-    assert "\n" not in str(error.value)
+    assert str(error.value) == f"the server ended before it was ready (log: {server.log_path})"
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0] == f"The last lines of {server.log_path}:"
+    assert "ValueError: lim: budget 3 is too small; use 16 or more" in shown
     assert server.processes() == []
 
 
@@ -136,7 +139,7 @@ def test_a_port_in_use_is_named_before_anything_starts(tmp_path: Path) -> None:
 
 
 def test_a_port_taken_while_the_model_loads_is_reported_at_once(tmp_path: Path) -> None:
-    told = "cannot serve: .*'127.0.0.1', [0-9]+.: address already in use"
+    told = "cannot serve, its port was taken while it started"
     with stand_in(tmp_path, "late", start_timeout=300) as server, pytest.raises(ServerError, match=told):
         server.wait_ready()
     assert server.processes() == []
@@ -256,38 +259,6 @@ def test_parent_that_forgets_to_stop_takes_the_server_along(tmp_path: Path) -> N
     parent, server = run_parent(tmp_path, lifetime=0)
     assert parent.wait(timeout=120) == 0
     assert eventually(lambda: server.processes() == [])
-
-
-@pytest.mark.parametrize(
-    ("lines", "expected"),
-    [
-        ([], ""),
-        (["", "  "], ""),
-        (["[2026-01-01 00:00:00] loading", "Multi-thread loading shards: 1/1 [00:01<00:00,  1.99s/it]"], "loading"),
-        (["launch_server.py: error: argument --attention-backend: invalid choice: 'lim'"], "launch_server.py: error"),
-        (["sglang serve: error: unrecognized arguments: --lim"], "sglang serve: error"),
-        (["OSError: no space", "RuntimeError: Initialization failed. Please see", "Killed"], "OSError: no space"),
-        (["RuntimeError: Rank 0 scheduler died"], "RuntimeError: Rank 0"),
-        (["Subprocess scheduler_0 (pid=9) crashed with exit code -9.", "SIGQUIT received."], "Subprocess scheduler_0"),
-        (["lim-sglang: error: unknown flag --x"], "unknown flag --x"),
-        (["/usr/bin/python: No module named sglang"], "/usr/bin/python: No module"),
-        (
-            ["torch.OutOfMemoryError: CUDA out", "[2026-01-01 00:00:00] kill_process_tree"],
-            "torch.OutOfMemory",
-        ),
-        (
-            [
-                "[2026-01-01 00:00:00] ERROR: [Errno 98] error while attempting to bind on address ('127.0.0.1', 1): x",
-                "requests.exceptions.ReadTimeout: HTTPConnectionPool(host='127.0.0.1', port=1): Read timed out.",
-            ],
-            "ERROR: [Errno 98]",
-        ),
-        (["ValueError: a", "During handling", "Traceback (most recent call last):", "KeyError: 'b'"], "KeyError: 'b'"),
-    ],
-)
-def test_meaningful_line(lines: list[str], expected: str) -> None:
-    assert meaningful_line(lines).startswith(expected)
-    assert bool(meaningful_line(lines)) == bool(expected)
 
 
 def test_a_model_that_is_no_folder_may_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from lim_kernels.attend.config import AttendConfig, HeadShape
 from lim_kernels.gpu import Gpu
-from lim_sglang.host import cache_check
-from lim_sglang.host.cache_check import check_dtypes, check_heads
+from lim_sglang.host import loaded
+from lim_sglang.host.loaded import check_dtypes, check_heads
 from lim_sglang.host.refusals import UnsupportedError
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -75,7 +75,7 @@ def test_other_formats_are_refused(kv_dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("group", [64, 128])
 def test_heads_that_fit_nowhere_are_refused(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache_check, "gpu_of", lambda _device: Gpu((8, 6), 99 << 10))
+    monkeypatch.setattr(loaded, "gpu_of", lambda _device: Gpu((8, 6), 99 << 10))
     heads, device = HeadShape(512, group, BF16, E4M3), torch.device("cuda")
     if group == 64:
         check_heads(heads, device, [AttendConfig()])
