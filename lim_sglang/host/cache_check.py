@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import torch
 
-from lim_kernels.attend.config import AttendConfig, HeadShape, fitted
+from lim_kernels.attend.config import AttendConfig, HeadShape, fit_config
 from lim_kernels.gpu import gpu_of
 from lim_sglang.host.refusals import DENSE, UnsupportedError
 
@@ -58,7 +58,7 @@ def check_heads(heads: HeadShape, device: torch.device, configs: Iterable[Attend
     """
     try:
         for config in configs:
-            fitted(config, heads, gpu_of(device))
+            fit_config(config, heads, gpu_of(device))
     except ValueError as error:
         raise UnsupportedError(f"{error}; {DENSE}") from None
 

@@ -64,7 +64,7 @@ class LimSpecWorker(BaseSpecWorker):
         attention = build_sparse(self.runner)
         self.plain = DecodePass(self.runner, self.runner.attn_backend)
         self.drafter = LimDrafter(DecodePass(self.runner, attention), self.generator)
-        self.policy = DraftPolicy(self.width - 1, attention.split.budget)
+        self.policy = DraftPolicy(self.width - 1, attention.parts.budget)
         self.metrics = attention.metrics.add_rounds()
 
     def init_cuda_graphs(self) -> None:

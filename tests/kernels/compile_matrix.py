@@ -34,13 +34,13 @@ from lim_kernels.attend.config import AttendConfig, HeadShape, fitted, verify_co
 from lim_kernels.attend.launch import AttendWorkspace, KVCache, Requests, attend  # noqa: E402
 from lim_kernels.attend.slots import write_slots  # noqa: E402
 from lim_kernels.gpu import Gpu  # noqa: E402
-from lim_kernels.select import split_budget  # noqa: E402
 from lim_kernels.select.launch import (  # noqa: E402
     LaunchConfig,
     SelectLayer,
     SlotIndex,
     write_sparse_indptr,
 )
+from lim_kernels.select.reference import split_budget  # noqa: E402
 from lim_kernels.select.shard import Exchange, HeadShard  # noqa: E402
 from lim_kernels.select.workspace import SelectWorkspace  # noqa: E402
 from lim_sglang.attention.wrappers import SPARSE_LAUNCH  # noqa: E402

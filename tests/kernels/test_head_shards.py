@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lim_kernels.select import select_token_set, split_budget
+from lim_kernels.select.budget import split_budget
+from lim_kernels.select.reference import select_token_set
 from lim_kernels.select.shard import Exchange, HeadShard
 from lim_kernels.select.workspace import SelectWorkspace
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from lim_kernels.attend.launch import AttendConfig, AttendWorkspace, KVCache
 from lim_kernels.attend.reference import decode_attention
-from lim_kernels.select import head_scores, select_token_set, split_budget
+from lim_kernels.select.budget import split_budget
 from lim_kernels.select.launch import LaunchConfig, SelectLayer, SlotIndex, write_sparse_indptr
+from lim_kernels.select.reference import head_scores, select_token_set
 from lim_kernels.select.shard import Exchange, HeadShard
 from lim_kernels.select.workspace import SelectWorkspace
 

@@ -10,15 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lim_kernels.select import (
-    MAX_BUDGET,
-    NOT_A_CANDIDATE,
-    BudgetSplit,
-    head_scores,
-    select_token_set,
-    split_budget,
-    unified_keys,
-)
+from lim_kernels.select.budget import MAX_BUDGET, BudgetParts, split_budget
+from lim_kernels.select.reference import NOT_A_CANDIDATE, head_scores, select_token_set, unified_ranks
 
 EXTREMES = [1e38, -1e38, 3.4e38, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-45, 1e-40, 1.0, -1.0]
 SCORE_KINDS = ["random", "tied", "two-values", "constant", "all -inf", "extreme", "one head"]
@@ -161,7 +154,7 @@ def test_empty_batch() -> None:
     split = split_budget(8, 0.25, 1)
     none = torch.zeros(0, dtype=torch.int64)
     assert select_token_set(torch.zeros(0, 2, 16), none, split).positions.shape == (0, 8)
-    assert unified_keys(torch.zeros(0, 2, 16), none, split).shape == (0, 16)
+    assert unified_ranks(torch.zeros(0, 2, 16), none, split).shape == (0, 16)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 9], ids=lambda h: f"H={h}")
@@ -171,7 +164,7 @@ def test_unified_keys_are_the_least_place_in_any_list(heads: int, kind: str) -> 
     lengths = [40, 12, 3, 0]  # above the budget, at it, without candidates, empty
     split = split_budget(12, 0.5, 2)
     scores = torch.stack([make_scores(kind, heads, 44, generator) for _ in lengths])
-    keys = unified_keys(garbage_beyond(scores, lengths, math.nan), torch.tensor(lengths), split)
+    keys = unified_ranks(garbage_beyond(scores, lengths, math.nan), torch.tensor(lengths), split)
     for row, n in enumerate(lengths):
         expected = [NOT_A_CANDIDATE] * 44
         ranked = rankings(scores[row].tolist(), split.sinks, n - split.recent)
@@ -187,10 +180,10 @@ def test_keys_of_tensor_parallel_ranks_combine(ranks: int) -> None:
     split, seq_lens, local = split_budget(16, 0.25, 2), torch.tensor([55]), 6 // ranks
     parts = []
     for rank in range(ranks):
-        keys = unified_keys(scores[:, rank * local : (rank + 1) * local].contiguous(), seq_lens, split)
+        keys = unified_ranks(scores[:, rank * local : (rank + 1) * local].contiguous(), seq_lens, split)
         whole = keys // local * 6 + rank * local + keys % local
         parts.append(torch.where(keys == NOT_A_CANDIDATE, NOT_A_CANDIDATE, whole))
-    assert torch.equal(torch.stack(parts).amin(0), unified_keys(scores, seq_lens, split))
+    assert torch.equal(torch.stack(parts).amin(0), unified_ranks(scores, seq_lens, split))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -274,7 +267,7 @@ def test_split_budget_rejects(arguments: tuple, named: str) -> None:
 @pytest.mark.parametrize("parts", [(8, 8, 1, 0), (8, 6, 3, -1), (0, 0, 0, 0)], ids=str)
 def test_budget_split_rejects_parts_that_do_not_add_up(parts: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="expected"):
-        BudgetSplit(*parts)
+        BudgetParts(*parts)
 
 
 SCORES = torch.zeros(2, 3, 16)
@@ -304,7 +297,7 @@ LENGTHS = torch.tensor([4, 16])
         "negative",
     ],
 )
-@pytest.mark.parametrize("function", [select_token_set, unified_keys], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [select_token_set, unified_ranks], ids=lambda f: f.__name__)
 def test_selection_rejects(function, scores: torch.Tensor, seq_lens: torch.Tensor, named: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="expected") as error:
         function(scores, seq_lens, split_budget(8, 0.25, 1))

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lim_kernels.select.budget import MAX_BUDGET, BudgetSplit
+from lim_kernels.select.budget import MAX_BUDGET, BudgetParts
 from lim_sglang.config import (
     ENV_CONFIG,
     FLAGS,
@@ -78,7 +78,7 @@ def refusal(build: Callable[[], object]) -> str:
 def test_defaults() -> None:
     config = resolve_config(None, None, None)
     assert config == LimConfig(2048, 0.25, 4, "auto")
-    assert config.split == BudgetSplit(budget=2048, selected=1536, sinks=4, recent=508)
+    assert config.parts == BudgetParts(budget=2048, selected=1536, sinks=4, recent=508)
 
 
 def test_frozen_and_hashable() -> None:

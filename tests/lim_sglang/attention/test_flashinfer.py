@@ -273,7 +273,7 @@ def test_no_room_for_the_buffers_is_one_line(
     monkeypatch.setattr(wrappers.StepBuffers, "allocate", full)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 << 20, 64 << 20))
     shape = wrappers.AttentionShape(HEADS, KV_HEADS, HEAD_DIM, torch.float32, torch.float32)
-    wanted = allocate(MAX_BATCH, CONTEXT, CONFIG.split, shape, torch.device("meta")).nbytes
+    wanted = allocate(MAX_BATCH, CONTEXT, CONFIG.parts, shape, torch.device("meta")).nbytes
     line = (
         f"no room for lim's buffers: {wanted >> 20} MiB for 12 requests of up to 64 tokens, and "
         f"3 MiB are free; lower --mem-fraction-static by {math.ceil(100 * wanted / (64 << 20)) / 100}, or "

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lim_kernels.attend.reference import decode_attention
-from lim_kernels.select import head_scores, select_token_set, split_budget
+from lim_kernels.select.budget import split_budget
 from lim_kernels.select.launch import write_sparse_indptr
+from lim_kernels.select.reference import head_scores, select_token_set
 from lim_kernels.select.shard import HeadShard
 
 from .recording_wrapper import RecordingWrapper
