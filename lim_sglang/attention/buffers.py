@@ -19,7 +19,7 @@ from lim_kernels.select.workspace import SelectWorkspace
 from lim_sglang.host.refusals import UnsupportedError
 
 SPLIT_KV_HEADS = 128  # requests times KV heads; measured on an H100 by bench.speed.decode_attention
-# For the split-KV kernel in SPARSE layers, from a sweep by bench.speed.decode_attention on an H200.
+# For the split-KV kernel in SPARSE layers, from a sweep by bench.speed.decode_attention; its GPU was not noted.
 SPARSE_LAUNCH = AttendConfig(block_n=32, warps=4, stages=5, programs=264, min_splits=1)
 SELECT_WORKSPACE_BYTES = 256 << 20  # larger batches select in several chunks
 

@@ -27,7 +27,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class VerifyWrapper:
-    """A wrapper that is called like FlashInfer's prefill wrapper: ``width`` query tokens per request attend to all before them.
+    """A wrapper that is called like FlashInfer's prefill wrapper.
+
+    ``width`` query tokens per request attend to themselves and to all tokens before them.
 
     Attributes:
         kv_indptr: [max_batch + 1] int32, ends of the requests' slots, the ``width`` tokens' own included.

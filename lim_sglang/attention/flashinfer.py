@@ -2,8 +2,8 @@
 
 One decode step: SGLang plans the dense wrapper on the host and captures or replays the layers. In the graph,
 ``init_forward_metadata_in_graph`` writes how many slots each request's set has. Then every layer takes
-its wrapper by ``_get_wrapper_idx``: in DENSE layers FlashInfer attends to everything; in a SELECT layer a kernel that attends to
-everything and leaves the scores behind, from which the selection kernels write the set's slots; in SPARSE layers
+its wrapper by ``_get_wrapper_idx``: in DENSE layers FlashInfer attends to everything; in a SELECT layer a kernel does,
+and leaves the scores behind, from which the selection kernels write the set's slots; in SPARSE layers
 FlashInfer or a split-KV kernel, to those slots. The slots are read from the dense wrapper's list, which the step owns,
 and not from ``req_to_token``, which the scheduler may already be rewriting for the next step.
 """
@@ -61,7 +61,7 @@ class LimFlashInferBackend(FlashInferAttnBackend):
         logger.info("lim: %d MiB beyond the dense backend", self.buffers.nbytes >> 20)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """Prepare a step without a graph; within the budget every set holds all tokens, and SGLang's own wrapper serves."""
+        """Prepare a step without a graph; within the budget every set holds all tokens, and SGLang's wrapper serves."""
         super().init_forward_metadata(forward_batch)
         mode = forward_batch.forward_mode
         if mode.is_decode():

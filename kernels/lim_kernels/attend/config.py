@@ -21,7 +21,7 @@ SMALLEST_TILE = 16  # tokens: what tl.dot takes, and a SELECT layer's span
 class AttendConfig:
     """Constants of the launches; results depend on them by rounding only.
 
-    The defaults are for a SELECT layer, from ``bench.speed.decode_attention`` on an H200 (``select.launch.LaunchConfig``).
+    The defaults are for a SELECT layer; ``select.launch.LaunchConfig`` says how they were measured.
 
     Attributes:
         block_n: tokens per tile.
@@ -43,7 +43,7 @@ class AttendConfig:
 
 
 class HeadShape(NamedTuple):
-    """The sizes that decide how much memory a tile takes: heads, dtypes of queries and cache, query tokens per request."""
+    """Sizes that decide how much memory a tile takes: heads, dtypes of queries and cache, query tokens per request."""
 
     head_dim: int
     group: int

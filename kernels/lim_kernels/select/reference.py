@@ -4,8 +4,8 @@ This is the specification: the CPU backend serves with it, and the device kernel
 
 Every query head ranks the candidate tokens by its own score. The heads' lists are read rank by rank (rank 0 of
 head 0, rank 0 of head 1, ...), and the first ``m`` distinct tokens are kept. The same set without a list merge: a
-token that head ``h`` ranks at ``rank_h`` (from 0) gets the unified rank ``min over h of rank_h * H + h``. These ranks are distinct,
-and the set is the ``m`` smallest. The sinks and the recency window complete it.
+token that head ``h`` ranks at ``rank_h`` (from 0) gets the unified rank ``min over h of rank_h * H + h``.
+These ranks are distinct, and the set is the ``m`` smallest. The sinks and the recency window complete it.
 """
 
 from typing import NamedTuple

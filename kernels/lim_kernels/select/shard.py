@@ -1,8 +1,9 @@
 """Query heads that are spread over devices (tensor parallelism): what they exchange so that all hold one exact set.
 
-A device ranks with its own heads, counted among all of them, and offers its ``m`` candidates with the smallest unified ranks.
-A token among the ``m`` smallest ranks of all heads has its rank from some device, and there it is among the ``m``
-smallest. So the set follows from what all devices offer: the smallest rank of every position, then the ``m`` smallest.
+A device ranks with its own heads, counted among all of them, and offers its ``m`` candidates with the smallest
+unified ranks. A token among the ``m`` smallest ranks of all heads has its rank from some device, and there it is
+among the ``m`` smallest. So the set follows from what all devices offer: the smallest rank of every position,
+then the ``m`` smallest.
 """
 
 from __future__ import annotations

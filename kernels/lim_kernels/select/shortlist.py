@@ -105,7 +105,7 @@ def _collect(values, spans, listed, cut, best, MOST: tl.constexpr, SPAN: tl.cons
 
 @triton.jit
 def _rank(best, count, ranks_row, shortlist, head, rank_heads, MOST: tl.constexpr, RANK_BLOCK: tl.constexpr):
-    """Count the scores before each of ``count`` listed ones; its position goes to that rank and lowers its unified rank.
+    """Count the scores before each of ``count`` listed ones; its position goes to that place in the shortlist.
 
     Among equals the one listed earlier comes first. ``head`` is counted among the ``rank_heads`` of all devices.
     """
@@ -164,8 +164,8 @@ def shortlist_kernel(
 
     All candidates that reach some cut lie in the spans whose maximum does: nothing else of the head's scores is read.
 
-    ``shortlists``: [requests, H, MOST] int32 positions by the head's own rank; ``counts``: [requests, H] int32, how many ranks are
-    complete; ``spans``: [requests, H, MOST] and ``best``: [requests, H, 2, MOST] int32 are scratch.
+    ``shortlists``: [requests, H, MOST] int32 positions by the head's own rank; ``counts``: [requests, H] int32, how
+    many ranks are complete; ``spans``: [requests, H, MOST] and ``best``: [requests, H, 2, MOST] int32 are scratch.
     """
     await_previous(CHAINED)
     head, row = tl.program_id(0), tl.program_id(1)
