@@ -32,13 +32,13 @@ from lim_kernels.attend.config import AttendConfig, HeadShape, fit_config, verif
 from lim_kernels.attend.launch import AttendWorkspace, KVCache, Requests, attend  # noqa: E402
 from lim_kernels.attend.slots import list_slots  # noqa: E402
 from lim_kernels.gpu import Gpu  # noqa: E402
+from lim_kernels.select.budget import split_budget  # noqa: E402
 from lim_kernels.select.launch import (  # noqa: E402
     LaunchConfig,
     SelectLayer,
     SlotIndex,
     write_sparse_indptr,
 )
-from lim_kernels.select.reference import split_budget  # noqa: E402
 from lim_kernels.select.shard import Exchange, HeadShard  # noqa: E402
 from lim_kernels.select.workspace import SelectWorkspace  # noqa: E402
 from lim_sglang.attention.wrappers import SPARSE_LAUNCH  # noqa: E402

@@ -29,7 +29,7 @@ from lim_kernels.select.workspace import SPAN, SelectWorkspace, shortlist_length
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Constants of the launches; the defaults are compromises of a sweep on an H200 by ``bench.speed.decode_attention``.
+    """Constants of the launches, compromises of a sweep by ``bench.speed.decode_attention`` on an H200.
 
     The sweep: batch x context 1 x 32K, 8 x 32K, 16 x 16K, 2 x 128K, 32 query and 8 KV heads, head size 128, bf16.
 
