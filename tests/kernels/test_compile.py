@@ -90,10 +90,9 @@ def test_the_variants_cover_every_pair(records: list[Record]) -> None:
     assert {dim for _, dim, *_ in layers} == {64, 80, 96, 112, 128, 192, 256}
 
 
-@pytest.mark.parametrize("target", [80, 90])
-def test_verification_of_2_to_13_tokens_compiles(records: list[Record], target: int) -> None:
+def test_verification_of_2_to_13_tokens_compiles(records: list[Record]) -> None:
     """That all of them compile and fit is tested above."""
-    layers = [record["layer"] for record in records if record["target"] == target and record["layer"]]
+    layers = [record["layer"] for record in records if record["target"] == 90 and record["layer"]]
     assert [layer[-1] for layer in layers if layer[0] == "verify"] == [*range(2, 14)]
 
 
