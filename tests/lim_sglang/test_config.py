@@ -259,7 +259,7 @@ def test_sinks_that_do_not_fit(budget: int, ratio: float, sinks: int, room: int,
 @given(st.integers(1, 5000) | st.integers(1, MAX_BUDGET), st.floats(0, 1), st.integers(0, 6000))
 def test_sinks_are_never_dropped_and_every_way_out_works(budget: int, ratio: float, sinks: int) -> None:
     try:
-        assert LimConfig(budget, ratio, sinks).split.sinks == sinks
+        assert LimConfig(budget, ratio, sinks).parts.sinks == sinks
     except LimConfigError as error:
         given_values = {"budget": budget, "recency_ratio": ratio, "sink_tokens": sinks}
         for key, text in re.findall(r"(\w+) to at (?:least|most) ([\d.e-]+)", str(error)):
