@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import Any, Literal, TypeGuard, TypeVar
 
-from lim_kernels.select.budget import MAX_BUDGET, BudgetSplit, split_budget
+from lim_kernels.select.budget import MAX_BUDGET, BudgetParts, split_budget
 
 ENV_CONFIG = "SGLANG_LIM_CONFIG"
 ENV_DRAFTS = "SGLANG_LIM_DRAFTS"
@@ -173,7 +173,7 @@ class LimConfig:
         _check_fit(self.budget, self.recency_ratio, self.sink_tokens)
 
     @property
-    def split(self) -> BudgetSplit:
+    def parts(self) -> BudgetParts:
         """The parts of the budget, in tokens."""
         return split_budget(self.budget, self.recency_ratio, self.sink_tokens)
 

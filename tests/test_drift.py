@@ -96,7 +96,7 @@ class Said:
 
 
 def test_without_a_root_what_is_installed_is_read() -> None:
-    [verdict] = check([HostName("lim_sglang.config", "LimConfig.split")])
+    [verdict] = check([HostName("lim_sglang.config", "LimConfig.parts")])
     assert verdict.ok
-    [elsewhere] = check([HostName("lim_sglang.config", "LimConfig.split")], ROOT / "kernels")
+    [elsewhere] = check([HostName("lim_sglang.config", "LimConfig.parts")], ROOT / "kernels")
     assert elsewhere.problem == "no module lim_sglang.config"

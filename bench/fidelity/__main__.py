@@ -30,7 +30,7 @@ from bench.fidelity.plans import BY_HAND, HELD_OUT, calibrated
 from bench.fidelity.policies import policies
 from bench.fidelity.subject import Subject
 from bench.fidelity.texts import TEXTS, Recall, recall_prompt
-from lim_kernels.select import split_budget
+from lim_kernels.select.budget import split_budget
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.tools.analysis.model import LayerView, Policy, Prefix
 from lim_sglang.tools.analysis.policies import Dense, LessIsMore

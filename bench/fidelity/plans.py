@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from bench.fidelity.texts import CALIBRATION_TEXT, TEXTS
-from lim_kernels.select import BudgetSplit
+from lim_kernels.select.budget import BudgetParts
 from lim_sglang.tools.analysis.plan_search import best_plan, best_plan_within
 from lim_sglang.tools.analysis.recall import ReuseMeter
 from lim_sglang.tools.analysis.streaming import LayerSample, StreamedModel
@@ -35,7 +35,7 @@ HELD_OUT = tuple(text for text in TEXTS if text != CALIBRATION_TEXT)
 
 
 def calibrated(
-    folder: Path, tokenizer: Any, device: str, split: BudgetSplit, advance: Callable[[float], None]
+    folder: Path, tokenizer: Any, device: str, split: BudgetParts, advance: Callable[[float], None]
 ) -> list[Plan]:
     """The best select layers by the number of layers that may attend to everything, and the best two.
 

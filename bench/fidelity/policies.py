@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lim_kernels.select import BudgetSplit, split_budget
+from lim_kernels.select.budget import BudgetParts, split_budget
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.tools.analysis.model import LayerView, Policy
 from lim_sglang.tools.analysis.policies import LessIsMore
@@ -129,7 +129,7 @@ def kascade(plan: LayerPlan, budget: int) -> Reused:
     return Reused("kascade", plan, choose)
 
 
-def without_unification(plan: LayerPlan, split: BudgetSplit) -> Reused:
+def without_unification(plan: LayerPlan, split: BudgetParts) -> Reused:
     """LessIsMore, but every query head keeps its own ``m`` tokens beside sinks and window."""
 
     def choose(view: LayerView) -> Tensor:
@@ -156,7 +156,7 @@ def policies(num_layers: int, budget: int, select_layers: tuple[int, ...]) -> li
     anchors = (1, num_layers // 3, select_layers[-1])
     split = split_budget(budget, 0.25, SINKS)
 
-    def lim(layers: tuple[int, ...], parts: BudgetSplit, name: str) -> tuple[Policy, tuple[int, ...]]:
+    def lim(layers: tuple[int, ...], parts: BudgetParts, name: str) -> tuple[Policy, tuple[int, ...]]:
         return LessIsMore(LayerPlan.from_select_layers(num_layers, layers), parts, name), layers
 
     return [
@@ -168,7 +168,7 @@ def policies(num_layers: int, budget: int, select_layers: tuple[int, ...]) -> li
         (kascade(LayerPlan.from_select_layers(num_layers, anchors), budget), anchors),
         (Oracle(plan, budget), select_layers),
         (without_unification(plan, split), select_layers),
-        lim(select_layers, BudgetSplit(budget, budget - SINKS, SINKS, 0), "no recency"),
+        lim(select_layers, BudgetParts(budget, budget - SINKS, SINKS, 0), "no recency"),
         lim(select_layers, split_budget(budget, 0.25, 0), "no sinks"),
         lim(once, split, "no re-selection"),
     ]

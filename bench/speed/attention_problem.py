@@ -9,10 +9,11 @@ import flashinfer
 import torch
 from torch import Tensor
 
-from lim_kernels.select import head_scores, select_token_set, split_budget
-from lim_kernels.select.launch import SelectLayer, write_sparse_indptr
+from lim_kernels.select.budget import split_budget
+from lim_kernels.select.launch import SelectLayer, SlotIndex, write_sparse_indptr
+from lim_kernels.select.reference import head_scores, select_token_set
 from lim_sglang.attention.buffers import AttentionShape, StepBuffers
-from lim_sglang.attention.wrappers import SelectWrapper, SparseWrappers
+from lim_sglang.attention.wrappers import SelectWrapper, SparseWrappers, scale_cache
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 8, 128, 36
 SELECT_LAYERS = (2, 12)
@@ -48,14 +49,14 @@ class Problem:
 
     def use(self, budget: int) -> None:
         """Make the buffers and wrappers for a budget of ``budget`` tokens."""
-        self.split = split_budget(budget, 0.25, 4)
+        self.parts = split_budget(budget, 0.25, 4)
         dtype = torch.bfloat16
         shape = AttentionShape(HEADS, KV_HEADS, HEAD_DIM, dtype, dtype)
-        self.buffers = StepBuffers.allocate(self.batch, self.context, self.split, shape, torch.device("cuda"))
-        self.select = SelectWrapper(self.buffers, self.split, self.dense)
+        self.buffers = StepBuffers.allocate(self.batch, self.context, self.parts, shape, torch.device("cuda"))
+        self.select = SelectWrapper(self.buffers, self.parts, self.dense)
         sparse = SparseWrappers(self.buffers, self.workspace, budget, shape)
-        self.sparse = sparse.wrapper(self.batch, captured=True)
-        self.sparse_by_flashinfer = sparse.flashinfer.captured(self.batch)
+        self.sparse = sparse.wrapper(self.batch, for_graph=True)
+        self.sparse_by_flashinfer = sparse.flashinfer.wrapper_for_graph(self.batch)
         self.sparse_by_triton = sparse.split_kv if self.sparse is sparse.split_kv else None
         # After FlashInfer's plan, which leaves its own numbers there; a served step writes them at its start.
         write_sparse_indptr(self.kv_indptr, self.buffers.sparse_indptr, self.batch, budget)
@@ -93,7 +94,17 @@ class Problem:
         return wrapper.forward(self.q, self.caches[layer % len(self.caches)], sm_scale=HEAD_DIM**-0.5)
 
     def select_layer(self, layer: int) -> SelectLayer:
-        return self.select.layer(self.q, self.caches[layer % len(self.caches)], sm_scale=HEAD_DIM**-0.5)
+        """What ``SelectWrapper.forward`` runs, for its launches one by one."""
+        buffers = self.buffers
+        return SelectLayer(
+            self.q,
+            scale_cache(self.caches[layer % len(self.caches)], sm_scale=HEAD_DIM**-0.5),
+            SlotIndex(self.kv_indptr, self.kv_indices, buffers.sparse_indptr, buffers.sparse_indices),
+            buffers.out,
+            self.parts,
+            buffers.select,
+            buffers.attend,
+        )
 
     def stages(self) -> dict[str, Stage]:
         """What to time at this budget; the argument is the layer."""
@@ -111,9 +122,10 @@ class Problem:
         return found
 
     def run_part(self, name: str, layer: int) -> None:
-        """One of a SELECT layer's launches, in every round."""
-        for part in self.select_layer(layer).rounds():
-            getattr(part, name)()
+        """One of a SELECT layer's launches, for every chunk of the batch."""
+        select = self.select_layer(layer)
+        for chunk in select.chunks():
+            getattr(select, name)(chunk)
 
     def dense_stages(self) -> dict[str, Stage]:
         """What to time once for all budgets."""
@@ -153,12 +165,12 @@ class Problem:
         error = relative_error(self.attend(self.select, 0), self.attend(self.dense, 0))
         if not error < TOLERANCE:
             return f"attention of the SELECT layer is off by {error:.2g}"
-        last_first = dict.fromkeys((self.batch - 1, 0))  # the last round's scores are still there
+        last_first = dict.fromkeys((self.batch - 1, 0))  # the last chunk's scores are still there
         wrong = [request for request in last_first if not self.set_is_exact(request)]
         if wrong:
             return f"wrong set of request {wrong[0]}"
         expected = self.attend(self.sparse_by_flashinfer, 0)
-        if self.context <= self.split.budget:  # every token is in the set
+        if self.context <= self.parts.budget:  # every token is in the set
             expected = self.attend(self.dense, 0)
         error = relative_error(self.attend(self.sparse, 0), expected)
         return "" if error < TOLERANCE else f"attention of SPARSE layers is off by {error:.2g}"
@@ -168,16 +180,17 @@ class Problem:
         own = self.kv_indices[self.kv_indptr[request] : self.kv_indptr[request + 1]]
         exact = head_scores(self.q[request], self.caches[0][0][own.long()])
         found = exact.clone()
-        part = next(part for part in reversed(self.select_layer(0).rounds()) if part.first <= request)
-        if self.context > self.split.budget:
-            if part.first + part.rows < self.batch:
-                part.run()  # the last round wrote over its scores
-            inner = slice(self.split.sinks, self.context - self.split.recent)
-            ordered = self.buffers.select.scores[request - part.first, :, : self.context][:, inner]
+        select = self.select_layer(0)
+        chunk = next(chunk for chunk in reversed(select.chunks()) if chunk.first <= request)
+        if self.context > self.parts.budget:
+            if chunk.first + chunk.size < self.batch:
+                select.run_chunk(chunk)  # the last chunk wrote over its scores
+            inner = slice(self.parts.sinks, self.context - self.parts.recent)
+            ordered = self.buffers.select.scores[request - chunk.first, :, : self.context][:, inner]
             found[:, inner] = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
             if not torch.allclose(found, exact, rtol=0, atol=1e-3):
                 return False
-        chosen = select_token_set(found[None], torch.tensor([self.context], device="cuda"), self.split)
+        chosen = select_token_set(found[None], torch.tensor([self.context], device="cuda"), self.parts)
         expected = own[chosen.positions[0, : int(chosen.lengths[0])]]
         begin = int(self.buffers.sparse_indptr[request])
         return torch.equal(expected, self.buffers.sparse_indices[begin : begin + len(expected)])
@@ -185,9 +198,10 @@ class Problem:
     def unfinished(self) -> int:
         """Requests of the batch whose shortlists end too early."""
         found = 0
-        for part in self.select_layer(0).rounds():
-            part.run()
-            found += int(self.buffers.select.unfinished[: part.rows].sum())
+        select = self.select_layer(0)
+        for chunk in select.chunks():
+            select.run_chunk(chunk)
+            found += int(self.buffers.select.unfinished[: chunk.size].sum())
         return found
 
 

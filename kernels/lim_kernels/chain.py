@@ -13,16 +13,16 @@ from lim_kernels.gpu import gpu_of
 
 @triton.jit
 def await_previous(CHAINED: tl.constexpr) -> None:
-    """Come first in a kernel: everything before it in the stream is done and visible after this call.
+    """Wait, first in a kernel, until everything before it in the stream is done and visible.
 
-    Every program calls it, those with nothing to do as well: the kernel after this one waits for this one only.
+    Every program calls it, one with nothing to do as well: the kernel after this one waits for this one only.
     """
     if CHAINED:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
 
-def chained(device: torch.device, follows: bool = True) -> dict[str, Any]:
+def launch_options(device: torch.device, follows: bool = True) -> dict[str, Any]:
     """Launch options of a kernel that calls ``await_previous``.
 
     Args:

@@ -22,7 +22,7 @@ class Gpu(NamedTuple):
 
     @property
     def has_fp8(self) -> bool:
-        """Whether float8_e4m3fn is a type of the gpu, and not only bytes."""
+        """Whether float8_e4m3fn is a type of the GPU, and not only bytes."""
         return self.capability >= (8, 9)
 
     @property
@@ -36,7 +36,7 @@ INTERPRETER = Gpu((0, 0), 1 << 40)
 
 @cache
 def gpu_of(device: torch.device) -> Gpu:
-    """The card behind ``device``; on a CPU kernels are interpreted, as if by a card without features or limits."""
+    """The GPU behind ``device``; on a CPU kernels are interpreted, as if on a GPU without features or limits."""
     if device.type != "cuda":
         return INTERPRETER
     index = torch.cuda.current_device() if device.index is None else device.index

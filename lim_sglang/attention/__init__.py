@@ -27,13 +27,13 @@ def build(runner: Any) -> Any:
 def build_dense(runner: Any) -> Any:
     """The backend of the lossless mode's verifications and of all else that is dense in it."""
     if str(runner.device).startswith("cuda"):
-        from lim_sglang.attention.dense_flashinfer import VerifyFlashInferBackend
+        from lim_sglang.attention.dense_flashinfer import DenseFlashInferBackend
 
         width = compat.effective_args(runner.server_args).speculative_num_draft_tokens
-        return VerifyFlashInferBackend(runner, width)
-    from lim_sglang.attention.dense_torch_native import VerifyTorchNativeBackend
+        return DenseFlashInferBackend(runner, width)
+    from lim_sglang.attention.dense_torch_native import DenseTorchNativeBackend
 
-    return VerifyTorchNativeBackend(runner)
+    return DenseTorchNativeBackend(runner)
 
 
 def build_sparse(runner: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,16 +18,18 @@ from torch import Tensor
 
 from lim_kernels.attend.config import AttendConfig, verify_config
 from lim_kernels.attend.launch import AttendWorkspace, Requests, attend
-from lim_kernels.attend.slots import write_slots
-from lim_sglang.attention.buffers import AttentionShape, made_on
-from lim_sglang.attention.wrappers import scaled
+from lim_kernels.attend.slots import list_slots
+from lim_sglang.attention.buffers import AttentionShape, allocate_on
+from lim_sglang.attention.wrappers import scale_cache
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class VerifyWrapper:
-    """Called like FlashInfer's prefill wrapper: ``width`` query tokens per request attend to all before them.
+    """A wrapper that is called like FlashInfer's prefill wrapper.
+
+    ``width`` query tokens per request attend to themselves and to all tokens before them.
 
     Attributes:
         kv_indptr: [max_batch + 1] int32, ends of the requests' slots, the ``width`` tokens' own included.
@@ -46,7 +49,7 @@ class VerifyWrapper:
     def allocate(
         cls, max_batch: int, max_length: int, width: int, shape: AttentionShape, device: torch.device
     ) -> VerifyWrapper:
-        """For up to ``max_batch`` requests of up to ``max_length`` cached tokens."""
+        """Make the buffers for up to ``max_batch`` requests of up to ``max_length`` cached tokens."""
         heads = shape.num_qo_heads, shape.num_kv_heads, shape.head_dim
         config = verify_config(shape.heads._replace(q_len=width))
         return cls(
@@ -64,21 +67,30 @@ class VerifyWrapper:
         return self.kv_indptr.nbytes + self.kv_indices.nbytes + self.out.nbytes + self.workspace.nbytes
 
     def list_slots(self, req_to_token: Tensor, rows: Tensor, prefix_lens: Tensor) -> None:
-        """Come first in a step: who verifies, [B], and how many tokens are cached before the ones to verify."""
-        write_slots(req_to_token, rows, prefix_lens, self.width, self.kv_indptr, self.kv_indices)
+        """List the slots that a step's attention reads, before its first layer.
+
+        Args:
+            req_to_token: SGLang's table, [rows, tokens] int32.
+            rows: [B], the rows of the requests that verify.
+            prefix_lens: [B], tokens cached before the ones to verify.
+        """
+        list_slots(req_to_token, rows, prefix_lens, self.width, self.kv_indptr, self.kv_indices)
 
     def forward(
         self, q: Tensor, kv_cache: tuple[Tensor, Tensor], causal: bool = True, window_left: int = -1, **scales: Any
     ) -> Tensor:
-        """[B * width, H, D]; ``scales`` are those of FlashInfer's ``run``; always causal, never a window."""
+        """Attend with all query tokens: [B * width, H, D]; ``scales`` are those of FlashInfer's ``run``.
+
+        Always causal, never with a window, whatever SGLang passes.
+        """
         out = self.out[: len(q)]
         requests = Requests(self.kv_indptr, self.kv_indices, 0, len(q) // self.width, self.width)
-        attend(q, scaled(kv_cache, **scales), requests, out, self.workspace, self.config)
+        attend(q, scale_cache(kv_cache, **scales), requests, out, self.workspace, self.config)
         return out
 
 
-class VerifyFlashInferBackend(FlashInferAttnBackend):
-    """SGLang's own attention, and several query tokens per request behind a cached prefix.
+class DenseFlashInferBackend(FlashInferAttnBackend):
+    """The dense backend of the lossless mode: SGLang's own attention, and verifications by ``VerifyWrapper``.
 
     Args:
         width: tokens of a verification.
@@ -89,20 +101,17 @@ class VerifyFlashInferBackend(FlashInferAttnBackend):
         self.forward_metadata: Any
         shape = AttentionShape.of_updater(self.indices_updater_decode)
         sizes = len(self.kv_last_page_len), self.max_context_len
-
-        def make(device: torch.device) -> VerifyWrapper:
-            return VerifyWrapper.allocate(*sizes, width, shape, device)
-
-        self.verify = made_on(self.kv_last_page_len.device, make, *sizes)
+        allocate = partial(VerifyWrapper.allocate, *sizes, width, shape)
+        self.verify: VerifyWrapper = allocate_on(self.kv_last_page_len.device, allocate, *sizes)
         logger.info("lim: %d MiB for verifications", self.verify.nbytes >> 20)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int, kv_indices_buf: Tensor | None = None) -> None:
-        """FlashInfer's buffers of captured decode steps; a verification's are there already."""
+        """Make FlashInfer's buffers of captured decode steps; a verification's are there already."""
         if max_num_tokens == max_bs:
             super().init_cuda_graph_state(max_bs, max_num_tokens, kv_indices_buf)
 
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """A step without a graph."""
+        """Prepare a step without a graph."""
         if not forward_batch.forward_mode.is_target_verify():
             super().init_forward_metadata(forward_batch)
             return
@@ -110,14 +119,14 @@ class VerifyFlashInferBackend(FlashInferAttnBackend):
         self.init_forward_metadata_in_graph(forward_batch)
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
-        """On the host, before a graph is captured or replayed; a verification needs no plan."""
+        """Prepare a step on the host, before a graph is captured or replayed; a verification needs no plan."""
         if not forward_batch.forward_mode.is_target_verify():
             super().init_forward_metadata_out_graph(forward_batch, in_capture)
             return
         self.forward_metadata = PrefillMetadata([self.verify], use_ragged=False, extend_no_prefix=False)
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
-        """At the start of the step, on the device."""
+        """Prepare a step on the device, at its start: list the slots that a verification reads."""
         super().init_forward_metadata_in_graph(forward_batch)
         if forward_batch.forward_mode.is_target_verify():
             table = self.req_to_token_pool.req_to_token

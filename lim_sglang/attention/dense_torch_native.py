@@ -11,8 +11,8 @@ from lim_kernels.attend.reference import verify_attention
 from lim_sglang.attention.torch_native import write_kv
 
 
-class VerifyTorchNativeBackend(TorchNativeAttnBackend):
-    """SGLang's own attention, and several query tokens per request behind a cached prefix."""
+class DenseTorchNativeBackend(TorchNativeAttnBackend):
+    """The dense backend of the lossless mode: SGLang's own attention, and verifications by the reference."""
 
     def forward_extend(
         self, q: Tensor, k: Tensor, v: Tensor, layer: Any, forward_batch: Any, save_kv_cache: bool = True

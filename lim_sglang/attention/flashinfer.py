@@ -1,9 +1,9 @@
 """LessIsMore on SGLang's FlashInfer backend, for NVIDIA GPUs; prefill is FlashInfer's own.
 
 One decode step: SGLang plans the dense wrapper on the host and captures or replays the layers. In the graph,
-``init_forward_metadata_in_graph`` writes how many slots each request's set has. Then every layer asks
-``_get_wrapper_idx`` who attends: in DENSE layers FlashInfer, to everything; in a SELECT layer a kernel that attends to
-everything and leaves the scores behind, from which the selection kernels write the set's slots; in SPARSE layers
+``init_forward_metadata_in_graph`` writes how many slots each request's set has. Then every layer takes
+its wrapper by ``_get_wrapper_idx``: in DENSE layers FlashInfer attends to everything; in a SELECT layer a kernel does,
+and leaves the scores behind, from which the selection kernels write the set's slots; in SPARSE layers
 FlashInfer or a split-KV kernel, to those slots. The slots are read from the dense wrapper's list, which the step owns,
 and not from ``req_to_token``, which the scheduler may already be rewriting for the next step.
 """
@@ -11,14 +11,14 @@ and not from ``req_to_token``, which the scheduler may already be rewriting for 
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
-import torch
 from sglang.srt.layers.attention.flashinfer_backend import DecodeMetadata, FlashInferAttnBackend
 
 from lim_kernels.select.launch import LaunchConfig, write_sparse_indptr
 from lim_kernels.select.shard import HeadShard
-from lim_sglang.attention.buffers import SPARSE_LAUNCH, AttentionShape, StepBuffers, made_on
+from lim_sglang.attention.buffers import SPARSE_LAUNCH, AttentionShape, StepBuffers, allocate_on
 from lim_sglang.attention.wrappers import SelectWrapper, SparseWrappers
 from lim_sglang.config import LimConfig
 from lim_sglang.host.finders import asks_for_lossless
@@ -50,34 +50,23 @@ class LimFlashInferBackend(FlashInferAttnBackend):
             # may get the plan of a later draft. FlashInfer's other kernel reads out of bounds where that one is longer.
             self.decode_use_tensor_cores = True
         self.plan = plan
-        self.split = config.split
+        self.parts = config.parts
         self.metrics = metrics
         shape = AttentionShape.of_updater(self.indices_updater_decode)
         check_heads(shape.heads, self.kv_last_page_len.device, (LaunchConfig().attend, SPARSE_LAUNCH))
-        self.buffers = self._make_buffers(shape, shard)
+        sizes = len(self.kv_last_page_len), self.max_context_len
+        allocate = partial(StepBuffers.allocate, *sizes, self.parts, shape, shard=shard)
+        self.buffers: StepBuffers = allocate_on(self.kv_last_page_len.device, allocate, *sizes)
         self.sparse = SparseWrappers(self.buffers, self.workspace_buffer, config.budget, shape)
         logger.info("lim: %d MiB beyond the dense backend", self.buffers.nbytes >> 20)
 
-    def _make_buffers(self, shape: AttentionShape, shard: HeadShard | None) -> StepBuffers:
-        """Those of the largest batch of the longest requests.
-
-        Raises:
-            UnsupportedError: SGLang's own allocations, which come first, have left too little.
-        """
-        sizes = len(self.kv_last_page_len), self.max_context_len
-
-        def make(device: torch.device) -> StepBuffers:
-            return StepBuffers.allocate(*sizes, self.split, shape, device, shard)
-
-        return made_on(self.kv_last_page_len.device, make, *sizes)
-
     def init_forward_metadata(self, forward_batch: Any) -> None:
-        """A step without a graph; within the budget every set holds all tokens, and SGLang's own wrapper serves."""
+        """Prepare a step without a graph; within the budget every set holds all tokens, and SGLang's wrapper serves."""
         super().init_forward_metadata(forward_batch)
         mode = forward_batch.forward_mode
         if mode.is_decode():
-            if int(forward_batch.seq_lens_cpu.max()) > self.split.budget:
-                self._add_wrappers(forward_batch.batch_size, captured=False)
+            if int(forward_batch.seq_lens_cpu.max()) > self.parts.budget:
+                self._add_wrappers(forward_batch.batch_size, for_graph=False)
                 self.init_forward_metadata_in_graph(forward_batch)
             self._observe(forward_batch)
         elif mode.is_mixed():
@@ -85,35 +74,35 @@ class LimFlashInferBackend(FlashInferAttnBackend):
             self.metrics.observe_mixed(sum(new == 1 and cached > 0 for new, cached in lengths))
 
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
-        """On the host, before a graph is captured or replayed."""
+        """Prepare a step on the host, before a graph is captured or replayed."""
         super().init_forward_metadata_out_graph(forward_batch, in_capture)
         if not forward_batch.forward_mode.is_decode():
             return
         if in_capture:
-            self._add_wrappers(forward_batch.batch_size, captured=True)
+            self._add_wrappers(forward_batch.batch_size, for_graph=True)
         else:
             self._observe(forward_batch)
 
     def init_forward_metadata_in_graph(self, forward_batch: Any) -> None:
-        """At the start of the step, on the device."""
+        """Prepare a step on the device, at its start: write the ends of the requests' sets."""
         super().init_forward_metadata_in_graph(forward_batch)
         if forward_batch.forward_mode.is_decode():
             dense = self.forward_metadata.decode_wrappers[DENSE_WRAPPER]
             batch = forward_batch.batch_size
-            write_sparse_indptr(dense._paged_kv_indptr_buf, self.buffers.sparse_indptr, batch, self.split.budget)
+            write_sparse_indptr(dense._paged_kv_indptr_buf, self.buffers.sparse_indptr, batch, self.parts.budget)
 
     def _get_wrapper_idx(self, layer: Any) -> int:
-        """Who attends in this layer; prefill asks too, and always gets the dense wrapper."""
+        """The number of the wrapper that attends in a layer; prefill asks too, and always gets the dense one."""
         metadata = self.forward_metadata
         if not isinstance(metadata, DecodeMetadata) or len(metadata.decode_wrappers) < len(WRAPPERS):
             return DENSE_WRAPPER
         return WRAPPERS[self.plan.role(layer.layer_id)]
 
-    def _add_wrappers(self, batch: int, *, captured: bool) -> None:
+    def _add_wrappers(self, batch: int, *, for_graph: bool) -> None:
         """Put the other roles' wrappers beside the dense one in this step's metadata, not into SGLang's own lists."""
         dense = self.forward_metadata.decode_wrappers[DENSE_WRAPPER]
-        select = SelectWrapper(self.buffers, self.split, dense)
-        sparse = self.sparse.wrapper(batch, captured=captured)
+        select = SelectWrapper(self.buffers, self.parts, dense)
+        sparse = self.sparse.wrapper(batch, for_graph=for_graph)
         self.forward_metadata = DecodeMetadata([dense, select, sparse])  # as in WRAPPERS
 
     def _observe(self, forward_batch: Any) -> None:

@@ -43,19 +43,19 @@ class FlashInferSparse:
         self.budget = budget
         self.shape = shape
         self._ones = torch.ones(len(sparse_indptr) - 1, dtype=torch.int32, device=sparse_indptr.device)
-        self._captured: dict[int, Any] = {}
+        self._for_graphs: dict[int, Any] = {}
         self._without_graph: list[Any] = []
         self._planned_batch = 0
 
-    def captured(self, batch: int) -> Any:
+    def wrapper_for_graph(self, batch: int) -> Any:
         """The wrapper that graphs of ``batch`` requests hold, planned on first use (never during a capture)."""
-        if batch not in self._captured:
+        if batch not in self._for_graphs:
             wrapper = self._make(batch, use_cuda_graph=True)
             self._plan(wrapper, batch)
-            self._captured[batch] = wrapper
-        return self._captured[batch]
+            self._for_graphs[batch] = wrapper
+        return self._for_graphs[batch]
 
-    def without_graph(self, batch: int) -> Any:
+    def wrapper_without_graph(self, batch: int) -> Any:
         """A wrapper for a step of ``batch`` requests without a graph: one of two that serve every batch size.
 
         A plan travels to the device from pinned memory while the host goes on. SGLang launches a step while the one
@@ -71,12 +71,6 @@ class FlashInferSparse:
             self._without_graph[0]._paged_kv_indices_buf = self.sparse_indices
             self._planned_batch = batch
         return self._without_graph[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Device memory of the plans, in bytes; the float workspace is SGLang's."""
-        plans = [*self._captured, *[len(self._ones)] * len(self._without_graph)]
-        return sum(map(int_workspace_bytes, plans))
 
     def _make(self, batch: int, *, use_cuda_graph: bool) -> Any:
         """A wrapper for up to ``batch`` requests, or with graphs for exactly so many."""

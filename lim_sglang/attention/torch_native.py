@@ -13,7 +13,7 @@ from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBack
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from torch import Tensor
 
-from lim_kernels.select import head_scores, select_token_set
+from lim_kernels.select.reference import head_scores, select_token_set
 from lim_kernels.select.shard import HeadShard
 from lim_sglang.config import LimConfig
 from lim_sglang.layer_plan import LayerPlan, LayerRole
@@ -52,7 +52,7 @@ class LimTorchNativeBackend(TorchNativeAttnBackend):
         super().__init__(model_runner)
         self.shard = shard
         self.plan = plan
-        self.split = config.split
+        self.parts = config.parts
         self.metrics = metrics
         self.sparse_set: SparseSet | None = None
 
@@ -97,19 +97,19 @@ class LimTorchNativeBackend(TorchNativeAttnBackend):
         seq_lens = forward_batch.seq_lens
         longest = int(seq_lens.max())
         slots = self.req_to_token_pool.req_to_token[forward_batch.req_pool_indices, :longest]  # [B, N]
-        if longest <= self.split.budget:
+        if longest <= self.parts.budget:
             return SparseSet(slots, seq_lens)
         scores = self._scores(q, layer, slots, seq_lens)
-        token_set = select_token_set(scores, seq_lens, self.split, self.shard)
+        token_set = select_token_set(scores, seq_lens, self.parts, self.shard)
         return SparseSet(slots.gather(1, token_set.positions.clamp(min=0)), token_set.lengths)
 
     def _scores(self, q: Tensor, layer: Any, slots: Tensor, seq_lens: Tensor) -> Tensor:
-        """[B, H, N] float32; rows of requests within the budget stay zero, nobody ranks them."""
+        """[B, H, N] float32; rows of requests within the budget stay zero and are never ranked."""
         keys = self.token_to_kv_pool.get_key_buffer(layer.layer_id)  # [slots, Hk, D]
         queries = q.reshape(-1, layer.tp_q_head_num, layer.qk_head_dim)  # [B, H, D]
         scores = torch.zeros(*queries.shape[:2], slots.shape[1], dtype=torch.float32)
         for row, length in enumerate(seq_lens.tolist()):
-            if length > self.split.budget:
+            if length > self.parts.budget:
                 scores[row, :, :length] = head_scores(queries[row], keys[slots[row, :length]])
         return scores
 

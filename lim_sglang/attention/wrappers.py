@@ -1,6 +1,6 @@
-"""Who attends in SELECT and SPARSE layers on a GPU: objects that are called like FlashInfer's decode wrappers.
+"""The attention of SELECT and SPARSE layers on a GPU: objects that are called like FlashInfer's decode wrappers.
 
-Two attend in SPARSE layers: the split-KV kernel where requests are few and its launches are what counts, FlashInfer
+There are two for SPARSE layers: the split-KV kernel where requests are few and its launches are what counts, FlashInfer
 elsewhere; ``AttentionShape.split_kv_batch`` says up to which batch.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from lim_kernels.attend.launch import KVCache, Requests, attend
-from lim_kernels.select.budget import BudgetSplit
+from lim_kernels.select.budget import BudgetParts
 from lim_kernels.select.launch import SelectLayer, SlotIndex
 from lim_sglang.attention.buffers import SPARSE_LAUNCH, AttentionShape, StepBuffers
 from lim_sglang.attention.flashinfer_sparse import FlashInferSparse
@@ -20,53 +20,46 @@ from lim_sglang.attention.flashinfer_sparse import FlashInferSparse
 
 @dataclass(frozen=True)
 class SelectWrapper:
-    """Attends to everything and selects: the slots of ``dense`` are read, those of the sets written."""
+    """The attention of a SELECT layer to all slots of ``dense``, and the selection, which writes the sets' slots."""
 
     buffers: StepBuffers
-    split: BudgetSplit
+    parts: BudgetParts
     dense: Any
 
-    def layer(self, q: Tensor, kv_cache: tuple[Tensor, Tensor], **scales: Any) -> SelectLayer:
-        """What ``forward`` runs."""
+    def forward(self, q: Tensor, kv_cache: tuple[Tensor, Tensor], **scales: Any) -> Tensor:
+        """Attend and select with one query token per request: [B, H, D]; ``scales`` as for FlashInfer's ``run``."""
         buffers, dense = self.buffers, self.dense
-        index = SlotIndex(
-            dense._paged_kv_indptr_buf, dense._paged_kv_indices_buf, buffers.sparse_indptr, buffers.sparse_indices
-        )
-        cache = scaled(kv_cache, **scales)
-        return SelectLayer(
+        slots = dense._paged_kv_indptr_buf, dense._paged_kv_indices_buf
+        layer = SelectLayer(
             q,
-            cache,
-            index,
+            scale_cache(kv_cache, **scales),
+            SlotIndex(*slots, buffers.sparse_indptr, buffers.sparse_indices),
             buffers.out[: len(q)],
-            self.split,
+            self.parts,
             buffers.select,
             buffers.attend,
             exchange=buffers.exchange,
         )
-
-    def forward(self, q: Tensor, kv_cache: tuple[Tensor, Tensor], **scales: Any) -> Tensor:
-        """[B, H, D]; ``scales`` are those of FlashInfer's ``run``."""
-        layer = self.layer(q, kv_cache, **scales)
         layer.run()
         return layer.out
 
 
 @dataclass(frozen=True)
 class SplitKVWrapper:
-    """Attends to the sets' slots with the split-KV kernel."""
+    """The attention of a SPARSE layer to the sets' slots, by the split-KV kernel."""
 
     buffers: StepBuffers
 
     def forward(self, q: Tensor, kv_cache: tuple[Tensor, Tensor], **scales: Any) -> Tensor:
-        """[B, H, D]; ``scales`` are those of FlashInfer's ``run``."""
+        """Attend with one query token per request: [B, H, D]; ``scales`` as for FlashInfer's ``run``."""
         buffers = self.buffers
         out = buffers.out[: len(q)]
         requests = Requests(buffers.sparse_indptr, buffers.sparse_indices, 0, len(q))
-        attend(q, scaled(kv_cache, **scales), requests, out, buffers.attend, SPARSE_LAUNCH)
+        attend(q, scale_cache(kv_cache, **scales), requests, out, buffers.attend, SPARSE_LAUNCH)
         return out
 
 
-def scaled(
+def scale_cache(
     kv_cache: tuple[Tensor, Tensor],
     sm_scale: float,
     logits_soft_cap: float | None = None,
@@ -79,7 +72,7 @@ def scaled(
 
 
 class SparseWrappers:
-    """Who attends in the SPARSE layers of a batch.
+    """The wrappers of the SPARSE layers, by batch size.
 
     Args:
         buffers: the step's, whose sets are read.
@@ -92,8 +85,8 @@ class SparseWrappers:
         indices = buffers.sparse_indptr, buffers.sparse_indices
         self.flashinfer = FlashInferSparse(float_workspace, *indices, budget, shape)
 
-    def wrapper(self, batch: int, *, captured: bool) -> Any:
+    def wrapper(self, batch: int, *, for_graph: bool) -> Any:
         """The wrapper for a step of ``batch`` requests, one that is captured or one without a graph."""
         if batch <= self.largest_split_kv:
             return self.split_kv
-        return self.flashinfer.captured(batch) if captured else self.flashinfer.without_graph(batch)
+        return self.flashinfer.wrapper_for_graph(batch) if for_graph else self.flashinfer.wrapper_without_graph(batch)

@@ -171,7 +171,7 @@ def _check_model(server_args: Any, args: Any, model: Any) -> None:
         plan = plan.limited_to(set(range(depth)).difference(idle), 0, depth)
     if args.device == "cuda":
         try:
-            check_device_limits(config.split, model.num_attention_heads)
+            check_device_limits(config.parts, model.num_attention_heads)
         except ValueError as error:
             raise LimConfigError(str(error)) from error
     for start, end in pipeline_stages(model.num_hidden_layers, args.pp_size):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from lim_kernels.attend.config import AttendConfig, HeadShape, fitted
+from lim_kernels.attend.config import AttendConfig, HeadShape, fit_config
 from lim_kernels.gpu import gpu_of
 from lim_kernels.select.shard import HeadShard
 from lim_sglang.host import ranks
@@ -115,7 +115,7 @@ def check_heads(heads: HeadShape, device: torch.device, configs: Iterable[Attend
     """
     try:
         for config in configs:
-            fitted(config, heads, gpu_of(device))
+            fit_config(config, heads, gpu_of(device))
     except ValueError as error:
         raise UnsupportedError(f"{error}; {DENSE}") from None
 

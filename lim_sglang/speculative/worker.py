@@ -91,7 +91,7 @@ class LimSpecWorker(BaseSpecWorker):
         attention = build_sparse(self.runner)
         self.plain = StepKind(self.runner, self.runner.attn_backend)
         self.drafter = LimDrafter(StepKind(self.runner, attention), self.generator)
-        self.policy = DraftPolicy(self.width - 1, attention.split.budget)
+        self.policy = DraftPolicy(self.width - 1, attention.parts.budget)
         self.config = attention.metrics.config
         self.metrics = attention.metrics.add_rounds()
 

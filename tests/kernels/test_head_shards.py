@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lim_kernels.select import select_token_set, split_budget
+from lim_kernels.select.budget import split_budget
+from lim_kernels.select.reference import select_token_set
 from lim_kernels.select.shard import Exchange, HeadShard
 from lim_kernels.select.workspace import SelectWorkspace
 
@@ -63,22 +64,22 @@ def on_all(devices: int, num_heads: int, run: Callable[[HeadShard], Any]) -> lis
 # The reference
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_the_reference_of_shards_is_the_reference(seed: int) -> None:
     draw = random.Random(seed)
     torch.manual_seed(seed)
     devices = draw.choice([1, 2, 3, 4, 8])
     heads, width = devices * draw.choice([1, 2, 5]), draw.choice([9, 40, 130])
-    split = split_budget(draw.choice([1, 8, 33]), draw.choice([0.0, 0.25, 1.0]), draw.choice([0, 2]))
+    parts = split_budget(draw.choice([1, 8, 33]), draw.choice([0.0, 0.25, 1.0]), draw.choice([0, 2]))
     lengths = torch.tensor([draw.randint(0, width) for _ in range(draw.randint(1, 5))])
     scores = torch.randint(-3, 4, (len(lengths), heads, width)).float()
     if draw.random() < 0.3:
         scores.zero_()
     own = heads // devices
-    expected = select_token_set(scores, lengths, split)
+    expected = select_token_set(scores, lengths, parts)
 
     def run(shard: HeadShard) -> Any:
-        return select_token_set(scores[:, shard.first_head : shard.first_head + own], lengths, split, shard)
+        return select_token_set(scores[:, shard.first_head : shard.first_head + own], lengths, parts, shard)
 
     for found in on_all(devices, heads, run):
         assert torch.equal(found.positions, expected.positions)
@@ -94,17 +95,15 @@ def sets_on_all(case: Case, devices: int) -> list[tuple[list[list[int]], SelectW
 
 
 SHAPES = {
-    "two devices": (2, Case([100, 20, 21, 3, 16, 17], heads=8, kv_heads=2)),
-    "three, SmolLM2's heads": (3, Case([111, 63], heads=9, kv_heads=3)),
-    "more devices than KV heads": (4, Case([90, 63], heads=8, kv_heads=2)),
-    "eight": (8, Case([90], heads=8, kv_heads=8)),
-    "one": (1, Case([90, 12], heads=4, kv_heads=2)),
-    "several rounds": (2, Case([100, 20, 63, 40, 41], heads=4, kv_heads=2, rows=2)),
-    "nothing ranked": (2, Case([63, 111], heads=4, kv_heads=2, recency_ratio=1.0, sinks=4)),
-    "no recency": (2, Case([63, 111], heads=4, kv_heads=2, recency_ratio=0.0, sinks=0)),
+    "two devices": (2, Case([60, 20, 3, 16, 17], heads=4, kv_heads=2)),
+    "three, SmolLM2's heads": (3, Case([40], heads=9, kv_heads=3)),
+    "more devices than KV heads": (4, Case([40], heads=4, kv_heads=2)),
+    "one": (1, Case([40, 12], heads=4, kv_heads=2)),
+    "several chunks": (2, Case([40, 20, 33], heads=2, kv_heads=2, rows=2)),
+    "nothing ranked": (2, Case([40], heads=4, kv_heads=2, recency_ratio=1.0, sinks=4)),
+    "no recency": (2, Case([40], heads=4, kv_heads=2, recency_ratio=0.0, sinks=0)),
     "a budget of one": (2, Case([1, 2, 40], heads=4, kv_heads=2, budget=1, recency_ratio=0.0, sinks=0)),
-    "within the budget": (2, Case([3, 16], heads=4, kv_heads=2)),
-    "a budget above a tile": (2, Case([300, 140], heads=4, kv_heads=2, budget=130)),
+    "a budget above a tile": (2, Case([140], heads=2, kv_heads=2, budget=70)),
 }
 
 
@@ -116,11 +115,11 @@ def test_every_device_has_the_set_of_one(devices: int, case: Case) -> None:
 
 def test_one_device_may_need_the_complete_ranking_and_another_not() -> None:
     """Every score is tied on the first device; the other's are distinct."""
-    case = Case([150], heads=8, kv_heads=2, integers=False)
-    case.q[:, :4].zero_()
+    case = Case([90], heads=4, kv_heads=2, integers=False)
+    case.q[:, :2].zero_()
     found = sets_on_all(case, 2)
     assert [workspace.unfinished.tolist() for _, workspace in found] == [[1], [0]]
-    own_scores = [scores_of(replace(case, heads=4), workspace)[0] for _, workspace in found]
+    own_scores = [scores_of(replace(case, heads=2), workspace)[0] for _, workspace in found]
     for chosen, _ in found:
         assert chosen == case.expected([torch.cat(own_scores)])
 
@@ -131,7 +130,7 @@ def possible(case: Case, devices: int) -> bool:
     return case.heads % devices == 0 and (own % group == 0 or group % own == 0)
 
 
-@pytest.mark.parametrize("seed", range(120 if ON_GPU else 16))
+@pytest.mark.parametrize("seed", range(120 if ON_GPU else 6))
 def test_random_shapes(seed: int) -> None:
     case = random_case(seed)
     devices = random.Random(seed).choice([devices for devices in range(1, 9) if possible(case, devices)])
@@ -144,7 +143,7 @@ def test_bad_shards_get_one_line() -> None:
     room = torch.zeros(60, dtype=torch.int32, device=DEVICE)
     layer = case.layer(case.poisoned_workspace(), room[:2], room)
     shard = HeadShard(8, 5, 2, lambda _out, _own: None)
-    exchange = Exchange.allocate(shard, 1, case.split.selected, DEVICE)
+    exchange = Exchange.allocate(shard, 1, case.parts.selected, DEVICE)
     with pytest.raises(ValueError, match="heads from 5 on: expected 4 of 8"):
         replace(layer, exchange=exchange).run()
     small = Exchange.allocate(replace(shard, first_head=4), 1, 3, DEVICE)

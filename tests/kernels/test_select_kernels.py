@@ -19,8 +19,9 @@ from torch import Tensor
 
 from lim_kernels.attend.launch import AttendConfig, AttendWorkspace, KVCache
 from lim_kernels.attend.reference import decode_attention
-from lim_kernels.select import head_scores, select_token_set, split_budget
+from lim_kernels.select.budget import split_budget
 from lim_kernels.select.launch import LaunchConfig, SelectLayer, SlotIndex, write_sparse_indptr
+from lim_kernels.select.reference import head_scores, select_token_set
 from lim_kernels.select.shard import Exchange, HeadShard
 from lim_kernels.select.workspace import SelectWorkspace
 
@@ -61,7 +62,7 @@ class Case:
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        self.split = split_budget(self.budget, self.recency_ratio, self.sinks)
+        self.parts = split_budget(self.budget, self.recency_ratio, self.sinks)
         slots = sum(self.lengths) + 5
         self.q = self._values(generator, len(self.lengths), self.heads, self.head_dim).to(DEVICE, self.dtype)
         # NHD pools hold K beside other data: strided, not contiguous
@@ -77,11 +78,11 @@ class Case:
         return torch.randn(shape, generator=generator)
 
     def poisoned_workspace(self) -> SelectWorkspace:
-        workspace = SelectWorkspace.allocate(len(self.lengths), max(self.lengths), self.heads, self.split, DEVICE)
+        workspace = SelectWorkspace.allocate(len(self.lengths), max(self.lengths), self.heads, self.parts, DEVICE)
         if self.rows is not None:
             workspace = SelectWorkspace(*(t[: self.rows] for t in vars(workspace).values()))
         for buffer in vars(workspace).values():
-            buffer.fill_(-1)  # below every key, beside every list, neither flag
+            buffer.fill_(-1)  # below every rank, beside every list, neither flag
         workspace.scores.fill_(2**31 - 1)  # the highest score there is
         workspace.maxima.fill_(2**31 - 1)
         return workspace
@@ -94,7 +95,7 @@ class Case:
         return workspace
 
     def poisoned_exchange(self, shard: HeadShard, rows: int) -> Exchange:
-        exchange = Exchange.allocate(shard, rows, self.split.selected, DEVICE)
+        exchange = Exchange.allocate(shard, rows, self.parts.selected, DEVICE)
         for buffer in (exchange.offered, exchange.gathered, exchange.joined):
             buffer.fill_(-1)
         return exchange
@@ -105,7 +106,7 @@ class Case:
             KVCache(self.k_cache, self.v_cache, self.sm_scale),
             SlotIndex(self.kv_indptr, self.kv_indices, sparse_indptr, sparse_indices),
             torch.full_like(self.q, float("nan")),
-            self.split,
+            self.parts,
             workspace,
             self.poisoned_attend_workspace(),
             self.config,
@@ -135,7 +136,7 @@ class Case:
         indices = torch.full((batch * self.budget + 9,), POISON, dtype=torch.int32, device=DEVICE)
         workspace = self.poisoned_workspace()
         write_sparse_indptr(self.kv_indptr, indptr, batch, self.budget)
-        exchange = shard and self.poisoned_exchange(shard, len(workspace.keys))
+        exchange = shard and self.poisoned_exchange(shard, len(workspace.ranks))
         layer = replace(self.layer(workspace, indptr, indices), exchange=exchange)
         execute(layer.run)
         self.check_output(layer.out)
@@ -159,18 +160,18 @@ class Case:
         for b, length in enumerate(self.lengths):
             own = self.kv_indices[self.kv_indptr[b] : self.kv_indptr[b + 1]]
             score = head_scores(self.q[b].float(), self.k_cache[own.long()].float()) if scores is None else scores[b]
-            token_set = select_token_set(score[None], torch.tensor([length], device=DEVICE), self.split)
+            token_set = select_token_set(score[None], torch.tensor([length], device=DEVICE), self.parts)
             chosen.append(own[token_set.positions[0, : int(token_set.lengths[0])]].tolist())
         return chosen
 
 
 def scores_of(case: Case, workspace: SelectWorkspace) -> list[Tensor]:
-    """What ``score_kernel`` left behind, as float32; positions that are no candidates hold zeros."""
+    """What ``attend_kernel`` left behind, as float32; positions that are no candidates hold zeros."""
     found = []
     for b, length in enumerate(case.lengths):
         score = torch.zeros(case.heads, length, device=DEVICE)
         if length > case.budget:
-            inner = slice(case.split.sinks, length - case.split.recent)
+            inner = slice(case.parts.sinks, length - case.parts.recent)
             ordered = workspace.scores[b, :, inner]
             score[:, inner] = (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).view(torch.float32)
         found.append(score)
@@ -178,24 +179,21 @@ def scores_of(case: Case, workspace: SelectWorkspace) -> list[Tensor]:
 
 
 SHAPES = {
-    "ragged": Case([100, 20, 21, 3, 16, 17]),
-    "one token": Case([1]),
+    "ragged": Case([60, 20, 3, 16, 17]),
     "budget 1": Case([1, 2, 40], budget=1, recency_ratio=0.0, sinks=0),
-    "ratio 0": Case([63, 111], recency_ratio=0.0, sinks=0),
-    "ratio 1": Case([63, 111], recency_ratio=1.0, sinks=4),
-    "no sinks": Case([63, 111], sinks=0),
-    "sinks do not fit": Case([63, 111], recency_ratio=0.1, sinks=9),
-    "multi-head": Case([63, 40], heads=4, kv_heads=4),
-    "multi-query": Case([63, 40], heads=20, kv_heads=1),
+    "ratio 0": Case([17, 63], recency_ratio=0.0, sinks=0),
+    "ratio 1": Case([17, 63], recency_ratio=1.0, sinks=4),
+    "no sinks": Case([17, 63], sinks=0),
+    "sinks do not fit": Case([17, 63], recency_ratio=0.1, sinks=9),
+    "multi-head": Case([40], heads=4, kv_heads=4),
+    "multi-query": Case([40], heads=20, kv_heads=1),
     "one head": Case([63, 40], heads=1, kv_heads=1),
-    "SmolLM2 heads": Case([111, 63], heads=9, kv_heads=3),
-    "head dim 96": Case([63, 40], head_dim=96),
-    "head dim 128": Case([63, 40], head_dim=128),
-    "head dim 256": Case([63, 40], head_dim=256),
-    "fp16": Case([100, 63], dtype=torch.float16),
-    "one request at a time": Case([100, 20, 63], rows=1),
-    "two requests at a time": Case([100, 20, 63, 40, 41], rows=2),
-    "budget above a tile": Case([300, 140], budget=130),
+    "SmolLM2 heads": Case([63], heads=9, kv_heads=3),
+    "head dim 96": Case([40], head_dim=96),
+    "fp16": Case([63], dtype=torch.float16),
+    "fp8": Case([40], k_dtype=torch.float8_e4m3fn),
+    "two requests at a time": Case([60, 20, 33, 40, 41], heads=2, kv_heads=1, rows=2),
+    "budget above a tile": Case([200, 140], heads=2, kv_heads=1, budget=130),
 }
 
 
@@ -214,7 +212,7 @@ def test_constant_scores_take_the_lowest_positions() -> None:
 @pytest.mark.parametrize(("tied", "flag"), [(False, 0), (True, 1)], ids=["shortlists", "complete ranking"])
 def test_which_way_a_request_goes(tied: bool, flag: int) -> None:
     """Distinct scores are settled by the shortlists; where all are tied there is no shortlist to cut."""
-    case = Case([150], integers=False)
+    case = Case([90], integers=False)
     if tied:
         case.q.zero_()
     chosen, workspace = case.run()
@@ -224,7 +222,7 @@ def test_which_way_a_request_goes(tied: bool, flag: int) -> None:
 
 def test_heads_that_agree_need_the_complete_ranking() -> None:
     """With one KV head and equal queries the merged list has one new token per rank."""
-    case = Case([400], heads=4, kv_heads=1, budget=100, integers=False)
+    case = Case([200], heads=4, kv_heads=1, budget=100, integers=False)
     case.q.copy_(case.q[:, :1].expand_as(case.q).clone())
     chosen, workspace = case.run()
     assert workspace.unfinished.tolist() == [1]
@@ -242,7 +240,7 @@ def test_best_candidates_in_one_place_are_searched_twice() -> None:
     assert int(workspace.counts[0, 0]) < int(listed) // 2, "the case must need the second search"
 
 
-@pytest.mark.parametrize("length", [17, 18, 33, 64], ids=str)
+@pytest.mark.parametrize("length", [17, 33], ids=str)
 def test_few_candidates_beyond_the_budget(length: int) -> None:
     case = Case([length], integers=False)
     chosen, workspace = case.run()
@@ -270,7 +268,7 @@ def test_random_normal_scores() -> None:
     found = scores_of(case, workspace)
     for b, length in enumerate(case.lengths):
         own = case.kv_indices[case.kv_indptr[b] : case.kv_indptr[b + 1]].long()
-        inner = slice(case.split.sinks, length - case.split.recent)
+        inner = slice(case.parts.sinks, length - case.parts.recent)
         if length > case.budget:
             exact = head_scores(case.q[b], case.k_cache[own])[:, inner]
             torch.testing.assert_close(found[b][:, inner], exact, rtol=0, atol=2e-5)
@@ -281,10 +279,10 @@ def random_case(seed: int) -> Case:
     draw = random.Random(seed)
     kv_heads = draw.choice([1, 2, 3, 8] if ON_GPU else [1, 2])
     budget = draw.choice([1, 7, 64, 250, 1024, 2048] if ON_GPU else [1, 7, 40])
-    longest = draw.choice([budget + 1, 2 * budget + 3, 20_000] if ON_GPU else [budget + 1, 90])
+    longest = draw.choice([budget + 1, 2 * budget + 3, 20_000] if ON_GPU else [budget + 1, 60])
     edges = [1, budget, budget + 1, max(1, budget - 1)]
     return Case(
-        lengths=[draw.choice([*edges, draw.randint(1, longest)]) for _ in range(draw.randint(1, 6))],
+        lengths=[draw.choice([*edges, draw.randint(1, longest)]) for _ in range(draw.randint(1, 6 if ON_GPU else 3))],
         heads=kv_heads * draw.choice([1, 3, 4, 8] if ON_GPU else [1, 3]),
         kv_heads=kv_heads,
         head_dim=draw.choice([64, 96, 128, 256] if ON_GPU else [16, 64]),
@@ -298,7 +296,7 @@ def random_case(seed: int) -> Case:
     )
 
 
-@pytest.mark.parametrize("seed", range(320 if ON_GPU else 12))
+@pytest.mark.parametrize("seed", range(320 if ON_GPU else 8))
 def test_random_shapes(seed: int) -> None:
     case = random_case(seed)
     assert case.run()[0] == case.expected()
@@ -343,8 +341,8 @@ def test_bad_arguments_get_one_line(change: dict[str, Any], message: str) -> Non
     layer = case.layer(case.poisoned_workspace(), room[:3], room)
     tensors = {name: value.to(DEVICE) for name, value in change.items() if name != "budget"}
     index = {name: tensors.pop(name) for name in list(tensors) if name.startswith("sparse")}
-    split = split_budget(change.get("budget", case.budget), 0.25, 2)
-    layer = replace(layer, index=layer.index._replace(**index), split=split, **tensors)
+    parts = split_budget(change.get("budget", case.budget), 0.25, 2)
+    layer = replace(layer, index=layer.index._replace(**index), parts=parts, **tensors)
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         layer.run()
     assert "\n" not in str(caught.value)

@@ -10,15 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lim_kernels.select import (
-    MAX_BUDGET,
-    NOT_A_CANDIDATE,
-    BudgetSplit,
-    head_scores,
-    select_token_set,
-    split_budget,
-    unified_keys,
-)
+from lim_kernels.select.budget import MAX_BUDGET, BudgetParts, split_budget
+from lim_kernels.select.reference import NOT_A_CANDIDATE, head_scores, select_token_set, unified_ranks
 
 EXTREMES = [1e38, -1e38, 3.4e38, math.inf, -math.inf, 0.0, -0.0, 1e-45, -1e-45, 1e-40, 1.0, -1.0]
 SCORE_KINDS = ["random", "tied", "two-values", "constant", "all -inf", "extreme", "one head"]
@@ -95,8 +88,8 @@ def test_ragged_batch_equals_list_merge(kind: str, heads: int) -> None:
 
 
 @pytest.mark.parametrize("ratio", [0.0, 0.1, 0.25, 0.5, 0.99, 1.0], ids=lambda r: f"r={r}")
-@pytest.mark.parametrize("budget", [1, 2, 3, 5, 16, 63], ids=lambda k: f"K={k}")
-@pytest.mark.parametrize("sink_tokens", [0, 1, 4, 17, 100], ids=lambda s: f"s={s}")
+@pytest.mark.parametrize("budget", [1, 3, 16, 63], ids=lambda k: f"K={k}")
+@pytest.mark.parametrize("sink_tokens", [0, 4, 100], ids=lambda s: f"s={s}")
 def test_every_split_of_the_budget(budget: int, ratio: float, sink_tokens: int) -> None:
     generator = torch.Generator().manual_seed(budget)
     lengths = [max(1, budget - 1), budget, budget + 1, budget + 2, 2 * budget + 3, 0]
@@ -158,44 +151,44 @@ def test_non_contiguous_scores_and_untouched_input() -> None:
 
 
 def test_empty_batch() -> None:
-    split = split_budget(8, 0.25, 1)
+    parts = split_budget(8, 0.25, 1)
     none = torch.zeros(0, dtype=torch.int64)
-    assert select_token_set(torch.zeros(0, 2, 16), none, split).positions.shape == (0, 8)
-    assert unified_keys(torch.zeros(0, 2, 16), none, split).shape == (0, 16)
+    assert select_token_set(torch.zeros(0, 2, 16), none, parts).positions.shape == (0, 8)
+    assert unified_ranks(torch.zeros(0, 2, 16), none, parts).shape == (0, 16)
 
 
 @pytest.mark.parametrize("heads", [1, 2, 9], ids=lambda h: f"H={h}")
 @pytest.mark.parametrize("kind", ["random", "tied", "extreme"])
-def test_unified_keys_are_the_least_place_in_any_list(heads: int, kind: str) -> None:
+def test_unified_ranks_are_the_least_place_in_any_list(heads: int, kind: str) -> None:
     generator = torch.Generator().manual_seed(7)
     lengths = [40, 12, 3, 0]  # above the budget, at it, without candidates, empty
-    split = split_budget(12, 0.5, 2)
+    parts = split_budget(12, 0.5, 2)
     scores = torch.stack([make_scores(kind, heads, 44, generator) for _ in lengths])
-    keys = unified_keys(garbage_beyond(scores, lengths, math.nan), torch.tensor(lengths), split)
+    found = unified_ranks(garbage_beyond(scores, lengths, math.nan), torch.tensor(lengths), parts)
     for row, n in enumerate(lengths):
         expected = [NOT_A_CANDIDATE] * 44
-        ranked = rankings(scores[row].tolist(), split.sinks, n - split.recent)
+        ranked = rankings(scores[row].tolist(), parts.sinks, n - parts.recent)
         for h, ranking in enumerate(ranked):
             for rank, token in enumerate(ranking):
                 expected[token] = min(expected[token], rank * heads + h)
-        assert keys[row].tolist() == expected
+        assert found[row].tolist() == expected
 
 
-@pytest.mark.parametrize("ranks", [2, 3, 6])
-def test_keys_of_tensor_parallel_ranks_combine(ranks: int) -> None:
+@pytest.mark.parametrize("devices", [2, 3, 6])
+def test_unified_ranks_of_devices_combine(devices: int) -> None:
     scores = make_scores("tied", 6, 60, torch.Generator().manual_seed(3))[None]
-    split, seq_lens, local = split_budget(16, 0.25, 2), torch.tensor([55]), 6 // ranks
-    parts = []
-    for rank in range(ranks):
-        keys = unified_keys(scores[:, rank * local : (rank + 1) * local].contiguous(), seq_lens, split)
-        whole = keys // local * 6 + rank * local + keys % local
-        parts.append(torch.where(keys == NOT_A_CANDIDATE, NOT_A_CANDIDATE, whole))
-    assert torch.equal(torch.stack(parts).amin(0), unified_keys(scores, seq_lens, split))
+    parts, seq_lens, heads = split_budget(16, 0.25, 2), torch.tensor([55]), 6 // devices
+    lowered = []
+    for device in range(devices):
+        ranks = unified_ranks(scores[:, device * heads : (device + 1) * heads].contiguous(), seq_lens, parts)
+        whole = ranks // heads * 6 + device * heads + ranks % heads
+        lowered.append(torch.where(ranks == NOT_A_CANDIDATE, NOT_A_CANDIDATE, whole))
+    assert torch.equal(torch.stack(lowered).amin(0), unified_ranks(scores, seq_lens, parts))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (9, 3), (8, 8), (40, 8), (4, 1)], ids=lambda v: str(v))
-@pytest.mark.parametrize("n", [0, 1, 63, 111], ids=lambda n: f"n={n}")
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (9, 3), (8, 8), (4, 1)], ids=lambda v: str(v))
+@pytest.mark.parametrize("n", [0, 1, 63], ids=lambda n: f"n={n}")
 def test_head_scores_equal_a_float64_loop(heads: int, kv_heads: int, n: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(heads)
     q = torch.randn(heads, 64, generator=generator).to(dtype)
@@ -233,19 +226,19 @@ def test_head_scores_of_a_strided_cache() -> None:
     ids=str,
 )
 def test_split_budget(budget: int, ratio: float, sinks: int, expected: tuple[int, int, int]) -> None:
-    split = split_budget(budget, ratio, sinks)
-    assert (split.selected, split.sinks, split.recent) == expected
-    assert split.budget == budget
+    parts = split_budget(budget, ratio, sinks)
+    assert (parts.selected, parts.sinks, parts.recent) == expected
+    assert parts.budget == budget
 
 
 @settings(deadline=None, max_examples=200)
 @given(st.integers(1, MAX_BUDGET), st.floats(0, 1), st.integers(0, 100))
 def test_split_adds_up(budget: int, ratio: float, sinks: int) -> None:
-    split = split_budget(budget, ratio, sinks)
-    assert split.selected + split.sinks + split.recent == split.budget == budget
-    assert split.selected == int(budget * (1 - ratio))
-    assert split.sinks in (0, sinks)
-    assert min(split.selected, split.sinks, split.recent) >= 0
+    parts = split_budget(budget, ratio, sinks)
+    assert parts.selected + parts.sinks + parts.recent == parts.budget == budget
+    assert parts.selected == int(budget * (1 - ratio))
+    assert parts.sinks in (0, sinks)
+    assert min(parts.selected, parts.sinks, parts.recent) >= 0
 
 
 @pytest.mark.parametrize(
@@ -272,9 +265,9 @@ def test_split_budget_rejects(arguments: tuple, named: str) -> None:
 
 
 @pytest.mark.parametrize("parts", [(8, 8, 1, 0), (8, 6, 3, -1), (0, 0, 0, 0)], ids=str)
-def test_budget_split_rejects_parts_that_do_not_add_up(parts: tuple[int, int, int, int]) -> None:
+def test_parts_that_do_not_add_up_are_rejected(parts: tuple[int, int, int, int]) -> None:
     with pytest.raises(ValueError, match="expected"):
-        BudgetSplit(*parts)
+        BudgetParts(*parts)
 
 
 SCORES = torch.zeros(2, 3, 16)
@@ -304,7 +297,7 @@ LENGTHS = torch.tensor([4, 16])
         "negative",
     ],
 )
-@pytest.mark.parametrize("function", [select_token_set, unified_keys], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [select_token_set, unified_ranks], ids=lambda f: f.__name__)
 def test_selection_rejects(function, scores: torch.Tensor, seq_lens: torch.Tensor, named: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="expected") as error:
         function(scores, seq_lens, split_budget(8, 0.25, 1))
@@ -332,12 +325,5 @@ def test_head_scores_rejects(q: torch.Tensor, keys: torch.Tensor, named: tuple[s
 
 
 def test_budget_needs_no_torch() -> None:
-    code = "import sys, lim_kernels.select as s; s.split_budget(8, .25, 1); sys.exit('torch' in sys.modules)"
+    code = "import sys, lim_kernels.select.budget as b; b.split_budget(8, .25, 1); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_unknown_name_is_an_attribute_error() -> None:
-    import lim_kernels.select
-
-    with pytest.raises(AttributeError, match="selectt"):
-        _ = lim_kernels.select.selectt

@@ -47,8 +47,8 @@ def case_of(seed: int, devices: int) -> Case:
     )
 
 
-def captured(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """Twice by a graph, after it has run once; the graph."""
+def capture(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    """Run once, capture, and replay twice; the graph."""
     run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -67,15 +67,15 @@ def work(rank: int, devices: int, folder: Path) -> None:
     torch.cuda.set_device(rank)
     distributed.init_process_group("nccl", init_method=f"file://{folder}/store", rank=rank, world_size=devices)
 
-    def all_gather(out: torch.Tensor, own: torch.Tensor) -> None:
-        distributed.all_gather_into_tensor(out.flatten(0, 1), own)
+    def all_gather(out: torch.Tensor, offered: torch.Tensor) -> None:
+        distributed.all_gather_into_tensor(out.flatten(0, 1), offered)
 
     wrong = {}
     for seed in range(SEEDS):
         case = case_of(seed, devices)
         shard = HeadShard(case.heads, rank * case.heads // devices, devices, all_gather)
         part = case.of_shard(shard)
-        eager, replayed = part.run(shard)[0], part.run(shard, captured)[0]
+        eager, replayed = part.run(shard)[0], part.run(shard, capture)[0]
         # Without integers scores are rounded as the kernels sum, so one device's kernels say what is expected.
         expected = case.expected() if case.integers else case.run()[0]
         if not eager == replayed == expected:

@@ -15,7 +15,7 @@ from lim_kernels.attend.launch import Requests, ScoreSink, attend
 from lim_kernels.attend.reference import decode_attention, verify_attention
 
 from .test_decode_kernels import DEVICE, SMALL, Case
-from .test_several_gpus import captured
+from .test_several_gpus import capture
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 
@@ -60,13 +60,13 @@ def plain(case: VerifyCase) -> Tensor:
     return out * case.value_scale
 
 
-@pytest.mark.parametrize("q_len", [*range(1, 14), 16])
+@pytest.mark.parametrize("q_len", [1, 2, 5, 13])
 def test_the_reference_is_a_plain_softmax(q_len: int) -> None:
     case = verify([0, 1, 9, 40], q_len)
     torch.testing.assert_close(case.expected().double().cpu(), plain(case), rtol=0, atol=5e-6)
 
 
-@pytest.mark.parametrize("group", range(1, 9))
+@pytest.mark.parametrize("group", [1, 3, 8])
 def test_the_references_groups(group: int) -> None:
     for options in ({}, {"soft_cap": 2.0}, {"dtype": BF16}, {"k_dtype": FP8, "value_scale": 0.5}):
         case = verify([0, 30], 3, 2 * group, **options)
@@ -95,25 +95,19 @@ def test_the_reference_needs_no_triton() -> None:
     assert done.returncode == 0, done.stderr
 
 
-EDGES = [0, 3, 16, 63]  # tokens; tiles of 16, several splits
 CASES = {
-    "a prefix of nothing": verify([0], 5),
     "ragged": verify([0, 1, 15, 16, 17, 63, 200], 5),
-    "long": verify([1000], 5),
     "one split": verify([40, 3], 5, config=replace(SMALL, min_splits=1, max_splits=1)),
-    "most tokens": verify(EDGES, 16),
-    "blocks of tokens": verify([0, 40], 13, 16, 2, head_dim=128),
-    "a block for every token": verify([0, 40], 3, 64, 1, head_dim=128),
+    "most tokens": verify([0, 63], 16),
+    "blocks of tokens": verify([0, 18], 13, 16, 2, head_dim=128),
+    "a block for every token": verify([0, 18], 3, 64, 1, head_dim=128),
     "head dim 96": verify([63, 4], 5, head_dim=96),
-    "head dim 256": verify([63, 4], 5, head_dim=256),
-    "fp16": verify([63, 4], 5, dtype=torch.float16),
     "soft cap": verify([63, 4], 5, soft_cap=2.0),
-    "quantised values' scale": verify([63, 4], 5, value_scale=0.5),
     "fp8": verify([63, 4], 5, k_dtype=FP8, value_scale=0.5),
-    "fp8 under fp16": verify([0, 200], 7, dtype=torch.float16, k_dtype=FP8),
-    **{f"{q_len} tokens": verify(EDGES, q_len) for q_len in range(1, 14)},
-    **{f"the last split holds {tail} of 6 tokens": verify([58 + tail], 6) for tail in range(1, 7)},  # it begins at 64
-    **{f"groups of {group}": verify([0, 11, 40], 3, 2 * group) for group in range(1, 9)},
+    "fp8 under fp16": verify([0, 63], 7, dtype=torch.float16, k_dtype=FP8),
+    **{f"{q_len} tokens": verify([0, 3], q_len) for q_len in (1, 2, 4, 8, 9)},
+    **{f"the last split holds {tail} of 6 tokens": verify([58 + tail], 6) for tail in (1, 5, 6)},  # it begins at 64
+    **{f"groups of {group}": verify([0, 11], 3, 2 * group) for group in (1, 2, 7, 8)},
 }
 
 
@@ -177,7 +171,7 @@ def test_rows_that_are_not_there_get_one_line(change: dict[str, int], message: s
 def test_a_workspace_is_for_a_number_of_tokens() -> None:
     case = verify([20, 50], 3)
     workspace = verify([20, 50], 2).workspace()
-    needed = 2 * SMALL.splits(2, 2) * 3
+    needed = 2 * SMALL.kv_splits(2, 2) * 3
     with pytest.raises(ValueError, match=rf"expected \[{needed}, 6, 64\], with splits at least that"):
         attend(case.q, case.cache, case.requests, torch.empty_like(case.q), workspace, SMALL)
 
@@ -214,10 +208,10 @@ def test_a_graph_serves_other_lengths(q_len: int) -> None:
     q, out, workspace = case.q.clone(), torch.empty_like(case.q), case.workspace()
     requests = Requests(indptr, indices, 0, 3, q_len)
 
-    graph = captured(lambda: attend(q, later.cache, requests, out, workspace, case.config))
+    graph = capture(lambda: attend(q, later.cache, requests, out, workspace, case.config))
     q.copy_(later.q)
-    for own, new in zip(requests[:2], later.requests[:2], strict=True):
-        own.copy_(new)
+    for tensor, new in zip(requests[:2], later.requests[:2], strict=True):
+        tensor.copy_(new)
     out.fill_(float("nan"))
     graph.replay()
     later.check(out, later.expected())

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lim_kernels.select.budget import MAX_BUDGET, BudgetSplit
+from lim_kernels.select.budget import MAX_BUDGET, BudgetParts
 from lim_sglang.config import (
     ENV_CONFIG,
     FLAGS,
@@ -81,7 +81,7 @@ def refusal(build: Callable[[], object]) -> str:
 def test_defaults() -> None:
     config = resolve_config(None, None, None)
     assert config == LimConfig(2048, 0.25, 4, "auto")
-    assert config.split == BudgetSplit(budget=2048, selected=1536, sinks=4, recent=508)
+    assert config.parts == BudgetParts(budget=2048, selected=1536, sinks=4, recent=508)
 
 
 def test_frozen_and_hashable() -> None:
@@ -293,7 +293,7 @@ def test_sinks_that_do_not_fit(budget: int, ratio: float, sinks: int, room: int,
 @given(st.integers(1, 5000) | st.integers(1, MAX_BUDGET), st.floats(0, 1), st.integers(0, 6000))
 def test_sinks_are_never_dropped_and_every_way_out_works(budget: int, ratio: float, sinks: int) -> None:
     try:
-        assert LimConfig(budget, ratio, sinks).split.sinks == sinks
+        assert LimConfig(budget, ratio, sinks).parts.sinks == sinks
     except LimConfigError as error:
         given_values = {"budget": budget, "recency_ratio": ratio, "sink_tokens": sinks}
         for key, text in re.findall(r"(\w+) to at (?:least|most) ([\d.e-]+)", str(error)):

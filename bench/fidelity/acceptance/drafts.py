@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from bench.fidelity.policies import SINKS, StreamingLLM
-from lim_kernels.select import select_token_set, split_budget
+from lim_kernels.select.budget import split_budget
+from lim_kernels.select.reference import select_token_set
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.tools.analysis.model import LayerView, Policy
 from lim_sglang.tools.analysis.policies import LessIsMore, set_mask

@@ -1,4 +1,4 @@
-"""Constants of attention's launches, and which of them fit on a gpu."""
+"""Constants of attention's launches, and which of them fit on a GPU."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ SMALLEST_TILE = 16  # tokens: what tl.dot takes, and a SELECT layer's span
 class AttendConfig:
     """Constants of the launches; results depend on them by rounding only.
 
+    The defaults are for a SELECT layer; ``select.launch.LaunchConfig`` says how they were measured.
+
     Attributes:
         block_n: tokens per tile.
         warps, stages: of a program; ``stages`` steps of the loop over tiles are in flight.
-        programs: what a launch aims for over all requests and KV heads.
-        min_splits, max_splits: bounds on the splits of one request; ``max_splits`` is a power of two.
+        programs: number of programs that a launch aims for over all requests and KV heads.
+        min_splits, max_splits: bounds on ``kv_splits``; ``max_splits`` is a power of two.
     """
 
     block_n: int = 64
@@ -35,13 +37,13 @@ class AttendConfig:
     min_splits: int = 8
     max_splits: int = 64
 
-    def splits(self, requests: int, num_kv_heads: int) -> int:
-        """Splits of every request of a launch, whose lengths the host need not know."""
+    def kv_splits(self, requests: int, num_kv_heads: int) -> int:
+        """Parts that every request's keys are split into; the host need not know the requests' lengths."""
         return min(self.max_splits, max(self.min_splits, self.programs // (requests * num_kv_heads)))
 
 
 class HeadShape(NamedTuple):
-    """What decides how much a tile takes: sizes of the heads, dtypes of queries and cache, query tokens per request."""
+    """Sizes that decide how much memory a tile takes: heads, dtypes of queries and cache, query tokens per request."""
 
     head_dim: int
     group: int
@@ -98,8 +100,8 @@ def verify_config(heads: HeadShape) -> AttendConfig:
 
 
 @lru_cache
-def fitted(config: AttendConfig, heads: HeadShape, gpu: Gpu) -> AttendConfig:
-    """``config`` where it fits on the gpu, otherwise with fewer stages, then with smaller tiles.
+def fit_config(config: AttendConfig, heads: HeadShape, gpu: Gpu) -> AttendConfig:
+    """``config`` where it fits on the GPU, otherwise with fewer stages, then with smaller tiles.
 
     Raises:
         ValueError: one line; nothing fits.
@@ -116,7 +118,7 @@ def fitted(config: AttendConfig, heads: HeadShape, gpu: Gpu) -> AttendConfig:
 
 
 def _candidates(config: AttendConfig) -> Iterator[AttendConfig]:
-    """From the one asked for to the smallest there is."""
+    """Configurations to try, from the one asked for to the smallest there is."""
     block_n = config.block_n
     while block_n >= SMALLEST_TILE:
         yield replace(config, block_n=block_n)

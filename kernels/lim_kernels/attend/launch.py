@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lim_kernels.attend.config import AttendConfig, HeadShape, fitted
+from lim_kernels.attend.config import AttendConfig, HeadShape, fit_config
 from lim_kernels.attend.kernel import attend_kernel, merge_kernel
-from lim_kernels.chain import chained
+from lim_kernels.chain import launch_options
 from lim_kernels.gpu import Gpu, gpu_of
 
 Q_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -42,7 +42,7 @@ class AttendWorkspace:
         q_len: int = 1,
     ) -> AttendWorkspace:
         """Make buffers for launches of 1 to ``max_requests`` requests with up to ``q_len`` query tokens each."""
-        splits = q_len * max(n * config.splits(n, num_kv_heads) for n in range(1, max_requests + 1))
+        splits = q_len * max(n * config.kv_splits(n, num_kv_heads) for n in range(1, max_requests + 1))
         return cls(
             torch.empty(splits, num_qo_heads, head_dim, dtype=torch.float32, device=device),
             torch.empty(splits, num_qo_heads, dtype=torch.float32, device=device),
@@ -77,13 +77,13 @@ class ScoreSink(NamedTuple):
     Attributes:
         scores: [rows, H, N] int32, ordered as the scores are; N a multiple of every tile.
         maxima: [rows, H, N // span] int32.
-        keys: [rows, N] int32, reset.
+        ranks: [rows, N] int32, the tokens' unified ranks, reset.
         budget, sinks, recent: which requests, and which of their positions are candidates.
     """
 
     scores: Tensor
     maxima: Tensor
-    keys: Tensor
+    ranks: Tensor
     budget: int
     sinks: int
     recent: int
@@ -132,7 +132,7 @@ def attend(
         sink: where the scores go if this is a SELECT layer; its rows belong to these requests; ``T`` is 1.
 
     Raises:
-        ValueError: a shape, dtype, stride or device is not as above, or the heads are too large for the gpu.
+        ValueError: a shape, dtype, stride or device is not as above, or the heads are too large for the GPU.
     """
     check_attend(q, cache, requests, out, workspace, config)
     if sink is not None and requests.q_len > 1:
@@ -140,31 +140,61 @@ def attend(
     num_heads, head_dim = q.shape[1:]
     num_kv_heads = cache.keys.shape[1]
     heads = HeadShape(head_dim, num_heads // num_kv_heads, q.dtype, cache.keys.dtype, requests.q_len)
+    config = fit_config(config, heads, gpu_of(q.device))
+    kv_splits = config.kv_splits(requests.size, num_kv_heads)
+    _launch_attend(q, cache, requests, workspace, config, heads, kv_splits, sink)
+    merge_kernel[(num_heads, requests.size * requests.q_len)](
+        partial=workspace.partial,
+        partial_lse=workspace.lse,
+        kv_indptr=requests.kv_indptr,
+        out=out,
+        first_request=requests.first,
+        kv_splits=kv_splits,
+        value_scale=cache.value_scale,
+        num_heads=num_heads,
+        out_stride_b=out.stride(0),
+        out_stride_h=out.stride(1),
+        Q_LEN=requests.q_len,
+        HEAD_DIM=head_dim,
+        HEAD_DIM_PAD=heads.head_dim_pad,
+        BLOCK_N=config.block_n,
+        MAX_SPLITS=config.max_splits,
+        num_warps=4,
+        **launch_options(q.device),
+    )
+
+
+def _launch_attend(
+    q: Tensor,
+    cache: KVCache,
+    requests: Requests,
+    workspace: AttendWorkspace,
+    config: AttendConfig,
+    heads: HeadShape,
+    kv_splits: int,
+    sink: ScoreSink | None,
+) -> None:
+    """Launch the attention of every split, which leaves its part of the output in ``workspace``."""
     gpu = gpu_of(q.device)
-    config = fitted(config, heads, gpu)
     keys, values = (_readable(tensor, gpu) for tensor in (cache.keys, cache.values))
-    splits = config.splits(requests.size, num_kv_heads)
+    num_kv_heads = keys.shape[1]
     capped = cache.logits_soft_cap > 0
-    log2e = 1.0 if capped else math.log2(math.e)
-    common: dict[str, Any] = {
-        "partial": workspace.partial,
-        "partial_lse": workspace.lse,
-        "kv_indptr": requests.kv_indptr,
-        "first_request": requests.first,
-        "num_splits": splits,
-        "num_heads": num_heads,
-        "Q_LEN": requests.q_len,
-        "HEAD_DIM": head_dim,
-        "HEAD_DIM_PAD": heads.head_dim_pad,
-        "BLOCK_N": config.block_n,
-    }
-    attend_kernel[(num_kv_heads * heads.q_blocks, splits, requests.size)](
-        q,
-        keys,
-        values,
+    logits_scale = cache.sm_scale / cache.logits_soft_cap if capped else cache.sm_scale * math.log2(math.e)
+    attend_kernel[(num_kv_heads * heads.q_blocks, kv_splits, requests.size)](
+        q=q,
+        k_cache=keys,
+        v_cache=values,
+        kv_indptr=requests.kv_indptr,
         kv_indices=requests.kv_indices,
+        partial=workspace.partial,
+        partial_lse=workspace.lse,
+        scores=sink.scores if sink else workspace.lse,  # without a sink never dereferenced
+        maxima=sink.maxima if sink else workspace.lse,
+        ranks=sink.ranks if sink else workspace.lse,
+        first_request=requests.first,
+        kv_splits=kv_splits,
         group=heads.group,
-        logits_scale=cache.sm_scale * log2e / (cache.logits_soft_cap if capped else 1.0),
+        logits_scale=logits_scale,
         soft_cap=cache.logits_soft_cap * math.log2(math.e),
         q_stride_b=q.stride(0),
         q_stride_h=q.stride(1),
@@ -172,56 +202,34 @@ def attend(
         k_stride_h=keys.stride(1),
         v_stride_t=values.stride(0),
         v_stride_h=values.stride(1),
+        num_heads=q.shape[1],
+        scores_stride_b=sink.scores.stride(0) if sink else 0,
+        scores_stride_h=sink.scores.stride(1) if sink else 0,
+        maxima_stride_b=sink.maxima.stride(0) if sink else 0,
+        maxima_stride_h=sink.maxima.stride(1) if sink else 0,
+        ranks_stride_b=sink.ranks.stride(0) if sink else 0,
+        budget=sink.budget if sink else 0,
+        sinks=sink.sinks if sink else 0,
+        recent=sink.recent if sink else 0,
+        Q_LEN=requests.q_len,
         Q_TILE=heads.q_tile,
         ROWS=heads.rows_pad,
+        HEAD_DIM=heads.head_dim,
+        HEAD_DIM_PAD=heads.head_dim_pad,
+        BLOCK_N=config.block_n,
         STAGES=config.stages,
         CAPPED=capped,
         UPCAST=q.dtype == torch.float32,
+        SELECTS=sink is not None,
+        SPAN=sink.span if sink else 16,
         num_warps=config.warps,
-        **_sink(sink, workspace),
-        **common,
-        **chained(q.device, follows=False),
-    )
-    merge_kernel[(num_heads, requests.size * requests.q_len)](
-        out=out,
-        value_scale=cache.value_scale,
-        out_stride_b=out.stride(0),
-        out_stride_h=out.stride(1),
-        MAX_SPLITS=config.max_splits,
-        num_warps=4,
-        **common,
-        **chained(q.device),
+        **launch_options(q.device, follows=False),
     )
 
 
 def _readable(cache: Tensor, gpu: Gpu) -> Tensor:
-    """Keys or values as the kernel takes them: of fp8 the bytes where the card has no such type."""
+    """Keys or values as the kernel takes them: of fp8 the bytes where the GPU has no such type."""
     return cache if gpu.has_fp8 or cache.dtype != torch.float8_e4m3fn else cache.view(torch.uint8)
-
-
-def _sink(sink: ScoreSink | None, workspace: AttendWorkspace) -> dict[str, Any]:
-    if sink is None:
-        unused = workspace.lse  # never dereferenced
-        strides = dict.fromkeys(
-            ["scores_stride_b", "scores_stride_h", "maxima_stride_b", "maxima_stride_h", "keys_stride_b"], 0
-        )
-        numbers = {"budget": 0, "sinks": 0, "recent": 0}
-        return {"scores": unused, "maxima": unused, "keys": unused, "SELECTS": False, "SPAN": 16, **strides, **numbers}
-    return {
-        "scores": sink.scores,
-        "maxima": sink.maxima,
-        "keys": sink.keys,
-        "scores_stride_b": sink.scores.stride(0),
-        "scores_stride_h": sink.scores.stride(1),
-        "maxima_stride_b": sink.maxima.stride(0),
-        "maxima_stride_h": sink.maxima.stride(1),
-        "keys_stride_b": sink.keys.stride(0),
-        "budget": sink.budget,
-        "sinks": sink.sinks,
-        "recent": sink.recent,
-        "SELECTS": True,
-        "SPAN": sink.span,
-    }
 
 
 def check_attend(
@@ -249,7 +257,7 @@ def check_attend(
             f"q of {len(q)} rows for requests {requests.first} to {requests.first + requests.size - 1} with "
             f"{requests.q_len} query tokens each: expected {queries} rows at least, and a token at least"
         )
-    splits = requests.size * config.splits(requests.size, keys.shape[1])
+    splits = requests.size * config.kv_splits(requests.size, keys.shape[1])
     needed = [splits * requests.q_len, *q.shape[1:]]
     found = list(workspace.partial.shape)
     if found[0] < needed[0] or found[1:] != needed[1:]:

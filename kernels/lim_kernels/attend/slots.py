@@ -21,23 +21,23 @@ def slots_kernel(
     REQUESTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Copy a part of a request's row; the first part's program writes its end as well. Grid: (parts, requests)."""
-    part, request = tl.program_id(0), tl.program_id(1)
-    others = tl.arange(0, REQUESTS)
+    """Copy a block of a request's row; the first block's program writes its end as well. Grid: (blocks, requests)."""
+    block, request = tl.program_id(0), tl.program_id(1)
+    others = tl.arange(0, REQUESTS)  # [REQUESTS]
     counts = tl.load(lengths + others, mask=others < batch, other=-extra).to(tl.int32) + extra
     begin = tl.sum(tl.where(others < request, counts, 0), 0)
     count = tl.sum(tl.where(others == request, counts, 0), 0)
-    if part == 0:
+    if block == 0:
         tl.store(kv_indptr + request + 1, begin + count)
         if request == 0:
             tl.store(kv_indptr, 0)
-    place = part * BLOCK + tl.arange(0, BLOCK)
+    position = block * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
     row = tl.load(rows + request).to(tl.int64)
-    slots = tl.load(req_to_token + row * stride + place, mask=place < count, other=0)
-    tl.store(kv_indices + begin.to(tl.int64) + place, slots.to(tl.int32), mask=place < count)
+    slots = tl.load(req_to_token + row * stride + position, mask=position < count, other=0)
+    tl.store(kv_indices + begin.to(tl.int64) + position, slots.to(tl.int32), mask=position < count)
 
 
-def write_slots(
+def list_slots(
     req_to_token: Tensor, rows: Tensor, lengths: Tensor, extra: int, kv_indptr: Tensor, kv_indices: Tensor
 ) -> None:
     """Fill ``kv_indptr[: B + 1]`` and ``kv_indices`` with the slots of ``lengths + extra`` tokens of every request.

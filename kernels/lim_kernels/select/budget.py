@@ -8,11 +8,11 @@ from dataclasses import dataclass
 MAX_BUDGET = 2**31 - 1  # token positions are int32 on the device
 MAX_DEVICE_BUDGET = 1 << 18  # slots of 8,192 requests are still numbered in int32
 MAX_SELECTED = 8192  # one program of the device kernels sorts this many
-MAX_KEYS = 1 << 24  # the device kernels search keys of three digits of eight bits
+MAX_RANKS = 1 << 24  # the device kernels search ranks of three digits of eight bits
 
 
 @dataclass(frozen=True)
-class BudgetSplit:
+class BudgetParts:
     """The parts of a budget, in tokens; ``selected + sinks + recent == budget``.
 
     Attributes:
@@ -39,7 +39,7 @@ class BudgetSplit:
             raise ValueError(f"selected + sinks + recent = {total}: expected the budget, {self.budget}")
 
 
-def split_budget(budget: int, recency_ratio: float, sink_tokens: int) -> BudgetSplit:
+def split_budget(budget: int, recency_ratio: float, sink_tokens: int) -> BudgetParts:
     """Divide ``budget`` tokens: ``m = int(K * (1 - r))`` selected, then the sinks, the rest recent.
 
     Sinks that do not fit into the ``K - m`` unselected tokens are dropped altogether, all to the recency window.
@@ -59,7 +59,7 @@ def split_budget(budget: int, recency_ratio: float, sink_tokens: int) -> BudgetS
     selected = int(budget * (1 - recency_ratio))
     unselected = budget - selected
     sinks = 0 if unselected < sink_tokens else sink_tokens
-    return BudgetSplit(budget=budget, selected=selected, sinks=sinks, recent=unselected - sinks)
+    return BudgetParts(budget=budget, selected=selected, sinks=sinks, recent=unselected - sinks)
 
 
 def _require_int(name: str, value: object, minimum: int) -> None:
@@ -67,21 +67,21 @@ def _require_int(name: str, value: object, minimum: int) -> None:
         raise ValueError(f"{name} = {value!r}: expected an integer from {minimum} to {MAX_BUDGET}")
 
 
-def check_device_limits(split: BudgetSplit, num_qo_heads: int) -> None:
+def check_device_limits(parts: BudgetParts, num_qo_heads: int) -> None:
     """Check that the device kernels can serve a budget; the reference serves any.
 
     Raises:
         ValueError: one line with the limit and a way out.
     """
-    if split.budget > MAX_DEVICE_BUDGET:
-        raise ValueError(f"budget={split.budget}: expected at most {MAX_DEVICE_BUDGET} on a GPU; lower the budget")
+    if parts.budget > MAX_DEVICE_BUDGET:
+        raise ValueError(f"budget={parts.budget}: expected at most {MAX_DEVICE_BUDGET} on a GPU; lower the budget")
     fix = "lower the budget or raise recency_ratio"
-    if split.selected > MAX_SELECTED:
+    if parts.selected > MAX_SELECTED:
         raise ValueError(
-            f"budget={split.budget} selects {split.selected} tokens by rank: expected at most {MAX_SELECTED}; {fix}"
+            f"budget={parts.budget} selects {parts.selected} tokens by rank: expected at most {MAX_SELECTED}; {fix}"
         )
-    if split.selected * num_qo_heads >= MAX_KEYS:
+    if parts.selected * num_qo_heads >= MAX_RANKS:
         raise ValueError(
-            f"budget={split.budget} selects {split.selected} tokens by rank of {num_qo_heads} heads: expected a "
-            f"product below {MAX_KEYS}; {fix}"
+            f"budget={parts.budget} selects {parts.selected} tokens by rank of {num_qo_heads} heads: expected a "
+            f"product below {MAX_RANKS}; {fix}"
         )

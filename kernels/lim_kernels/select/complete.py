@@ -8,33 +8,33 @@ import triton.language as tl
 
 from lim_kernels.chain import await_previous
 from lim_kernels.ragged import load_extent
-from lim_kernels.select.emit import NUMBERS, write_slots
-from lim_kernels.select.radix import kth_largest, kth_smallest_key, load_digits
+from lim_kernels.select.emit import NUMBERS, write_set
+from lim_kernels.select.radix import kth_largest, kth_smallest_rank, load_digits
 
 
 @triton.jit(do_not_specialize=NUMBERS)
 def full_rank_kernel(
     scores,
-    keys,
+    ranks,
     ranked,
     unfinished,
     kv_indptr,
     first_request,
     scores_stride_b,
     scores_stride_h,
-    keys_stride_b,
+    ranks_stride_b,
     ranked_stride_b,
     ranked_stride_h,
     selected,
     sinks,
     recent,
-    key_heads,
+    rank_heads,
     first_head,
     SELECTED_PAD: tl.constexpr,
     BLOCK: tl.constexpr,
     CHAINED: tl.constexpr,
 ):
-    """One head's first ``m`` candidates in order, for flagged requests; each lowers its token's key.
+    """Rank one head's first ``m`` candidates, for flagged requests; each lowers its token's unified rank.
 
     Grid: (heads, requests).
 
@@ -45,15 +45,15 @@ def full_rank_kernel(
     _, length = load_extent(kv_indptr, first_request + row)
     if tl.load(unfinished + row) == 0:
         return
-    own = scores + row.to(tl.int64) * scores_stride_b + head.to(tl.int64) * scores_stride_h
+    scores_row = scores + row.to(tl.int64) * scores_stride_b + head.to(tl.int64) * scores_stride_h
     scratch = ranked + row.to(tl.int64) * ranked_stride_b + head.to(tl.int64) * ranked_stride_h
     end = length - recent
-    threshold, ties = kth_largest(own, sinks, end, selected, 0, False, 4, BLOCK)
+    threshold, ties = kth_largest(scores_row, sinks, end, selected, 0, False, 4, BLOCK)
     taken = tl.zeros((), tl.int32)
     tied = tl.zeros((), tl.int32)
     for tile in range(sinks, end, BLOCK):
-        position = tile + tl.arange(0, BLOCK)
-        digits, valid = load_digits(own, position, position < end, 0, False)
+        position = tile + tl.arange(0, BLOCK)  # [BLOCK]
+        digits, valid = load_digits(scores_row, position, position < end, 0, False)
         tie = valid & (digits == threshold)
         order = tied + tl.cumsum(tie.to(tl.int32), 0)
         take = valid & ((digits > threshold) | (tie & (order <= ties)))
@@ -63,44 +63,44 @@ def full_rank_kernel(
         tied += tl.sum(tie.to(tl.int32), 0)
         taken += tl.sum(take.to(tl.int32), 0)
     tl.debug_barrier()  # the program reads back what its other threads wrote
-    rank = tl.arange(0, SELECTED_PAD)
-    found = tl.load(scratch + rank, mask=rank < selected, other=0x7FFFFFFFFFFFFFFF)
+    head_rank = tl.arange(0, SELECTED_PAD)  # [SELECTED_PAD]
+    found = tl.load(scratch + head_rank, mask=head_rank < selected, other=0x7FFFFFFFFFFFFFFF)
     position = tl.sort(found) & 0x7FFFFFFF
     tl.atomic_min(
-        keys + row.to(tl.int64) * keys_stride_b + position,
-        rank * key_heads + first_head + head,
-        mask=rank < selected,
+        ranks + row.to(tl.int64) * ranks_stride_b + position,
+        head_rank * rank_heads + first_head + head,
+        mask=head_rank < selected,
         sem="relaxed",
     )
 
 
 @triton.jit(do_not_specialize=NUMBERS)
 def full_emit_kernel(
-    keys,
+    ranks,
     unfinished,
     kv_indptr,
     kv_indices,
     sparse_indptr,
     sparse_indices,
     first_request,
-    keys_stride_b,
+    ranks_stride_b,
     selected,
     sinks,
     recent,
-    key_limit,
-    KEY_PASSES: tl.constexpr,
+    rank_limit,
+    RANK_PASSES: tl.constexpr,
     BLOCK: tl.constexpr,
     CHAINED: tl.constexpr,
 ):
-    """The set's cache slots in ascending position order, for flagged requests. Grid: (requests,)."""
+    """Write the set's cache slots in ascending position order, for flagged requests. Grid: (requests,)."""
     await_previous(CHAINED)
     row = tl.program_id(0)
     if tl.load(unfinished + row) == 0:
         return
     begin, length = load_extent(kv_indptr, first_request + row)
-    own = keys + row.to(tl.int64) * keys_stride_b
+    ranks_row = ranks + row.to(tl.int64) * ranks_stride_b
     end = length - recent
-    last_key = kth_smallest_key(own, sinks, end, selected, key_limit, KEY_PASSES, BLOCK)
+    last_rank = kth_smallest_rank(ranks_row, sinks, end, selected, rank_limit, RANK_PASSES, BLOCK)
     out = sparse_indices + tl.load(sparse_indptr + first_request + row)
     none = tl.zeros((), tl.int32)
-    write_slots(own, kv_indices + begin, out, 0, length, none, length, sinks, end, last_key, True, BLOCK)
+    write_set(ranks_row, kv_indices + begin, out, 0, length, none, length, sinks, end, last_rank, True, BLOCK)

@@ -9,16 +9,16 @@ _SIGN = tl.constexpr(0x80000000)
 
 
 @triton.jit
-def load_digits(source, position, inside, limit, KEYS: tl.constexpr):
-    """uint32 whose largest come first: scores, or keys below ``limit`` counted down."""
+def load_digits(source, position, inside, limit, RANKS: tl.constexpr):
+    """uint32 whose largest come first: scores, or ranks below ``limit`` counted down."""
     value = tl.load(source + position, mask=inside, other=0)
-    if KEYS:
+    if RANKS:
         return (limit - 1 - value).to(tl.uint32), inside & (value < limit)
     return value.to(tl.uint32, bitcast=True) ^ _SIGN, inside
 
 
 @triton.jit
-def kth_largest(source, begin, end, k, limit, KEYS: tl.constexpr, PASSES: tl.constexpr, BLOCK: tl.constexpr):
+def kth_largest(source, begin, end, k, limit, RANKS: tl.constexpr, PASSES: tl.constexpr, BLOCK: tl.constexpr):
     """The ``k``-th largest digit string in ``source[begin:end]`` and how many equal ones belong to the first ``k``.
 
     A radix search from the most significant of ``PASSES`` digits down.
@@ -31,7 +31,7 @@ def kth_largest(source, begin, end, k, limit, KEYS: tl.constexpr, PASSES: tl.con
         counts = tl.zeros([_RADIX], tl.int32)
         for tile in range(begin, end, BLOCK):
             position = tile + tl.arange(0, BLOCK)
-            digits, valid = load_digits(source, position, position < end, limit, KEYS)
+            digits, valid = load_digits(source, position, position < end, limit, RANKS)
             if step > 0:
                 valid = valid & ((digits >> (shift + _RADIX_BITS)) == (prefix >> (shift + _RADIX_BITS)))
             counts += tl.histogram(((digits >> shift) & (_RADIX - 1)).to(tl.int32), _RADIX, mask=valid)
@@ -43,7 +43,7 @@ def kth_largest(source, begin, end, k, limit, KEYS: tl.constexpr, PASSES: tl.con
 
 
 @triton.jit
-def kth_smallest_key(source, begin, end, k, limit, PASSES: tl.constexpr, BLOCK: tl.constexpr):
-    """The ``k``-th smallest key in ``source[begin:end]``, of those below ``limit``."""
+def kth_smallest_rank(source, begin, end, k, limit, PASSES: tl.constexpr, BLOCK: tl.constexpr):
+    """The ``k``-th smallest rank in ``source[begin:end]``, of those below ``limit``."""
     digits, _ = kth_largest(source, begin, end, k, limit, True, PASSES, BLOCK)
     return limit - 1 - digits.to(tl.int32)

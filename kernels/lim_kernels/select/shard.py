@@ -1,8 +1,9 @@
 """Query heads that are spread over devices (tensor parallelism): what they exchange so that all hold one exact set.
 
-A device ranks with its own heads, counted among all of them, and offers its ``m`` candidates with the smallest keys.
-A token among the ``m`` smallest keys of all heads has its key from some device, and there it is among the ``m``
-smallest. So the set follows from what all devices offer: the smallest key of every position, then the ``m`` smallest.
+A device ranks with its own heads, counted among all of them, and offers its ``m`` candidates with the smallest
+unified ranks. A token among the ``m`` smallest ranks of all heads has its rank from some device, and there it is
+among the ``m`` smallest. So the set follows from what all devices offer: the smallest rank of every position,
+then the ``m`` smallest.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ class Exchange:
 
     Attributes:
         shard: whose heads these are.
-        offered: [rows, m, 2] int32, keys and positions.
-        gathered: int32, those of all devices, [devices, R, m, 2] for a round of ``R`` requests.
-        joined: [rows, devices * m] int32, the keys of ``gathered`` that are their position's smallest.
+        offered: [rows, m, 2] int32, ranks and positions.
+        gathered: int32, those of all devices, [devices, R, m, 2] for a chunk of ``R`` requests.
+        joined: [rows, devices * m] int32, the ranks of ``gathered`` that are their position's smallest.
     """
 
     shard: HeadShard
@@ -57,7 +58,7 @@ class Exchange:
 
     @classmethod
     def allocate(cls, shard: HeadShard, rows: int, selected: int, device: torch.device | str) -> Exchange:
-        """Make the buffers for rounds of up to ``rows`` requests that select ``selected`` tokens by rank."""
+        """Make the buffers for chunks of up to ``rows`` requests that select ``selected`` tokens by rank."""
         pairs = max(1, selected)
         return cls(
             shard,

@@ -10,12 +10,13 @@ from lim_kernels.select.emit import NUMBERS
 
 
 @triton.jit
-def _count_at_least(own, spans, count, t1, t2, t3, SPAN: tl.constexpr, BLOCK: tl.constexpr):
+def _count_at_least(values, spans, count, t1, t2, t3, SPAN: tl.constexpr, BLOCK: tl.constexpr):
     """How many of ``count`` spans' maxima reach each threshold, or, with ``SPAN`` > 1, of listed spans' scores."""
+    # [BLOCK]
     n12 = tl.zeros([BLOCK], tl.int32)  # two counts in one, of up to 65,535 tiles
     n3 = tl.zeros([BLOCK], tl.int32)
     for tile in range(0, count * SPAN, BLOCK):
-        score, _ = _load_tile(own, spans, count, tile, SPAN, BLOCK)
+        score, _ = _load_tile(values, spans, count, tile, SPAN, BLOCK)
         n12 += (score >= t1).to(tl.int32) + ((score >= t2).to(tl.int32) << 16)
         n3 += (score >= t3).to(tl.int32)
     packed = (n12 & 0xFFFF).to(tl.int64) | ((n12 >> 16) & 0xFFFF).to(tl.int64) << 21 | n3.to(tl.int64) << 42
@@ -24,18 +25,18 @@ def _count_at_least(own, spans, count, t1, t2, t3, SPAN: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
-def _load_tile(own, spans, count, tile, SPAN: tl.constexpr, BLOCK: tl.constexpr):
+def _load_tile(values, spans, count, tile, SPAN: tl.constexpr, BLOCK: tl.constexpr):
     """Maxima, or with ``SPAN`` > 1 the scores of listed spans, the lowest value where there are no more; positions."""
-    index = tile + tl.arange(0, BLOCK)
+    index = tile + tl.arange(0, BLOCK)  # [BLOCK]
     inside = index < count * SPAN
-    place = index
+    position = index
     if SPAN > 1:
-        place = tl.load(spans + index // SPAN, mask=inside, other=0) * SPAN + index % SPAN
-    return tl.load(own + place, mask=inside, other=LOWEST), place
+        position = tl.load(spans + index // SPAN, mask=inside, other=0) * SPAN + index % SPAN
+    return tl.load(values + position, mask=inside, other=LOWEST), position
 
 
 @triton.jit
-def _find_cut(own, spans, count, low, highest, least, most, SPAN: tl.constexpr, BLOCK: tl.constexpr):
+def _find_cut(values, spans, count, low, highest, least, most, SPAN: tl.constexpr, BLOCK: tl.constexpr):
     """A value above ``low`` that ``least`` to ``most`` reach, and how many; 0 of them where ties allow no such value.
 
     All that count reach ``low``, none is above ``highest``. The search looks one and two octaves below first, where the
@@ -50,7 +51,9 @@ def _find_cut(own, spans, count, low, highest, least, most, SPAN: tl.constexpr, 
     t3 = high
     searching = high - low > 1
     while searching:
-        c1, c2, c3 = _count_at_least(own, spans, count, t1.to(tl.int32), t2.to(tl.int32), t3.to(tl.int32), SPAN, BLOCK)
+        c1, c2, c3 = _count_at_least(
+            values, spans, count, t1.to(tl.int32), t2.to(tl.int32), t3.to(tl.int32), SPAN, BLOCK
+        )
         cut = tl.where(c1 <= most, t1, tl.where(c2 <= most, t2, t3))
         reach = tl.where(c1 <= most, c1, tl.where(c2 <= most, c2, c3))
         fits = (reach <= most) & (reach >= least)
@@ -84,14 +87,14 @@ def _spans_with(num_spans, count):
 
 
 @triton.jit
-def _collect(own, spans, listed, cut, best, MOST: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
+def _collect(values, spans, listed, cut, best, MOST: tl.constexpr, SPAN: tl.constexpr, BLOCK: tl.constexpr):
     """List the listed spans' scores that reach ``cut``, in position order, the first ``MOST``; how many there are.
 
     ``best``: [2, MOST] int32, scores and positions.
     """
     taken = tl.zeros((), tl.int32)
     for tile in range(0, listed * SPAN, BLOCK):
-        score, position = _load_tile(own, spans, listed, tile, SPAN, BLOCK)
+        score, position = _load_tile(values, spans, listed, tile, SPAN, BLOCK)
         take = score >= cut
         index = taken + tl.cumsum(take.to(tl.int32), 0) - 1
         tl.store(best + index, score, mask=take & (index < MOST))
@@ -101,38 +104,38 @@ def _collect(own, spans, listed, cut, best, MOST: tl.constexpr, SPAN: tl.constex
 
 
 @triton.jit
-def _rank(best, count, own_keys, shortlist, head, key_heads, MOST: tl.constexpr, RANK_BLOCK: tl.constexpr):
-    """Count who comes before each of ``count`` listed scores; its position goes to that rank and lowers its key.
+def _rank(best, count, ranks_row, shortlist, head, rank_heads, MOST: tl.constexpr, RANK_BLOCK: tl.constexpr):
+    """Count the scores before each of ``count`` listed ones; its position goes to that place in the shortlist.
 
-    Among equals the one listed earlier comes first. ``head`` is counted among the ``key_heads`` of all devices.
+    Among equals the one listed earlier comes first. ``head`` is counted among the ``rank_heads`` of all devices.
     """
     for first in range(0, count, RANK_BLOCK):
-        index = first + tl.arange(0, RANK_BLOCK)
+        index = first + tl.arange(0, RANK_BLOCK)  # [RANK_BLOCK]
         mine = tl.load(best + index, mask=index < count, other=0)
         before = tl.zeros([RANK_BLOCK, 32], tl.int32)
         for other in range(0, first, 32):
-            place = other + tl.arange(0, 32)
-            before += (tl.load(best + place)[None, :] >= mine[:, None]).to(tl.int32)
+            other_index = other + tl.arange(0, 32)  # [32]
+            before += (tl.load(best + other_index)[None, :] >= mine[:, None]).to(tl.int32)
         for other in range(first, tl.minimum(first + RANK_BLOCK, count), 32):
-            place = other + tl.arange(0, 32)
-            others = tl.load(best + place, mask=place < count, other=LOWEST)
-            at_least = mine[:, None] + (place[None, :] >= index[:, None]).to(tl.int32)
+            other_index = other + tl.arange(0, 32)  # [32]
+            others = tl.load(best + other_index, mask=other_index < count, other=LOWEST)
+            at_least = mine[:, None] + (other_index[None, :] >= index[:, None]).to(tl.int32)
             before += (others[None, :] >= at_least).to(tl.int32)
         for other in range(first + RANK_BLOCK, count, 32):
-            place = other + tl.arange(0, 32)
-            others = tl.load(best + place, mask=place < count, other=LOWEST)
+            other_index = other + tl.arange(0, 32)  # [32]
+            others = tl.load(best + other_index, mask=other_index < count, other=LOWEST)
             before += (others[None, :] > mine[:, None]).to(tl.int32)
-        rank = tl.sum(before, 1)
+        head_rank = tl.sum(before, 1)
         position = tl.load(best + MOST + index, mask=index < count, other=0)
-        tl.store(shortlist + rank, position, mask=index < count)
-        tl.atomic_min(own_keys + position, rank * key_heads + head, mask=index < count, sem="relaxed")
+        tl.store(shortlist + head_rank, position, mask=index < count)
+        tl.atomic_min(ranks_row + position, head_rank * rank_heads + head, mask=index < count, sem="relaxed")
 
 
 @triton.jit(do_not_specialize=NUMBERS)
 def shortlist_kernel(
     scores,
     maxima,
-    keys,
+    ranks,
     shortlists,
     counts,
     spans,
@@ -143,13 +146,13 @@ def shortlist_kernel(
     scores_stride_h,
     maxima_stride_b,
     maxima_stride_h,
-    keys_stride_b,
+    ranks_stride_b,
     budget,
     selected,
     sinks,
     recent,
     num_heads,
-    key_heads,
+    rank_heads,
     first_head,
     MOST: tl.constexpr,
     SPAN: tl.constexpr,
@@ -157,12 +160,12 @@ def shortlist_kernel(
     RANK_BLOCK: tl.constexpr,
     CHAINED: tl.constexpr,
 ):
-    """One head's best candidates in order; each lowers its token's key. Grid: (heads, requests).
+    """One head's best candidates in order; each lowers its token's unified rank. Grid: (heads, requests).
 
     All candidates that reach some cut lie in the spans whose maximum does: nothing else of the head's scores is read.
 
-    ``shortlists``: [requests, H, MOST] int32 positions by rank; ``counts``: [requests, H] int32, how many ranks are
-    complete; ``spans``: [requests, H, MOST] and ``best``: [requests, H, 2, MOST] int32 are scratch.
+    ``shortlists``: [requests, H, MOST] int32 positions by the head's own rank; ``counts``: [requests, H] int32, how
+    many ranks are complete; ``spans``: [requests, H, MOST] and ``best``: [requests, H, 2, MOST] int32 are scratch.
     """
     await_previous(CHAINED)
     head, row = tl.program_id(0), tl.program_id(1)
@@ -170,42 +173,43 @@ def shortlist_kernel(
     if length <= budget:
         return
     list_index = row.to(tl.int64) * num_heads + head
-    own = scores + row.to(tl.int64) * scores_stride_b + head.to(tl.int64) * scores_stride_h
-    own_maxima = maxima + row.to(tl.int64) * maxima_stride_b + head.to(tl.int64) * maxima_stride_h
+    scores_row = scores + row.to(tl.int64) * scores_stride_b + head.to(tl.int64) * scores_stride_h
+    maxima_row = maxima + row.to(tl.int64) * maxima_stride_b + head.to(tl.int64) * maxima_stride_h
     spans += list_index * MOST
     best += list_index * 2 * MOST
     num_spans = tl.cdiv(length - recent, SPAN)
     least = _wanted_ranks(length - sinks - recent, selected, num_heads, MOST)
     real_spans = num_spans - sinks // SPAN
     wanted, most = _spans_with(real_spans, least), tl.minimum(_spans_with(real_spans, least * 3 // 2) + 1, MOST)
-    highest = _highest(own_maxima, num_spans, BLOCK)
+    highest = _highest(maxima_row, num_spans, BLOCK)
     lowest = tl.full((), -(2**31), tl.int64)
-    cut, reach = _find_cut(own_maxima, spans, num_spans, lowest, highest, wanted, most, 1, BLOCK)
+    cut, reach = _find_cut(maxima_row, spans, num_spans, lowest, highest, wanted, most, 1, BLOCK)
     count = tl.zeros((), tl.int32)
     if reach > 0:
         listed = tl.zeros((), tl.int32)
         for tile in range(0, num_spans, BLOCK):
-            span = tile + tl.arange(0, BLOCK)
-            take = tl.load(own_maxima + span, mask=span < num_spans, other=LOWEST) >= cut.to(tl.int32)
+            span = tile + tl.arange(0, BLOCK)  # [BLOCK]
+            take = tl.load(maxima_row + span, mask=span < num_spans, other=LOWEST) >= cut.to(tl.int32)
             tl.store(spans + listed + tl.cumsum(take.to(tl.int32), 0) - 1, span, mask=take)
             listed += tl.sum(take.to(tl.int32), 0)
         tl.debug_barrier()  # the program reads back what its other threads wrote
-        count = _collect(own, spans, listed, cut.to(tl.int32), best, MOST, SPAN, BLOCK)
+        count = _collect(scores_row, spans, listed, cut.to(tl.int32), best, MOST, SPAN, BLOCK)
         if count > 2 * least:
-            cut, count = _find_cut(own, spans, listed, cut, highest, least, 2 * least, SPAN, BLOCK)
+            cut, count = _find_cut(scores_row, spans, listed, cut, highest, least, 2 * least, SPAN, BLOCK)
             if count > 0:
                 tl.debug_barrier()
-                _collect(own, spans, listed, cut.to(tl.int32), best, MOST, SPAN, BLOCK)
+                _collect(scores_row, spans, listed, cut.to(tl.int32), best, MOST, SPAN, BLOCK)
         tl.debug_barrier()
-        own_keys = keys + row.to(tl.int64) * keys_stride_b
-        _rank(best, count, own_keys, shortlists + list_index * MOST, first_head + head, key_heads, MOST, RANK_BLOCK)
+        ranks_row = ranks + row.to(tl.int64) * ranks_stride_b
+        _rank(best, count, ranks_row, shortlists + list_index * MOST, first_head + head, rank_heads, MOST, RANK_BLOCK)
     tl.store(counts + list_index, count)
 
 
 @triton.jit
-def _highest(own_maxima, num_spans, BLOCK: tl.constexpr):
+def _highest(maxima_row, num_spans, BLOCK: tl.constexpr):
+    """The highest of a head's maxima."""
     highest = tl.full([BLOCK], LOWEST, tl.int32)
     for tile in range(0, num_spans, BLOCK):
         span = tile + tl.arange(0, BLOCK)
-        highest = tl.maximum(highest, tl.load(own_maxima + span, mask=span < num_spans, other=LOWEST))
+        highest = tl.maximum(highest, tl.load(maxima_row + span, mask=span < num_spans, other=LOWEST))
     return tl.max(highest, 0)

@@ -9,7 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lim_kernels.select.budget import BudgetSplit, check_device_limits
+from lim_kernels.select.budget import BudgetParts, check_device_limits
 
 SPAN = 16  # positions that share a maximum
 WIDTH_MULTIPLE = 128  # every tile of scores ends within a row
@@ -17,13 +17,13 @@ WIDTH_MULTIPLE = 128  # every tile of scores ends within a row
 
 @dataclass(frozen=True)
 class SelectWorkspace:
-    """Scratch of one selection, for up to ``rows`` requests at a time; larger batches go in several rounds.
+    """Scratch of one selection, for up to ``rows`` requests at a time; larger batches go in several chunks.
 
     Attributes:
         scores: [rows, H, N] int32, ordered as the scores are.
         maxima: [rows, H, N // SPAN] int32, the highest score of every ``SPAN`` positions.
-        keys: [rows, N] int32, the unified keys.
-        shortlists: [rows, H, S] int32, positions by rank; ``S`` is what ``shortlist_length`` says.
+        ranks: [rows, N] int32, the tokens' unified ranks.
+        shortlists: [rows, H, S] int32, positions by the head's own rank; ``S`` is what ``shortlist_length`` says.
         counts: [rows, H] int32, complete ranks of the shortlists.
         spans, best: [rows, H, S] and [rows, H, 2, S] int32.
         unfinished: [rows] int32, 1 for requests that need the complete ranking.
@@ -32,7 +32,7 @@ class SelectWorkspace:
 
     scores: Tensor
     maxima: Tensor
-    keys: Tensor
+    ranks: Tensor
     shortlists: Tensor
     counts: Tensor
     spans: Tensor
@@ -46,7 +46,7 @@ class SelectWorkspace:
         max_batch: int,
         max_length: int,
         num_qo_heads: int,
-        split: BudgetSplit,
+        parts: BudgetParts,
         device: torch.device | str,
         max_bytes: int = 448 << 20,
     ) -> SelectWorkspace:
@@ -59,19 +59,19 @@ class SelectWorkspace:
         Raises:
             ValueError: the budget or the number of heads is beyond what the kernels sort.
         """
-        check_device_limits(split, num_qo_heads)
+        check_device_limits(parts, num_qo_heads)
         width = -(-max_length // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
-        short = shortlist_length(split.selected)
+        short = shortlist_length(parts.selected)
         shapes = {
             "scores": (num_qo_heads, width),
             "maxima": (num_qo_heads, width // SPAN),
-            "keys": (width,),
+            "ranks": (width,),
             "shortlists": (num_qo_heads, short),
             "counts": (num_qo_heads,),
             "spans": (num_qo_heads, short),
             "best": (num_qo_heads, 2, short),
             "unfinished": (),
-            "ranked": (num_qo_heads, max(1, split.selected)),
+            "ranked": (num_qo_heads, max(1, parts.selected)),
         }
         dtypes = dict.fromkeys(shapes, torch.int32) | {"ranked": torch.int64}
         bytes_per_row = sum(math.prod(shape) * dtypes[name].itemsize for name, shape in shapes.items())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lim_kernels.select import BudgetSplit, TokenSet, select_token_set
+from lim_kernels.select.budget import BudgetParts
+from lim_kernels.select.reference import TokenSet, select_token_set
 from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.tools.analysis.model import LayerView
 
@@ -22,10 +23,10 @@ class Dense:
 class LessIsMore:
     """The specification: select layers choose one set for all heads of the layers after them (arXiv 2508.07101)."""
 
-    def __init__(self, plan: LayerPlan, split: BudgetSplit, name: str = "lessismore") -> None:
+    def __init__(self, plan: LayerPlan, parts: BudgetParts, name: str = "lessismore") -> None:
         self.name = name
         self.plan = plan
-        self.split = split
+        self.parts = parts
         self._set: Tensor | None = None
 
     def mask(self, view: LayerView) -> Tensor:
@@ -36,7 +37,7 @@ class LessIsMore:
                 raise RuntimeError(f"layer {view.layer} is sparse, but no layer before it selected in this block")
             return self._set
         if role is LayerRole.SELECT:
-            chosen = select_token_set(view.scores, view.lengths, self.split)
+            chosen = select_token_set(view.scores, view.lengths, self.parts)
             self._set = set_mask(chosen, view.scores.shape[2])
         return view.causal
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lim_kernels.select import BudgetSplit, select_token_set
+from lim_kernels.select.budget import BudgetParts
+from lim_kernels.select.reference import select_token_set
 from lim_sglang.tools.analysis.policies import set_mask
 from lim_sglang.tools.analysis.streaming import LayerSample
 
@@ -40,7 +41,7 @@ class ReuseMeter:
     ========================================= ========= ========== ======== ========
     """
 
-    def __init__(self, num_layers: int, split: BudgetSplit) -> None:
+    def __init__(self, num_layers: int, split: BudgetParts) -> None:
         self._split = split
         self._sets: dict[int, list[Tensor]] = {}  # by text: the sets of the layers so far, [Q, 1, n] bool
         self._recall = torch.zeros(num_layers, num_layers, dtype=torch.float64)

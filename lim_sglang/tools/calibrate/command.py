@@ -184,7 +184,7 @@ def _measure(model: StreamedModel, windows: list[list[int]], config: LimConfig) 
     """Run all windows through the model, with a bar on stderr."""
     from lim_sglang.tools.analysis.recall import ReuseMeter
 
-    meter = ReuseMeter(model.num_layers, config.split)
+    meter = ReuseMeter(model.num_layers, config.parts)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -137,7 +137,7 @@ def _inspect(
         inspection = inspect_generation(
             model,
             ids,
-            LessIsMore(setting.plan, config.split),
+            LessIsMore(setting.plan, config.parts),
             max_tokens,
             _stop_ids(model.model, tokenizer),
             lambda count: status.update(f"generated {count} of {max_tokens} tokens ..."),

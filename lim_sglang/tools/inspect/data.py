@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lim_kernels.select import select_token_set, unified_keys
+from lim_kernels.select.reference import select_token_set, unified_ranks
 from lim_sglang.layer_plan import LayerRole
 from lim_sglang.tools.analysis.model import LayerView, PolicyModel
 from lim_sglang.tools.analysis.policies import LessIsMore
@@ -28,7 +28,7 @@ class SelectEvent:
         sinks: how many of the first positions are sinks; 0 within the budget, where nothing is selected.
         window_start: the first position of the recency window; ``n`` within the budget.
         keys: of the positions between sinks and window, in their order: ``rank * H + head`` of the head that ranks
-            the token best, both from 0 (``lim_kernels.select.unified_keys``).
+            the token best, both from 0 (``lim_kernels.select.reference.unified_ranks``).
     """
 
     step: int
@@ -73,13 +73,13 @@ class EventRecorder:
         """Record one event per step of the view."""
         if self.policy.plan.role(view.layer) is not LayerRole.SELECT:
             return
-        sets = select_token_set(view.scores, view.lengths, self.policy.split)
-        keys = unified_keys(view.scores, view.lengths, self.policy.split)
+        sets = select_token_set(view.scores, view.lengths, self.policy.parts)
+        keys = unified_ranks(view.scores, view.lengths, self.policy.parts)
         for row, (length, size) in enumerate(zip(view.lengths.tolist(), sets.lengths.tolist(), strict=True)):
             self._record(view.layer, length, sets.positions[row, :size], keys[row])
 
     def _record(self, layer: int, length: int, positions: Tensor, keys: Tensor) -> None:
-        split = self.policy.split
+        split = self.policy.parts
         over = length > split.budget
         sinks, window_start = (split.sinks, length - split.recent) if over else (0, length)
         chosen = positions[sinks : sinks + split.selected] if over else positions[:0]

@@ -44,7 +44,7 @@ def page_data(inspection: Inspection, texts: Sequence[str], setting: Setting) ->
     its first position, then the differences; null within the budget, where it is everything. The number of tokens
     and the window of an event follow from ``promptTokens`` and ``split``.
     """
-    config, split = setting.config, setting.config.split
+    config, split = setting.config, setting.config.parts
     layers = setting.plan.select_layers
     encoded = [_encode(event) for event in inspection.events]
     return {

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lim_kernels.select import split_budget
+from lim_kernels.select.budget import split_budget
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.tools.analysis.model import LayerView
 from lim_sglang.tools.analysis.policies import Dense

@@ -18,7 +18,10 @@ def wrappers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     fake = ModuleType("flashinfer")
     fake.BatchDecodeWithPagedKVCacheWrapper = RecordingWrapper  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flashinfer", fake)
-    monkeypatch.delitem(sys.modules, "lim_sglang.attention.wrappers", raising=False)
+    names = "lim_sglang.attention.flashinfer_sparse", "lim_sglang.attention.wrappers"
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
     RecordingWrapper.made = []
-    yield importlib.import_module("lim_sglang.attention.wrappers")
-    monkeypatch.delitem(sys.modules, "lim_sglang.attention.wrappers", raising=False)
+    yield importlib.import_module(names[1])
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)

@@ -48,7 +48,7 @@ def backend(host: Any, wrappers: ModuleType, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(host.FlashInferAttnBackend, "__init__", construct)
     monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(name).VerifyFlashInferBackend(SimpleNamespace(init_new_workspace=False), WIDTH)
+    yield importlib.import_module(name).DenseFlashInferBackend(SimpleNamespace(init_new_workspace=False), WIDTH)
     monkeypatch.delitem(sys.modules, name, raising=False)
 
 

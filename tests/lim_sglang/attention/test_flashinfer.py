@@ -1,4 +1,4 @@
-"""The GPU backend's work on the host: who attends in which layer of which batch, and what is counted.
+"""The GPU backend's work on the host: which wrapper attends in which layer of which batch, and what is counted.
 
 SGLang's own backend runs beneath; only FlashInfer and the planning of its wrappers, which need a GPU, are stand-ins.
 """
@@ -132,50 +132,48 @@ def extend_batch(mode: str, cached: list[int], new: list[int]) -> Any:
     )
 
 
-def who_attends(backend: Any) -> list[Any]:
+def wrappers_by_layer(backend: Any) -> list[Any]:
     """The wrapper that SGLang's ``forward_decode`` would take in every layer of the step."""
     wrappers = backend.forward_metadata.decode_wrappers
     return [wrappers[backend._get_wrapper_idx(SimpleNamespace(layer_id=layer))] for layer in range(LAYERS)]
 
 
-def step(backend: Any, seq_lens: list[int], captured: bool) -> None:
+def step(backend: Any, seq_lens: list[int], for_graph: bool) -> None:
     """A decode step, without a graph or as one is captured."""
-    if captured:
+    if for_graph:
         backend.init_forward_metadata_out_graph(batch_of("DECODE", seq_lens), in_capture=True)
     else:
         backend.init_forward_metadata(batch_of("DECODE", seq_lens))
 
 
-@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
+@pytest.mark.parametrize("for_graph", [False, True], ids=["eager", "captured"])
 @pytest.mark.parametrize(
     ("batch", "split_kv"),
     [(1, True), (LAST_SPLIT_KV_BATCH, True), (LAST_SPLIT_KV_BATCH + 1, False), (MAX_BATCH, False)],
 )
-def test_who_attends_by_layer_and_batch(
-    backend: Any, wrappers: Any, batch: int, split_kv: bool, captured: bool
-) -> None:
-    step(backend, [30] * batch, captured)
-    found = who_attends(backend)
+def test_wrappers_by_layer_and_batch(backend: Any, wrappers: Any, batch: int, split_kv: bool, for_graph: bool) -> None:
+    step(backend, [30] * batch, for_graph)
+    found = wrappers_by_layer(backend)
     for layer, wrapper in enumerate(found):
         role = PLAN.role(layer)
         expected = {
             LayerRole.DENSE: DenseWrapper,
             LayerRole.SELECT: wrappers.SelectWrapper,
-            LayerRole.SPARSE: wrappers.SplitKVWrapper if split_kv else wrappers.BatchDecodeWithPagedKVCacheWrapper,
+            LayerRole.SPARSE: wrappers.SplitKVWrapper if split_kv else RecordingWrapper,
         }[role]
         assert type(wrapper) is expected, f"layer {layer} is {role.name}"
-    dense = backend.decode_cuda_graph_metadata[batch] if captured else backend.decode_wrappers
+    dense = backend.decode_cuda_graph_metadata[batch] if for_graph else backend.decode_wrappers
     assert found[0] is dense[0]
     assert found[1].dense is dense[0], "selection reads the slots of this step's own list"
     assert len(dense) == 1, "SGLang plans every wrapper of its own list"
 
 
-@pytest.mark.parametrize("captured", [False, True], ids=["eager", "captured"])
-def test_flashinfers_plan_is_that_of_the_batch(backend: Any, captured: bool) -> None:
+@pytest.mark.parametrize("for_graph", [False, True], ids=["eager", "captured"])
+def test_flashinfers_plan_is_that_of_the_batch(backend: Any, for_graph: bool) -> None:
     for batch in (9, 12, 9):
-        step(backend, [30] * batch, captured)
-        wrapper = who_attends(backend)[2]
-        assert wrapper.options["use_cuda_graph"] is captured
+        step(backend, [30] * batch, for_graph)
+        wrapper = wrappers_by_layer(backend)[2]
+        assert wrapper.options["use_cuda_graph"] is for_graph
         _, _, last_page_len, *_ = wrapper.plans[-1][0]
         assert len(last_page_len) == batch
 
@@ -183,7 +181,7 @@ def test_flashinfers_plan_is_that_of_the_batch(backend: Any, captured: bool) -> 
 @pytest.mark.parametrize("mode", ["EXTEND", "MIXED"])
 def test_prefill_is_dense_in_every_layer(backend: Any, mode: str) -> None:
     """``forward_extend`` asks the same question, also after steps of decode."""
-    step(backend, [30, 40], captured=False)
+    step(backend, [30, 40], for_graph=False)
     backend.init_forward_metadata(extend_batch(mode, [0, 30], [25, 1]))
     backend.forward_metadata.decode_wrappers = [None] * 3  # however much it looks like a decode step
     assert [backend._get_wrapper_idx(SimpleNamespace(layer_id=layer)) for layer in range(LAYERS)] == [0] * LAYERS
@@ -191,23 +189,23 @@ def test_prefill_is_dense_in_every_layer(backend: Any, mode: str) -> None:
 
 def test_an_idle_step_has_the_dense_wrapper_only(backend: Any) -> None:
     backend.init_forward_metadata(batch_of("IDLE", []))
-    assert who_attends(backend) == backend.decode_wrappers * LAYERS
+    assert wrappers_by_layer(backend) == backend.decode_wrappers * LAYERS
 
 
 @pytest.mark.parametrize(("longest", "is_dense"), [(1, True), (20, True), (21, False)])
 def test_a_step_without_a_graph_is_dense_within_the_budget(backend: Any, longest: int, is_dense: bool) -> None:
-    step(backend, [3, longest, 2], captured=False)
-    assert (who_attends(backend) == backend.decode_wrappers * LAYERS) is is_dense
+    step(backend, [3, longest, 2], for_graph=False)
+    assert (wrappers_by_layer(backend) == backend.decode_wrappers * LAYERS) is is_dense
     assert counters(backend)[:2] == (1, 2 + (longest > 1))
 
 
 def test_a_graph_selects_whatever_the_lengths_at_capture(backend: Any) -> None:
-    step(backend, [1, 1], captured=True)
-    assert len({id(wrapper) for wrapper in who_attends(backend)}) == 3
+    step(backend, [1, 1], for_graph=True)
+    assert len({id(wrapper) for wrapper in wrappers_by_layer(backend)}) == 3
 
 
 def test_the_step_begins_with_the_sizes_of_the_sets(backend: Any) -> None:
-    step(backend, [5, 20, 21, 64], captured=False)
+    step(backend, [5, 20, 21, 64], for_graph=False)
     assert backend.buffers.sparse_indptr[:5].tolist() == [0, 5, 25, 45, 65]
 
 
@@ -218,12 +216,12 @@ def counters(backend: Any) -> tuple[int, int, int, int]:
 
 
 def test_a_step_without_a_graph_is_counted_once(backend: Any) -> None:
-    step(backend, [30, 40], captured=False)
+    step(backend, [30, 40], for_graph=False)
     assert counters(backend) == (1, 2, 70, 0)
 
 
 def test_replays_are_counted_and_captures_are_not(backend: Any) -> None:
-    step(backend, [2, 2], captured=True)
+    step(backend, [2, 2], for_graph=True)
     assert counters(backend) == (0, 0, 0, 0)
     for lengths in ([30, 40], [31, 41]):
         backend.init_forward_metadata_out_graph(batch_of("DECODE", lengths))
@@ -232,7 +230,7 @@ def test_replays_are_counted_and_captures_are_not(backend: Any) -> None:
 
 def test_only_the_batchs_own_rows_are_counted(backend: Any) -> None:
     """A replay's buffers are those of the largest batch; rows of one token fill a captured batch up."""
-    step(backend, [2] * 4, captured=True)
+    step(backend, [2] * 4, for_graph=True)
     backend.init_forward_metadata_out_graph(batch_of("DECODE", [30, 40, 50, 1, 99, 99], rows=4))
     assert counters(backend) == (1, 3, 120, 0)
 
@@ -265,15 +263,15 @@ def test_no_room_for_the_buffers_is_one_line(
 ) -> None:
     allocate = wrappers.StepBuffers.allocate
 
-    def full(*sizes: Any) -> Any:
+    def full(*sizes: Any, **shard: Any) -> Any:
         if torch.device("meta") in sizes:
-            return allocate(*sizes)
+            return allocate(*sizes, **shard)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
 
     monkeypatch.setattr(wrappers.StepBuffers, "allocate", full)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (3 << 20, 64 << 20))
     shape = wrappers.AttentionShape(HEADS, KV_HEADS, HEAD_DIM, torch.float32, torch.float32)
-    wanted = allocate(MAX_BATCH, CONTEXT, CONFIG.split, shape, torch.device("meta")).nbytes
+    wanted = allocate(MAX_BATCH, CONTEXT, CONFIG.parts, shape, torch.device("meta")).nbytes
     line = (
         f"no room for lim's buffers: {wanted >> 20} MiB for 12 requests of up to 64 tokens, and "
         f"3 MiB are free; lower --mem-fraction-static by {math.ceil(100 * wanted / (64 << 20)) / 100}, or "

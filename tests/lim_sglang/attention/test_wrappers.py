@@ -1,4 +1,4 @@
-"""Who attends on a GPU: what FlashInfer is told, recorded by a stand-in, and this project's kernels, interpreted."""
+"""The wrappers of a GPU: what FlashInfer is told, recorded by a stand-in, and this project's kernels, interpreted."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lim_kernels.attend.reference import decode_attention
-from lim_kernels.select import head_scores, select_token_set, split_budget
+from lim_kernels.select.budget import split_budget
 from lim_kernels.select.launch import write_sparse_indptr
+from lim_kernels.select.reference import head_scores, select_token_set
 from lim_kernels.select.shard import HeadShard
 
 from .recording_wrapper import RecordingWrapper
@@ -29,14 +30,14 @@ def executor(wrappers: Any) -> Any:
 
 def test_one_wrapper_and_one_plan_per_batch_size(executor: Any) -> None:
     """Capturing a batch size again, for LoRA say, must give the wrapper that older graphs hold too."""
-    first = executor.captured(4)
-    assert executor.captured(4) is first
-    assert executor.captured(5) is not first
+    first = executor.wrapper_for_graph(4)
+    assert executor.wrapper_for_graph(4) is first
+    assert executor.wrapper_for_graph(5) is not first
     assert [len(wrapper.plans) for wrapper in RecordingWrapper.made] == [1, 1]
 
 
 def test_the_wrapper_reads_what_the_selection_writes(executor: Any) -> None:
-    options = executor.captured(3).options
+    options = executor.wrapper_for_graph(3).options
     assert options["use_cuda_graph"]
     assert options["use_tensor_cores"], "the other path reads out of bounds when a request is shorter than planned"
     assert options["paged_kv_indices_buffer"] is executor.sparse_indices
@@ -46,7 +47,7 @@ def test_the_wrapper_reads_what_the_selection_writes(executor: Any) -> None:
 
 
 def test_the_plan_is_for_the_whole_budget_and_needs_no_device(executor: Any) -> None:
-    (indptr, indices, last_page_len, *shape), options = executor.captured(3).plans[0]
+    (indptr, indices, last_page_len, *shape), options = executor.wrapper_for_graph(3).plans[0]
     assert indptr.tolist() == [0, BUDGET, 2 * BUDGET, 3 * BUDGET]
     assert indptr.dtype == torch.int32
     assert indptr.device.type == "cpu"
@@ -56,20 +57,18 @@ def test_the_plan_is_for_the_whole_budget_and_needs_no_device(executor: Any) -> 
     assert options == {"q_data_type": torch.bfloat16, "kv_data_type": torch.float8_e4m3fn}
 
 
-def test_memory_is_counted(executor: Any) -> None:
-    empty = executor.nbytes
-    executor.captured(1)
-    executor.captured(2)
-    executor.without_graph(3)
+def test_every_wrapper_has_a_plan_of_its_own(executor: Any) -> None:
+    executor.wrapper_for_graph(1)
+    executor.wrapper_for_graph(2)
+    executor.wrapper_without_graph(3)
     int_workspaces = [wrapper.int_workspace for wrapper in RecordingWrapper.made]
-    assert executor.nbytes - empty == sum(workspace.nbytes for workspace in int_workspaces)
     assert len({id(workspace) for workspace in int_workspaces}) == 4, "plans are read while graphs run"
 
 
 def test_steps_without_a_graph_share_two_wrappers(executor: Any) -> None:
     """The one whose plan may still be on its way to the device is not planned again."""
     sizes = [3, 4, 3, 3, 8, 1, 8, 1, 2]
-    taken = [executor.without_graph(size) for size in sizes]
+    taken = [executor.wrapper_without_graph(size) for size in sizes]
     assert len(RecordingWrapper.made) == 2
     for (before, last), (size, wrapper) in pairwise(zip(sizes, taken, strict=True)):
         assert (wrapper is last) == (size == before)
@@ -80,7 +79,7 @@ def test_steps_without_a_graph_share_two_wrappers(executor: Any) -> None:
 
 def test_a_step_without_a_graph_reads_what_the_selection_writes(executor: Any) -> None:
     for size in (3, 5, 2):
-        wrapper = executor.without_graph(size)
+        wrapper = executor.wrapper_without_graph(size)
         indptr = wrapper.plans[-1][0][0]
         assert indptr.tolist() == [BUDGET * request for request in range(size + 1)]
         executor.sparse_indptr[: size + 1] = torch.arange(size + 1, dtype=torch.int32)
@@ -100,8 +99,10 @@ def plan_bytes(batch: int, heads: int, kv_heads: int, multiprocessors: int, grap
 @pytest.mark.parametrize("graph", [True, False], ids=["captured", "without a graph"])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(32, 8), (8, 8), (16, 1), (64, 4), (1, 1)])
 def test_a_plan_fits_into_its_workspace(wrappers: Any, heads: int, kv_heads: int, graph: bool) -> None:
+    from lim_sglang.attention.flashinfer_sparse import int_workspace_bytes
+
     for batch in (1, 2, 33, 34, 257, 1400, 4096):
-        assert plan_bytes(batch, heads, kv_heads, 160, graph) <= wrappers.int_workspace_bytes(batch)
+        assert plan_bytes(batch, heads, kv_heads, 160, graph) <= int_workspace_bytes(batch)
 
 
 def test_any_batch_without_a_graph_takes_little_memory(wrappers: Any) -> None:
@@ -109,9 +110,8 @@ def test_any_batch_without_a_graph_takes_little_memory(wrappers: Any) -> None:
     indptr, indices = torch.zeros(4097, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
     executor = wrappers.FlashInferSparse(torch.zeros(16, dtype=torch.uint8), indptr, indices, 8192, shape)
     for size in range(17, 4097, 5):
-        executor.without_graph(size)
-    assert 0 < executor.nbytes <= 64 << 20
-    assert sum(wrapper.int_workspace.nbytes for wrapper in RecordingWrapper.made) == executor.nbytes
+        executor.wrapper_without_graph(size)
+    assert 0 < sum(wrapper.int_workspace.nbytes for wrapper in RecordingWrapper.made) <= 64 << 20
 
 
 LENGTHS = [100, 7, 64, 65]
@@ -123,8 +123,8 @@ def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None) -> Non
     """A SELECT layer, then a SPARSE one, as SGLang's backend calls them, on other keys and values."""
     heads, kv_heads, head_dim = 4, 2, 16
     shape = wrappers.AttentionShape(heads, kv_heads, head_dim, torch.float32, torch.float32)
-    split = split_budget(BUDGET, 0.25, 2)
-    buffers = wrappers.StepBuffers.allocate(MAX_BATCH, 128, split, shape, torch.device("cpu"))
+    parts = split_budget(BUDGET, 0.25, 2)
+    buffers = wrappers.StepBuffers.allocate(MAX_BATCH, 128, parts, shape, torch.device("cpu"))
     buffers.out.fill_(float("nan"))
     indptr = torch.tensor([0, *LENGTHS]).cumsum(0).int()
     slots = torch.randperm(sum(LENGTHS) + 2).int()
@@ -135,13 +135,13 @@ def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None) -> Non
     factor = 1.0 if k_scale is None else k_scale
 
     write_sparse_indptr(indptr, buffers.sparse_indptr, len(LENGTHS), BUDGET)
-    output = wrappers.SelectWrapper(buffers, split, dense).forward(q, first, **scales).clone()
+    output = wrappers.SelectWrapper(buffers, parts, dense).forward(q, first, **scales).clone()
     torch.testing.assert_close(output, factor * decode_attention(q, *first, indptr, slots, 0.3 * factor))
     sets = []
     for request, length in enumerate(LENGTHS):
         own = slots[indptr[request] : indptr[request + 1]]
         scores = head_scores(q[request], first[0][own.long()])
-        chosen = select_token_set(scores[None], torch.tensor([length]), split)
+        chosen = select_token_set(scores[None], torch.tensor([length]), parts)
         sets.append(own[chosen.positions[0, : int(chosen.lengths[0])]])
     assert buffers.sparse_indices[: int(buffers.sparse_indptr[len(LENGTHS)])].tolist() == torch.cat(sets).tolist()
 
@@ -153,35 +153,35 @@ def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None) -> Non
 @pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted shapes; a GPU serves in tests/e2e")
 def test_a_step_of_a_rank_selects_with_the_others_heads(wrappers: Any) -> None:
     """The other rank's offer is put in its place by hand; the buffers are the step's, made once."""
-    heads, split, lengths = 2, split_budget(BUDGET, 0.25, 2), [100, 70]
+    heads, parts, lengths = 2, split_budget(BUDGET, 0.25, 2), [100, 70]
     indptr, slots = torch.tensor([0, 100, 170]).int(), torch.randperm(172).int()
     dense = SimpleNamespace(_paged_kv_indptr_buf=indptr, _paged_kv_indices_buf=slots)
     q, cache = torch.randn(2, 2 * heads, 16), tuple(torch.randn(172, 2, 16) for _ in "kv")
     scores = [head_scores(q[r], cache[0][slots[indptr[r] : indptr[r + 1]].long()])[None] for r in range(len(lengths))]
     others: list[torch.Tensor] = []
 
-    def all_gather(out: torch.Tensor, own: torch.Tensor) -> None:
-        out[0], out[1] = own, others[0]
+    def all_gather(out: torch.Tensor, offered: torch.Tensor) -> None:
+        out[0], out[1] = offered, others[0]
 
-    def offer(out: torch.Tensor, own: torch.Tensor) -> None:
-        others.append(own.clone())
-        out[0], out[1] = own, own
+    def offer(out: torch.Tensor, offered: torch.Tensor) -> None:
+        others.append(offered.clone())
+        out[0], out[1] = offered, offered
 
     def run(first: int, gather: Any) -> Any:
         shape = wrappers.AttentionShape(heads, 1, 16, torch.float32, torch.float32)
         shard = HeadShard(2 * heads, first, 2, gather)
-        buffers = wrappers.StepBuffers.allocate(MAX_BATCH, 128, split, shape, torch.device("cpu"), shard)
-        alone = wrappers.StepBuffers.allocate(MAX_BATCH, 128, split, shape, torch.device("cpu"))
-        assert buffers.nbytes - alone.nbytes == buffers.exchange.nbytes > MAX_BATCH * split.selected * 3 * 8
+        buffers = wrappers.StepBuffers.allocate(MAX_BATCH, 128, parts, shape, torch.device("cpu"), shard)
+        alone = wrappers.StepBuffers.allocate(MAX_BATCH, 128, parts, shape, torch.device("cpu"))
+        assert buffers.nbytes - alone.nbytes == buffers.exchange.nbytes > MAX_BATCH * parts.selected * 3 * 8
         write_sparse_indptr(indptr, buffers.sparse_indptr, 2, BUDGET)
         own = q[:, first : first + heads], tuple(part[:, first // heads : first // heads + 1] for part in cache)
-        wrappers.SelectWrapper(buffers, split, dense).forward(*own, sm_scale=0.3)
+        wrappers.SelectWrapper(buffers, parts, dense).forward(*own, sm_scale=0.3)
         return buffers.sparse_indices[: 2 * BUDGET].view(2, BUDGET)
 
     run(heads, offer)
     found = run(0, all_gather)
     for request, length in enumerate(lengths):
-        chosen = select_token_set(scores[request], torch.tensor([length]), split).positions[0]
+        chosen = select_token_set(scores[request], torch.tensor([length]), parts).positions[0]
         assert found[request].tolist() == slots[indptr[request] + chosen].tolist()
 
 
@@ -189,5 +189,7 @@ def test_memory_stays_within_what_is_promised(wrappers: Any) -> None:
     """At most 512 MiB at 64 running requests of 40K context, Qwen3-8B's shape, all captured sizes included."""
     shape = wrappers.AttentionShape(32, 8, 128, torch.bfloat16, torch.bfloat16)
     buffers = wrappers.StepBuffers.allocate(64, 40 * 1024, split_budget(2048, 0.25, 4), shape, torch.device("meta"))
+    from lim_sglang.attention.flashinfer_sparse import int_workspace_bytes
+
     captured = 36
-    assert buffers.nbytes + captured * wrappers.int_workspace_bytes(64) <= 512 << 20
+    assert buffers.nbytes + captured * int_workspace_bytes(64) <= 512 << 20

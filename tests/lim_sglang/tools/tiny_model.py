@@ -67,7 +67,7 @@ TOKENIZER = byte_tokenizer()
 
 
 def generate(model: PolicyModel, prompt: str, max_tokens: int, config: LimConfig = CONFIG) -> Inspection:
-    return inspect_generation(model, TOKENIZER(prompt)["input_ids"], LessIsMore(PLAN, config.split), max_tokens)
+    return inspect_generation(model, TOKENIZER(prompt)["input_ids"], LessIsMore(PLAN, config.parts), max_tokens)
 
 
 def page_of(inspection: Inspection, setting: Setting = SETTING) -> str:

@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.fidelity.acceptance.drafts import KEPT, KINDS, WINDOW, draft_policy
 from bench.fidelity.acceptance.rounds import UnequalError, Written, check, run_round, write
-from lim_kernels.select import BudgetSplit, split_budget
+from lim_kernels.select.budget import BudgetParts, split_budget
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.tools.analysis.model import LayerView, PolicyModel, Prefix
 from lim_sglang.tools.analysis.policies import Dense
@@ -114,7 +114,7 @@ def read_by(model: PolicyModel, written: Written, start: int, kind: str) -> dict
     return seen
 
 
-def merged(scores: Tensor, split: BudgetSplit) -> list[int]:
+def merged(scores: Tensor, split: BudgetParts) -> list[int]:
     """The set of one token by its heads' lists ([H, n] scores), read rank by rank."""
     end = scores.shape[1] - split.recent
     lists = [sorted(range(split.sinks, end), key=lambda t: (-float(head[t]), t)) for head in scores]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lim_kernels.select import split_budget
+from lim_kernels.select.budget import split_budget
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.tools.analysis.model import LayerView, PolicyModel
 from lim_sglang.tools.analysis.policies import Dense, LessIsMore

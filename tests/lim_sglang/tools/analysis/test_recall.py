@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lim_kernels.select import BudgetSplit, select_token_set, split_budget
+from lim_kernels.select.budget import BudgetParts, split_budget
+from lim_kernels.select.reference import select_token_set
 from lim_sglang.tools.analysis.model import LayerView
 from lim_sglang.tools.analysis.recall import ReuseMeter
 from lim_sglang.tools.analysis.streaming import LayerSample
@@ -37,7 +38,7 @@ def samples(length: int = 40, windows: int = 2, peak: float = 1.0) -> list[Layer
     return [sample(layer, window, length, peak) for layer in range(LAYERS) for window in range(windows)]
 
 
-def metered(items: Sequence[LayerSample], split: BudgetSplit = SPLIT) -> ReuseMeter:
+def metered(items: Sequence[LayerSample], split: BudgetParts = SPLIT) -> ReuseMeter:
     meter = ReuseMeter(LAYERS, split)
     for item in items:
         meter(item)

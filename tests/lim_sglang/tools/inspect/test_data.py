@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lim_kernels.select import BudgetSplit, select_token_set, split_budget
+from lim_kernels.select.budget import BudgetParts, split_budget
+from lim_kernels.select.reference import select_token_set
 from lim_sglang.layer_plan import LayerRole
 from lim_sglang.tools.analysis.model import LayerView, PolicyModel
 from lim_sglang.tools.analysis.policies import LessIsMore
@@ -39,7 +40,7 @@ class Seen:
 class Spy(LessIsMore):
     """LessIsMore that keeps what it saw."""
 
-    def __init__(self, split: BudgetSplit) -> None:
+    def __init__(self, split: BudgetParts) -> None:
         super().__init__(PLAN, split)
         self.seen: list[Seen] = []
 

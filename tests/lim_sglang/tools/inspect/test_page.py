@@ -335,7 +335,7 @@ def test_a_page_without_decode_steps_works(open_page: Any, model: PolicyModel) -
 
 def test_a_plan_that_ends_with_its_select_layer_says_so(open_page: Any, model: PolicyModel) -> None:
     plan = LayerPlan.from_select_layers(NUM_LAYERS, (NUM_LAYERS - 1,))
-    found = inspect_generation(model, TOKENIZER(PROMPT)["input_ids"], LessIsMore(plan, CONFIG.split), 3)
+    found = inspect_generation(model, TOKENIZER(PROMPT)["input_ids"], LessIsMore(plan, CONFIG.parts), 3)
     page: Page = open_page(page_of(found, Setting("tiny", NUM_HEADS, CONFIG, plan, "given")))
     assert "no layer comes after the last select layer" in page.find("#notice").text
     check_marks(page, found.events[0])
