@@ -8,15 +8,11 @@ import re
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
-from lim_sglang.tools.servers.ports import free_port
+from lim_sglang.tools.servers.process import ServerProcess
 
 pytestmark = pytest.mark.e2e
 
@@ -72,19 +68,17 @@ def test_the_gpu_commands_are_ones_that_sglang_takes() -> None:
         "found = [parser.parse_args(shlex.split(command)[2:]) for command in sys.argv[1:]]\n"
         "print(json.dumps([(args.attention_backend, args.speculative_algorithm) for args in found]))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *serves], env=ENV, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads(done.stdout.splitlines()[-1]) == [["lim", None], ["lim", "LIM"], ["lim", None]]
+    found = json.loads(run(shlex.join([sys.executable, "-c", code, *serves])).splitlines()[-1])
+    assert found == [["lim", None], ["lim", "LIM"], ["lim", None]]
 
 
 def test_the_cpu_commands_serve_and_answer(tmp_path: Path) -> None:
     activate, doctor, serve = commands(block(README, "lim-sglang model"))
     assert activate == "source .venv/bin/activate"
-    report = subprocess.run(["bash", "-c", doctor], env=ENV, capture_output=True, text=True, timeout=600)
-    assert report.returncode == 0, report.stdout
-    assert report.stdout.splitlines()[-1] == "lim can serve here"
-
-    with serving(serve, tmp_path) as port:
+    assert run(doctor).splitlines()[-1] == "lim can serve here"
+    with Served(serve, tmp_path) as server:
+        server.wait_ready()
+        port = str(server.port)
         answer = json.loads(run(block(README, "curl").replace("30000", port)))
         assert answer["choices"][0]["message"]["content"]
         for command in commands(block(DOCS / "programs.md", "bench.programs")):
@@ -96,52 +90,34 @@ def test_the_lossless_commands_serve_and_answer(tmp_path: Path) -> None:
     page = DOCS / "lossless.md"
     activate, serve = commands(block(page, "lim-sglang model"))
     assert activate == "source .venv/bin/activate"
-    with serving(serve, tmp_path) as port:
-        answer = json.loads(run(block(page, "curl").replace("30000", port)))
+    with Served(serve, tmp_path) as server:
+        server.wait_ready()
+        answer = json.loads(run(block(page, "curl").replace("30000", str(server.port))))
     shown = page.read_text().split("```\n{", 1)[1].split("```", 1)[0]
     for key in ("spec_num_correct_drafts", "spec_num_proposed_drafts", "spec_verify_ct"):
         assert f'"{key}":{answer["meta_info"][key]}' in shown
     assert json.dumps(answer["text"]) in shown
 
 
-@contextmanager
-def serving(serve: str, folder: Path) -> Iterator[str]:
-    """The server of a command, on another port, which is the result."""
-    port = str(free_port())
-    assert "30000" in serve
-    log = folder / "server.log"
-    with log.open("w") as output:
-        command = ["bash", "-c", f"exec {serve.replace('30000', port)}"]
-        server = subprocess.Popen(command, env=ENV, stdout=output, stderr=output, start_new_session=True)
-    try:
-        wait_until_healthy(server, port, log)
-        yield port
-    finally:
-        server.terminate()
-        server.wait(timeout=120)
+class Served(ServerProcess):
+    """The server of a command as written, on another port."""
+
+    def __init__(self, serve: str, folder: Path) -> None:
+        super().__init__("", env=ENV, log_path=folder / "server.log", start_timeout=600)
+        assert "30000" in serve
+        self._serve = serve
+
+    def command(self) -> list[str]:
+        return ["bash", "-c", f"exec {self._serve.replace('30000', str(self.port))}"]
 
 
 def run(command: str) -> str:
-    done = subprocess.run(["bash", "-c", command], env=ENV, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     return done.stdout
 
 
 def run_program(command: str, folder: Path) -> None:
     """One of the commands that run programs, with short answers and its files elsewhere."""
-    short = f"{command} --max-tokens 8" + (f" --out {folder}" if "bench.programs " in command else "")
-    done = subprocess.run(["bash", "-c", short], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "answer:" in done.stdout or (folder / "programs.csv").exists(), done.stdout
-
-
-def wait_until_healthy(server: subprocess.Popen[bytes], port: str, log: Path) -> None:
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()[-3000:]
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=20).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    pytest.fail(f"not healthy after 600 s: {log.read_text()[-3000:]}")
+    output = run(f"{command} --max-tokens 8" + (f" --out {folder}" if "bench.programs " in command else ""))
+    assert "answer:" in output or (folder / "programs.csv").exists(), output
