@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from lim_sglang.config import FLAGS, LimConfig
-from lim_sglang.host.refusals import REFUSALS
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.metrics import DecodeMetrics
 
@@ -40,12 +39,6 @@ def test_every_message_of_the_page_is_one_of_ours() -> None:
     joined = re.sub(r'"\s*\n\s*f?"', "", source)  # messages are split over lines
     assert len(messages) > 8
     assert [message for message in messages if message not in joined] == []
-
-
-def test_every_refusal_is_listed() -> None:
-    table = (DOCS / "support.md").read_text().split("<!-- refusals -->")[1].split("<!-- /refusals -->")[0]
-    listed = re.findall(r"^\| (.+?) \|", table, re.M)
-    assert [refusal.feature for refusal in REFUSALS if refusal.feature not in listed] == []
 
 
 def test_the_readme_is_short_and_names_every_page() -> None:
