@@ -1,4 +1,4 @@
-"""The README's commands, as written; only the port is another one."""
+"""The commands of the README and of the pages in docs, as written; only the port is another one."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ import re
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import httpx
 import pytest
 
-from lim_sglang.tools.servers.ports import free_port
+from lim_sglang.tools.servers.process import ServerProcess
 
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-MAKE, LOSSLESS, ASK, GPU, CPU, CURL, PROGRAMS, LM_EVAL = BLOCKS
+DOCS = ROOT / "lim_sglang" / "docs"
+README = ROOT / "README.md"
 BIN = Path(sys.executable).parent
 ENV = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}"}
 
@@ -33,10 +28,17 @@ def commands(block: str) -> list[str]:
     return [line.split(" #")[0].strip() for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
+def block(page: Path, text: str) -> str:
+    """The one block of commands on a page that holds this text."""
+    [found] = [block for block in re.findall(r"```bash\n(.*?)```", page.read_text(), re.DOTALL) if text in block]
+    return str(found)
+
+
 def test_make_commands_are_what_ci_runs() -> None:
     run = (ROOT / ".ci" / "run").read_text()
-    assert commands(MAKE) == ["make demo", "make test"]
-    for command in commands(MAKE):
+    make = commands(block(README, "make "))
+    assert make == ["make demo", "make test"]
+    for command in make:
         assert re.search(rf"^{command}\b", run, re.MULTILINE), command
 
 
@@ -46,92 +48,76 @@ def test_the_other_harness_is_asked_as_the_help_says() -> None:
 
     assert reasoning.__doc__ is not None
     help_text = reasoning.__doc__.partition("lm-evaluation-harness")[2]
-    install, command = commands(LM_EVAL)
+    install, command = commands(block(DOCS / "measuring.md", "lm_eval"))
     [shown] = [line for line in commands(help_text) if line.startswith("lm_eval")]
     assert install in commands(help_text)
     assert sorted(shlex.split(shown)) == sorted(shlex.split(command))
 
 
-def test_the_gpu_command_is_one_that_sglang_takes() -> None:
+def test_the_gpu_commands_are_ones_that_sglang_takes() -> None:
     """Serving Qwen3-8B needs a GPU and its weights; that the flags parse and select lim needs neither."""
-    install, serve = commands(GPU)
-    assert install == "pip install ."
-    program, verb, *flags = shlex.split(serve)
-    assert (program, verb) == ("sglang", "serve")
+    pages = (README, DOCS / "lossless.md", DOCS / "serving.md")
+    *before, serve = commands(block(README, "Qwen/Qwen3-8B"))
+    assert before == ["pip install .", "lim-sglang doctor"]
+    serves = [commands(block(page, "Qwen/Qwen3-8B"))[-1] for page in pages]
+    assert all(command.startswith(serve) for command in serves)
     code = (
-        "import argparse, sys; from sglang.srt.plugins import load_plugins; load_plugins()\n"
+        "import argparse, json, shlex, sys; from sglang.srt.plugins import load_plugins; load_plugins()\n"
         "from sglang.srt.server_args import ServerArgs\n"
         "parser = argparse.ArgumentParser(); ServerArgs.add_cli_args(parser)\n"
-        "args = parser.parse_args(sys.argv[1:]); print(args.model_path, args.attention_backend)"
+        "found = [parser.parse_args(shlex.split(command)[2:]) for command in sys.argv[1:]]\n"
+        "print(json.dumps([(args.attention_backend, args.speculative_algorithm) for args in found]))"
     )
-    done = subprocess.run([sys.executable, "-c", code, *flags], env=ENV, capture_output=True, text=True, timeout=600)
-    assert done.stdout.split()[-2:] == ["Qwen/Qwen3-8B", "lim"], done.stderr[-2000:]
+    found = json.loads(run(shlex.join([sys.executable, "-c", code, *serves])).splitlines()[-1])
+    assert found == [["lim", None], ["lim", "LIM"], ["lim", None]]
 
 
 def test_the_cpu_commands_serve_and_answer(tmp_path: Path) -> None:
-    activate, doctor, serve = commands(CPU)
+    activate, doctor, serve = commands(block(README, "lim-sglang model"))
     assert activate == "source .venv/bin/activate"
-    report = subprocess.run(["bash", "-c", doctor], env=ENV, capture_output=True, text=True, timeout=600)
-    assert report.returncode == 0, report.stdout
-    assert report.stdout.splitlines()[-1] == "lim can serve here"
-
-    with serving(serve, tmp_path) as port:
-        answer = json.loads(run(CURL.replace("30000", port)))
+    assert run(doctor).splitlines()[-1] == "lim can serve here"
+    with Served(serve, tmp_path) as server:
+        server.wait_ready()
+        port = str(server.port)
+        answer = json.loads(run(block(README, "curl").replace("30000", port)))
         assert answer["choices"][0]["message"]["content"]
-        for command in commands(PROGRAMS):
+        for command in commands(block(DOCS / "programs.md", "bench.programs")):
             run_program(command.replace("30000", port), tmp_path)
 
 
 def test_the_lossless_commands_serve_and_answer(tmp_path: Path) -> None:
     """Within the budget every draft is right, so a round is as long as it can be."""
-    activate, serve = commands(LOSSLESS)
+    page = DOCS / "lossless.md"
+    activate, serve = commands(block(page, "lim-sglang model"))
     assert activate == "source .venv/bin/activate"
-    with serving(serve, tmp_path) as port:
-        answer = json.loads(run(ASK.replace("30000", port)))
-    shown = README.split("-d '{", 1)[1].split("```\n{", 1)[1].split("```", 1)[0]
+    with Served(serve, tmp_path) as server:
+        server.wait_ready()
+        answer = json.loads(run(block(page, "curl").replace("30000", str(server.port))))
+    shown = page.read_text().split("```\n{", 1)[1].split("```", 1)[0]
     for key in ("spec_num_correct_drafts", "spec_num_proposed_drafts", "spec_verify_ct"):
         assert f'"{key}":{answer["meta_info"][key]}' in shown
     assert json.dumps(answer["text"]) in shown
 
 
-@contextmanager
-def serving(serve: str, folder: Path) -> Iterator[str]:
-    """The server of a command, on another port, which is the result."""
-    port = str(free_port())
-    assert "30000" in serve
-    log = folder / "server.log"
-    with log.open("w") as output:
-        command = ["bash", "-c", f"exec {serve.replace('30000', port)}"]
-        server = subprocess.Popen(command, env=ENV, stdout=output, stderr=output, start_new_session=True)
-    try:
-        wait_until_healthy(server, port, log)
-        yield port
-    finally:
-        server.terminate()
-        server.wait(timeout=120)
+class Served(ServerProcess):
+    """The server of a command as written, on another port."""
+
+    def __init__(self, serve: str, folder: Path) -> None:
+        super().__init__("", env=ENV, log_path=folder / "server.log", start_timeout=600)
+        assert "30000" in serve
+        self._serve = serve
+
+    def command(self) -> list[str]:
+        return ["bash", "-c", f"exec {self._serve.replace('30000', str(self.port))}"]
 
 
 def run(command: str) -> str:
-    done = subprocess.run(["bash", "-c", command], env=ENV, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     return done.stdout
 
 
 def run_program(command: str, folder: Path) -> None:
     """One of the commands that run programs, with short answers and its files elsewhere."""
-    short = f"{command} --max-tokens 8" + (f" --out {folder}" if "bench.programs " in command else "")
-    done = subprocess.run(["bash", "-c", short], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "answer:" in done.stdout or (folder / "programs.csv").exists(), done.stdout
-
-
-def wait_until_healthy(server: subprocess.Popen[bytes], port: str, log: Path) -> None:
-    deadline = time.monotonic() + 600
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()[-3000:]
-        try:
-            if httpx.get(f"http://127.0.0.1:{port}/health", timeout=20).status_code == 200:
-                return
-        except httpx.TransportError:
-            time.sleep(0.5)
-    pytest.fail(f"not healthy after 600 s: {log.read_text()[-3000:]}")
+    output = run(f"{command} --max-tokens 8" + (f" --out {folder}" if "bench.programs " in command else ""))
+    assert "answer:" in output or (folder / "programs.csv").exists(), output

@@ -9,7 +9,7 @@ import pytest
 
 from lim_sglang.host import versions
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
+SUPPORT = (Path(__file__).parents[3] / "lim_sglang/docs/support.md").read_text()
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_the_range_is_ordered_by_number() -> None:
     assert versions.supported_range() == "sglang>=0.5.9,<=0.5.23"
 
 
-def test_the_readme_lists_the_same() -> None:
-    shown = dict(re.findall(r"^\| (CPU|NVIDIA GPU) \| ([\d., ]+) \|", README, re.MULTILINE))
+def test_the_page_on_support_lists_the_same() -> None:
+    shown = dict(re.findall(r"^\| (CPU|NVIDIA GPU) \| ([\d., ]+) \|", SUPPORT, re.MULTILINE))
     named = {"CPU": "cpu", "NVIDIA GPU": "cuda"}
     assert {named[title]: tuple(releases.split(", ")) for title, releases in shown.items()} == versions.TESTED_SGLANG

@@ -1,4 +1,4 @@
-"""The README's command lines for large models, each with the config of its model, judged as at a start."""
+"""The command lines for large models in the docs, each with the config of its model, judged as at a start."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .conftest import CommandLine, Launch
 ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT / "bench" / "models"
 HAVE_PRESETS = {"Qwen3-8B"}  # configs for benchmarks alone
-TABLE = (ROOT / "README.md").read_text().split("| model | command |")[1].split("\n\n", 1)[0]
+TABLE = (ROOT / "lim_sglang/docs/several-gpus.md").read_text().split("| model | command |")[1].split("\n\n", 1)[0]
 RECIPES = re.findall(r"\| `(sglang serve [^`]+)` \|", TABLE)
 
 # By layers: two thirds of the depth, and layer 2. Layers of multi-token prediction are no part of the depth.
