@@ -40,8 +40,9 @@ FLOORS = (
     ("lim_sglang.plugin",),
     ("lim_sglang.tools.analysis", "lim_sglang.tools.servers"),
     ("lim_sglang.tools",),
-    ("bench.timing", "bench.plugins"),
+    ("bench.driver", "bench.timing", "bench.plugins"),
     ("bench.speed", "bench.fidelity", "bench.reasoning", "bench.programs", "bench.soak"),
+    ("bench.figure", "bench.tables"),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flashinfer
 import torch
 from torch import Tensor
 
 from lim_kernels.select import head_scores, select_token_set, split_budget
 from lim_kernels.select.launch import SelectLayer, write_sparse_indptr
-from lim_sglang.attention.buffers import AttentionShape, StepBuffers
-from lim_sglang.attention.wrappers import SelectWrapper, SparseWrappers
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 8, 128, 36
 SELECT_LAYERS = (2, 12)
@@ -48,6 +45,9 @@ class Problem:
 
     def use(self, budget: int) -> None:
         """Make the buffers and wrappers for a budget of ``budget`` tokens."""
+        from lim_sglang.attention.buffers import AttentionShape, StepBuffers
+        from lim_sglang.attention.wrappers import SelectWrapper, SparseWrappers
+
         self.split = split_budget(budget, 0.25, 4)
         dtype = torch.bfloat16
         shape = AttentionShape(HEADS, KV_HEADS, HEAD_DIM, dtype, dtype)
@@ -72,6 +72,8 @@ class Problem:
 
     def planned(self, workspace: Tensor) -> Any:
         """FlashInfer's wrapper as SGLang plans it."""
+        import flashinfer
+
         ones = torch.ones(self.batch, dtype=torch.int32, device="cuda")
         wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             workspace,

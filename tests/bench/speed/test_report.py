@@ -57,17 +57,6 @@ def test_a_folder_without_results_gets_one_line(tmp_path: Path) -> None:
     assert "run the benchmarks first" in done.stderr.splitlines()[-1]
 
 
-def test_what_the_project_shows_is_what_its_results_say(tmp_path: Path) -> None:
-    """The page in the repository was made from the files beside it."""
-    kinds = ("decode_*.csv", "decode_*.json", "long_decode.*")
-    files = [path for kind in kinds for path in (BENCH / "results").glob(kind) if path.suffix != ".png"]
-    assert len(files) >= 8
-    for path in files:
-        (tmp_path / path.name).write_text(path.read_text())
-    assert report(tmp_path).returncode == 0
-    assert (tmp_path / "speed.md").read_text() == (BENCH / "results" / "speed.md").read_text()
-
-
 def test_a_step_taken_apart_and_a_long_generation_are_shown(tmp_path: Path) -> None:
     engine = {"gpu": "a GPU", "batch": "8", "context": "32000", "budget": "2048", "dense_ms": "20", "lim_ms": "10"}
     write(tmp_path / "decode_engine.csv", [engine | {"speedup": "2.0"}])
