@@ -114,7 +114,7 @@ def test_no_module_imports_itself_in_the_end() -> None:
 
 
 def test_few_files_lie_flat() -> None:
-    for folder, most in {"lim_sglang": 10, "bench": 3}.items():
+    for folder, most in {"lim_sglang": 10, "bench": 6}.items():
         flat = sorted(path.name for path in (ROOT / folder).glob("*.py"))
         assert len(flat) <= most, flat
 
