@@ -1,21 +1,12 @@
-"""Timing on a GPU, and what a result has to say about its circumstances."""
+"""Timing on a GPU."""
 
 from __future__ import annotations
 
-import os
-import platform
-import shlex
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
-
-from lim_sglang.tools.servers.access import without_keys
 
 
 def graph_us(run: Callable[[], Any], repeats: int = 15, seconds: float = 0.5) -> tuple[float, float]:
@@ -55,44 +46,3 @@ def used_mib() -> int:
     """Device memory that all processes hold."""
     free, total = torch.cuda.mem_get_info()
     return (total - free) >> 20
-
-
-def _program() -> str:
-    """What runs, as Python is told from the root of this file's checkout: ``-m`` and a module, or a path elsewhere."""
-    path, root = Path(sys.argv[0]).resolve(), Path(__file__).resolve().parents[1]
-    if not path.is_relative_to(root / "bench"):
-        return sys.argv[0]
-    return "-m " + ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__main__")
-
-
-def _command() -> str:
-    """For a shell, after what lim reads of the environment; without keys."""
-    read = {name: value for name, value in os.environ.items() if name.startswith("SGLANG_LIM_")}
-    settings = [f"{name}={shlex.quote(value)} " for name, value in sorted(read.items())]
-    return f"{''.join(settings)}python {_program()} {shlex.join(without_keys(sys.argv[1:]))}".rstrip()
-
-
-def _commit() -> str:
-    """The commit of this file's checkout; empty where there is none, or no git."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--verify", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return ""
-
-
-def about() -> dict[str, str]:
-    """Versions, commit and command of this run; a package that is not installed is left out."""
-    packages = {}
-    for name in ("torch", "triton", "sglang", "flashinfer-python", "transformers"):
-        try:
-            packages[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return {
-        **packages,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
-        "python": platform.python_version(),
-        "commit": os.environ.get("LIM_COMMIT") or _commit() or "unknown",
-        "command": _command(),
-    }

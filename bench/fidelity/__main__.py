@@ -18,13 +18,13 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from bench import driver
 from bench.fidelity.files import Table, write_facts
 from bench.fidelity.plans import BY_HAND, HELD_OUT, calibrated
 from bench.fidelity.policies import policies
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = driver.parser(__doc__)
     parser.add_argument("--model", help="folder of a model; the embedded one if left out")
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
@@ -92,7 +92,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--free-tokens", type=int, default=96)
     parser.add_argument("--policies", nargs="+", help="of the part curves, these only")
     parser.add_argument("--plan", action="append", default=[], help="one more plan by hand for the part plans: 1,20")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
+    driver.add_out(parser)
     parser.add_argument("--quiet", action="store_true")
     return parser.parse_args()
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.timing import about
+from bench import driver
 
 
 class Table:
@@ -48,4 +48,4 @@ def write_facts(path: Path, facts: dict[str, Any]) -> None:
     """Versions, commit and command of this run, and those of the runs that it goes on from."""
     earlier = json.loads(path.read_text()) if path.exists() else {}
     runs = [*earlier.get("earlier", []), earlier["about"]] if earlier else []
-    path.write_text(json.dumps({"about": about(), **facts, "earlier": runs}, indent=1) + "\n")
+    driver.write_json(path, **facts, earlier=runs)

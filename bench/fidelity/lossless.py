@@ -12,8 +12,6 @@ means equal; near-ties of a 16-bit dtype would tell two passes of other sizes ap
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import random
 import sys
 from collections.abc import Iterator, Sequence
@@ -27,8 +25,8 @@ import httpx
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from bench import driver
 from bench.fidelity.texts import TEXTS, encode
-from bench.timing import about
 from lim_sglang.errors import exit_with
 from lim_sglang.tools.common import positive
 from lim_sglang.tools.servers.embedded_model import ensure_model
@@ -92,12 +90,12 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = driver.parser(__doc__)
     settings, shown = [*map(setting, SETTINGS)], " ".join(SETTINGS)
     parser.add_argument("--settings", type=setting, nargs="+", default=settings, help=f"budget x drafts ({shown})")
     parser.add_argument("--prompts", type=positive, default=24, help="of five kinds of text (24)")
     parser.add_argument("--tokens", type=positive, default=128, help="generated per answer (128)")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of lossless_tokens.csv and .json (runs)")
+    driver.add_out(parser, "lossless_tokens.csv and .json")
     return parser.parse_args()
 
 
@@ -177,11 +175,9 @@ def compare(
 
 
 def write(out: Path, rows: Sequence[Row]) -> None:
-    with (out / "lossless_tokens.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-    (out / "lossless_tokens.json").write_text(json.dumps({"about": about()}, indent=1) + "\n")
+    columns = [field.name for field in fields(Row)]
+    driver.write_rows(out / "lossless_tokens.csv", columns, map(asdict, rows))
+    driver.write_json(out / "lossless_tokens.json")
 
 
 def show(rows: Sequence[Row]) -> None:

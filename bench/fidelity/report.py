@@ -10,8 +10,6 @@ budgets, a straight line between its points in logarithms, and left out where th
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 import math
 import random
@@ -26,6 +24,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+from bench import driver
+from bench.driver import read_rows
 
 Row = dict[str, str]
 OURS = "lessismore"
@@ -45,15 +46,13 @@ measures that on a server.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("bench/results"))
-    results = parser.parse_args().results
-    curves = read(results / "fidelity.csv")
+    parser, results = driver.results_folder(__doc__)
+    curves = read_rows(results / "fidelity.csv")
     if not curves:
         parser.error(f"{results / 'fidelity.csv'} does not exist; run python -m bench.fidelity first")
-    plans = read(results / "fidelity_plans.csv")
-    recall = read(results / "fidelity_recall.csv")
-    free = read(results / "fidelity_free.csv")
+    plans = read_rows(results / "fidelity_plans.csv")
+    recall = read_rows(results / "fidelity_recall.csv")
+    free = read_rows(results / "fidelity_free.csv")
     parts = ["# Fidelity, as measured\n", intro(curves), curve_tables(curves), equal_cost(curves)]
     parts += ["![KL to dense](fidelity.png)\n"]
     layers = json.loads((results / "fidelity.json").read_text())["layers"] if plans else 0
@@ -67,13 +66,6 @@ def main() -> None:
     plot(curves, plans, layers, results / "fidelity.png")
     (results / "fidelity.md").write_text("\n".join([*parts, LIMITS.strip()]) + "\n")
     print(results / "fidelity.md")
-
-
-def read(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def intro(rows: Sequence[Row]) -> str:

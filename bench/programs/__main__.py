@@ -26,6 +26,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench import driver
 from bench.programs import results
 from bench.programs.arms import Arm, arms
 from bench.programs.common import OneLineParser, Outcome, add_shared_arguments, execute, server_url, whole
@@ -154,8 +155,6 @@ def in_parallel(
 
 def report(args: argparse.Namespace, record: Record) -> None:
     """Write the files, then print the table."""
-    from bench.timing import about  # takes a second or two, for torch
-
     keys = [(name, attention, repeat) for name, attention, repeat in record.outcomes]
     outcomes = [
         {"program": name, "attention": attention, "repeat": repeat, **vars(record.outcomes[name, attention, repeat])}
@@ -163,7 +162,7 @@ def report(args: argparse.Namespace, record: Record) -> None:
     ]
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     settings |= {"api_key": None, "server_arg": without_keys(args.server_arg)}
-    rest = {"servers": record.servers, "settings": settings, "outcomes": outcomes, "about": about()}
+    rest = {"servers": record.servers, "settings": settings, "outcomes": outcomes}
     record.rows.sort(key=lambda row: (list(PROGRAMS).index(row.program), row.attention, row.repeat))
     results.write(args.out, record.rows, rest)
     out = Console(highlight=False)
@@ -189,9 +188,7 @@ def program_names(text: str) -> list[str]:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = OneLineParser(
-        prog="python -m bench.programs", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = driver.parser(__doc__, OneLineParser)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--server", type=server_url, help="URL of a running server: http://127.0.0.1:30000")
     where.add_argument("--launch", action="store_true", help="serve with dense attention, then with lim")
@@ -211,7 +208,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flag("--programs", type=program_names, default=list(PROGRAMS), help=f"some of {','.join(PROGRAMS)} (all)")
     flag("--concurrency", type=whole(1, 256), default=1, help="programs at a time (1)")
     flag("--repeats", type=whole(1, 10_000), default=1, help="problems per program (1)")
-    flag("--out", type=Path, default=Path("runs"), help="folder of programs.csv and .json (%(default)s)")
+    driver.add_out(parser, "programs.csv and .json")
     add_shared_arguments(parser)
     for program in PROGRAMS.values():
         program.add_arguments(parser)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
+from bench import driver
 from bench.programs.metering import MeteredEndpoint, ProgramError, connect, decode_speed
 from lim_sglang.errors import PREFIX, exit_with, one_line
 from lim_sglang.tools.servers.access import AccessError, add_key_argument, key_of
@@ -164,7 +165,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def run_alone(program: Program, description: str, argv: Sequence[str] | None = None) -> None:
     """The command line of one program: print what it does on ``--server`` and what it cost."""
-    parser = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = driver.parser(description, OneLineParser)
     parser.add_argument("--server", type=server_url, default="http://127.0.0.1:30000", help="%(default)s")
     add_shared_arguments(parser)
     program.add_arguments(parser)

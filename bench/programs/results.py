@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -12,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from bench import driver
 from bench.programs.common import Outcome
 from bench.programs.compare import agreement
 from bench.programs.metering import Request, decode_seconds, decode_speed
@@ -102,13 +101,9 @@ def compared(row: Row, outcome: Outcome, dense: Outcome) -> Row:
 
 def write(out: Path, rows: Sequence[Row], rest: Mapping[str, Any]) -> None:
     """``programs.csv`` with a line per row; ``programs.json`` with the rows and ``rest``."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / CSV).open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
-    text = json.dumps({"rows": [asdict(row) for row in rows], **rest}, indent=1)
-    (out / JSON).write_text(text + "\n")
+    columns, lines = [field.name for field in fields(Row)], [asdict(row) for row in rows]
+    driver.write_rows(out / CSV, columns, lines)
+    driver.write_json(out / JSON, rows=lines, **rest)
 
 
 def table(rows: Sequence[Row]) -> Table:

@@ -151,7 +151,7 @@ def ask_missing(
 
 def summarize(args: argparse.Namespace, server: Server, folder: RunFolder) -> None:
     """Print the tables and write ``summary.json``; exit with one line if nothing could be graded."""
-    from bench.timing import about  # takes a second or two, for torch
+    from bench.driver import about  # takes a second or two, for torch
 
     samples = folder.samples()
     found = figures(samples, args.kind)

@@ -26,13 +26,13 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bench import driver
 from bench.soak import adapter
 from bench.soak.client import Outcome, held_requests, left_after, perform, used_tokens
 from bench.soak.replay import replay
 from bench.soak.results import Earlier, Report, Settled, earlier, store, summary
 from bench.soak.traffic import Limits, Maker
 from bench.soak.watch import memory_by_minute, settle, state
-from bench.timing import about
 from lim_sglang.errors import exit_with
 from lim_sglang.tools.common import positive
 from lim_sglang.tools.servers.access import without_keys
@@ -81,9 +81,7 @@ def server_options(args: argparse.Namespace) -> list[str]:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m bench.soak", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = driver.parser(__doc__)
     parser.add_argument("--minutes", type=float, default=20.0, help="of traffic, earlier runs included (20)")
     parser.add_argument("--attention", choices=(LIM, LOSSLESS, DENSE), default=LIM, help="what serves (lim)")
     parser.add_argument("--lossless", action="store_const", dest="attention", const=LOSSLESS, help="the lossless mode")
@@ -101,9 +99,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--count", type=positive, help="operations, in place of --minutes")
     parser.add_argument("--replays", type=positive, help="answers that are asked for again (all that can be compared)")
     parser.add_argument("--server-arg", action="append", default=[], help="more SGLang options, in quotes")
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs"), help="folder of soak_cpu.json or soak_gpu.json (runs)"
-    )
+    driver.add_out(parser, "soak_cpu.json or soak_gpu.json")
     args = parser.parse_args()
     if args.prompt + args.output > min(args.pool, args.context):
         parser.error(
@@ -145,7 +141,7 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
     if report:
         settings = {key: str(value) for key, value in vars(args).items() if key != "out"}
         settings["server_arg"] = str(without_keys(args.server_arg))
-        store(args.out / f"soak_{device}.json", args.attention, found | {"settings": settings, "about": about()})
+        store(args.out / f"soak_{device}.json", args.attention, found | {"settings": settings, "about": driver.about()})
     for line in (f"{key}: {value}" for key, value in found.items() if key not in ("kinds", "examples")):
         print(line)
     for example in found["examples"]:

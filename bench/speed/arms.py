@@ -1,11 +1,12 @@
 """SGLang's engine for one arm of a comparison, in a process of its own, and prompts for it.
 
-A module that measures an arm is run with two arguments, a JSON request and the file for its JSON result.
+A module that measures an arm has ``run_arm``, which takes what its bench parsed, and the arm.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -14,23 +15,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from bench import driver
+from bench.driver import Parser
 
 CONFIGS = Path(__file__).parents[1] / "models"
 MODEL_HELP = "folder with config.json, or a name in bench/models; on a CPU the embedded model if left out"
 DENSE = {"cuda": "flashinfer", "cpu": "torch_native"}
 LIM: dict[str, dict[str, Any]] = {"lim": {}, "lossless": {"speculative_algorithm": "LIM"}}
 """Options of the arms that are not dense attention."""
+WARM_STEPS = 8
 
 
 def start_arm(module: str, request: dict[str, Any]) -> dict[str, Any]:
-    """Run ``bench.speed.<module>`` in a process of its own; its result, or an exit that says which arm failed."""
+    """``run_arm`` of a module, in a process of its own; its result, or an exit that says which arm failed."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
-        command = [sys.executable, "-m", f"{__package__}.{module}", json.dumps(request, default=str), str(result)]
+        command = [sys.executable, "-m", "bench.speed.arms", module, json.dumps(request, default=str), str(result)]
         done = subprocess.run(command, check=False)
         if done.returncode or not result.exists():
             sys.exit(f"arm {request['arm']} ended with code {done.returncode}")
@@ -45,22 +50,30 @@ def problem(times: Iterable[float], same: Iterable[bool], must_be_same: bool) ->
     return "unsteady" if min(times) <= 0 else ""
 
 
-def exit_on_problems(rows: Iterable[dict[str, Any]]) -> None:
-    """Exit with a line where a row has a problem in place of its speed."""
-    if problems := sorted({row["speedup"] for row in rows if isinstance(row["speedup"], str)}):
-        sys.exit(f"error: {' and '.join(problems)}: those rows tell no speed")
+def main() -> None:
+    """The other end of ``start_arm``."""
+    module, request, result = sys.argv[1:]
+    found = importlib.import_module(module).run_arm(argparse.Namespace(**json.loads(request)))
+    Path(result).write_text(json.dumps(found))
 
 
-def serve_arm(run: Callable[[argparse.Namespace], dict[str, Any]], description: str) -> None:
-    """The other end of ``start_arm``: parse, run, write."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("request", help="JSON: what decode_engine or long_decode parsed, and the arm")
-    parser.add_argument("result", type=Path)
-    args = parser.parse_args()
-    args.result.write_text(json.dumps(run(argparse.Namespace(**json.loads(args.request)))))
+def bench_parser(description: str | None) -> Parser:
+    """The arguments that every bench of an engine has."""
+    found = driver.parser(description)
+    found.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    found.add_argument("--model", help=MODEL_HELP)
+    found.add_argument("--budget", type=int, default=2048)
+    driver.add_out(found)
+    return found
 
 
-def default_model(args: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+def shape_of(text: str) -> tuple[int, int]:
+    """``8x32000``: requests and their tokens."""
+    batch, context = map(int, text.split("x"))
+    return batch, context
+
+
+def default_model(args: argparse.Namespace, parser: Parser) -> str:
     """``--model``, a folder or the name of a published config; without it the embedded model on a CPU."""
     if args.model is not None:
         return args.model if Path(args.model).is_dir() else made_model(args.model, parser)
@@ -71,7 +84,7 @@ def default_model(args: argparse.Namespace, parser: argparse.ArgumentParser) -> 
     return str(ensure_model())
 
 
-def made_model(name: str, parser: argparse.ArgumentParser) -> str:
+def made_model(name: str, parser: Parser) -> str:
     """A folder with the config of ``bench/models`` of this name, for dummy weights."""
     config = CONFIGS / f"{name}.json"
     if not config.is_file():
@@ -122,6 +135,28 @@ def engine(args: argparse.Namespace, max_batch: int, longest: int, **more: Any) 
         running.shutdown()
 
 
+def generate(running: Any, batch: int, context: int, tokens: int) -> tuple[float, list[list[int]]]:
+    """Greedy tokens of a batch: seconds, and the tokens by request."""
+    sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0}
+    began = time.perf_counter()
+    outputs = running.generate(input_ids=prompts(batch, context), sampling_params=sampling)
+    return time.perf_counter() - began, [output["output_ids"] for output in outputs]
+
+
+def decode_ms(running: Any, batch: int, context: int, tokens: int, repeats: int) -> tuple[list[float], list[list[int]]]:
+    """Milliseconds per token of ``tokens``: long less short generations, both from the radix cache; the last tokens."""
+    times, found = [], []
+    for _ in range(repeats):
+        short, _ = generate(running, batch, context, WARM_STEPS)
+        long, found = generate(running, batch, context, WARM_STEPS + tokens)
+        times.append((long - short) / tokens * 1e3)
+    return times, found
+
+
 def prompts(batch: int, context: int) -> list[list[int]]:
     draw = random.Random(batch * context)
     return [[draw.randrange(1000, 40_000) for _ in range(context)] for _ in range(batch)]
+
+
+if __name__ == "__main__":
+    main()

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import flashinfer
 import torch
 from torch import Tensor
 
+from lim_kernels.attend.launch import KVCache
 from lim_kernels.select.budget import split_budget
 from lim_kernels.select.launch import SelectLayer, SlotIndex, write_sparse_indptr
 from lim_kernels.select.reference import head_scores, select_token_set
-from lim_sglang.attention.buffers import AttentionShape, StepBuffers
-from lim_sglang.attention.wrappers import SelectWrapper, SparseWrappers, scale_cache
 
 HEADS, KV_HEADS, HEAD_DIM, LAYERS = 32, 8, 128, 36
 SELECT_LAYERS = (2, 12)
@@ -49,6 +47,9 @@ class Problem:
 
     def use(self, budget: int) -> None:
         """Make the buffers and wrappers for a budget of ``budget`` tokens."""
+        from lim_sglang.attention.buffers import AttentionShape, StepBuffers
+        from lim_sglang.attention.wrappers import SelectWrapper, SparseWrappers
+
         self.parts = split_budget(budget, 0.25, 4)
         dtype = torch.bfloat16
         shape = AttentionShape(HEADS, KV_HEADS, HEAD_DIM, dtype, dtype)
@@ -73,6 +74,8 @@ class Problem:
 
     def planned(self, workspace: Tensor) -> Any:
         """FlashInfer's wrapper as SGLang plans it."""
+        import flashinfer
+
         ones = torch.ones(self.batch, dtype=torch.int32, device="cuda")
         wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
             workspace,
@@ -98,7 +101,7 @@ class Problem:
         buffers = self.buffers
         return SelectLayer(
             self.q,
-            scale_cache(self.caches[layer % len(self.caches)], sm_scale=HEAD_DIM**-0.5),
+            KVCache(*self.caches[layer % len(self.caches)], sm_scale=HEAD_DIM**-0.5),
             SlotIndex(self.kv_indptr, self.kv_indices, buffers.sparse_indptr, buffers.sparse_indices),
             buffers.out,
             self.parts,

@@ -15,17 +15,15 @@ attention, as a share of it. ``lim_us`` and ``step_dense_us`` are whole steps, e
 
 from __future__ import annotations
 
-import argparse
-import csv
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
+from bench import driver
+from bench.speed.arms import shape_of
 from bench.speed.attention_problem import DENSE_LAYERS, LAYERS, SELECT_LAYERS, TOKEN_BYTES, Problem
-from bench.timing import about, copy_tb_s, graph_us, layer_us
+from bench.timing import copy_tb_s, graph_us, layer_us
 
 STAGES = ["dense", "dense_fa3", "select", "attend", "shortlist", "emit", "finish", "sparse", "sparse_triton"]
 COLUMNS = [
@@ -49,7 +47,7 @@ COLUMNS = [
     "copy_tb_s",
 ]
 FREE_SHARE = 0.75  # of the device's memory, for the caches
-GRID = [f"{batch}x{context}" for batch in (1, 8, 16, 64) for context in (2048, 8192, 16384, 32768, 65536, 131072)]
+GRID = [(batch, context) for batch in (1, 8, 16, 64) for context in (2048, 8192, 16384, 32768, 65536, 131072)]
 
 
 Row = dict[str, Any]
@@ -104,25 +102,21 @@ def fits(batch: int, context: int, budget: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["8x32768", "16x16384", "1x32768", "16x1500"])
-    parser.add_argument("--grid", action="store_true", help=f"all of {GRID[0]} to {GRID[-1]} that fit")
+    parser = driver.parser(__doc__)
+    shapes = [(8, 32768), (16, 16384), (1, 32768), (16, 1500)]
+    parser.add_argument("--shapes", nargs="+", type=shape_of, default=shapes, help="batch x tokens")
+    parser.add_argument("--grid", action="store_true", help="all of 1x2048 to 64x131072 that fit")
     parser.add_argument("--budgets", nargs="+", type=int, default=[2048])
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
+    driver.add_out(parser)
     args = parser.parse_args()
     copy = copy_tb_s()
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "decode_attention.json").write_text(json.dumps({"about": about(), "copy_tb_s": copy}, indent=1) + "\n")
-    named = [shape.split("x") for shape in (GRID if args.grid else args.shapes)]
-    shapes = [(int(b), int(n)) for b, n in named if fits(int(b), int(n), min(args.budgets))]
-    with (args.out / "decode_attention.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
+    driver.write_json(args.out / "decode_attention.json", copy_tb_s=copy)
+    shapes = [shape for shape in (GRID if args.grid else args.shapes) if fits(*shape, min(args.budgets))]
+    with driver.row_writer(args.out / "decode_attention.csv", COLUMNS) as add:
         for number, shape in enumerate(shapes, 1):
             for row in measure_shape(*shape, args.budgets, copy):
-                writer.writerow(row)
-                file.flush()
-                print(f"[{number}/{len(shapes)}]", "  ".join(f"{n}={value}" for n, value in row.items()), flush=True)
+                add(row)
+                print(f"[{number}/{len(shapes)}]", driver.pairs(row), flush=True)
             torch.cuda.empty_cache()
 
 

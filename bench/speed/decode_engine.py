@@ -17,16 +17,15 @@ Byte bound: what one GPU must read (``byte_bound``), over the copy bandwidth of 
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shlex
 import statistics
 from pathlib import Path
 from typing import Any
 
-from bench.speed.arms import MODEL_HELP, default_model, exit_on_problems, problem, start_arm
+from bench import driver
+from bench.speed.arms import bench_parser, default_model, problem, shape_of, start_arm
 from bench.speed.byte_bound import step_bytes
-from bench.timing import about
 from lim_sglang.tools.common import positive
 
 COLUMNS = [
@@ -55,26 +54,21 @@ Arms = dict[str, list[dict[str, Any]]]
 
 def main() -> None:
     args = parse()
-    args.out.mkdir(parents=True, exist_ok=True)
     arms: Arms = {"dense": [], "lim": []}
     for _round in range(args.rounds):
         for arm, runs in arms.items():
-            runs.append(start_arm("engine_arm", vars(args) | {"arm": arm}))
+            runs.append(start_arm("bench.speed.engine_arm", vars(args) | {"arm": arm}))
             save(args.out / "decode_engine.json", arms, args.note)  # what is measured so far
         rows = compare(args, arms)
-        write(args.out / "decode_engine.csv", rows)
-    print_table(rows)
-    exit_on_problems(rows)
+        driver.write_rows(args.out / "decode_engine.csv", COLUMNS, rows)
+    driver.print_rows(rows, COLUMNS[2:])
+    driver.exit_on_problems(rows)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--model", help=MODEL_HELP)
-    parser.add_argument(
-        "--shapes", nargs="+", default=["8x32000", "16x16000", "1x32000", "16x1500"], help="batch x tokens"
-    )
-    parser.add_argument("--budget", type=int, default=2048)
+    parser = bench_parser(__doc__)
+    shapes = [(8, 32000), (16, 16000), (1, 32000), (16, 1500)]
+    parser.add_argument("--shapes", nargs="+", type=shape_of, default=shapes, help="batch x tokens")
     parser.add_argument("--steps", type=int, default=384, help="decode steps per measurement")
     parser.add_argument("--repeats", type=int, default=3, help="measurements per shape and engine")
     parser.add_argument("--rounds", type=int, default=1, help="engines per arm")
@@ -83,7 +77,6 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=positive, help="fewer than the model has, where its weights do not fit (all)")
     parser.add_argument("--profile", nargs="*", default=[], help="shapes whose steps are taken apart (GPU)")
     parser.add_argument("--note", help="what a reader must know of this environment; the JSON file keeps it")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     args = parser.parse_args()
     if args.tp > 1 and args.device == "cpu":
         parser.error(f"--tp {args.tp}: expected 1 on a CPU; leave it out, or use --device cuda")
@@ -94,7 +87,6 @@ def parse() -> argparse.Namespace:
     args.model = default_model(args, parser)
     if args.layers is not None and args.layers > (most := config_of(args)["num_hidden_layers"]):
         parser.error(f"--layers {args.layers}: the model has {most}; expected 1 to {most}")
-    args.shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
     return args
 
 
@@ -162,30 +154,18 @@ def collective_share(dense: dict[str, Any], lim: dict[str, Any]) -> float | None
 
 def save(path: Path, arms: Arms, note: str | None) -> None:
     """All times, without the generated tokens: they are compared already, and long."""
-    facts = about()
+    facts = driver.about()
     if note:
         facts |= {"command": facts["command"].replace(" " + shlex.join(["--note", note]), ""), "note": note}
     kept = {
-        arm: [
-            run | {"shapes": {name: {k: v for k, v in s.items() if k != "tokens"} for name, s in run["shapes"].items()}}
-            for run in runs
-        ]
+        arm: [run | {"shapes": {name: without_tokens(of) for name, of in run["shapes"].items()}} for run in runs]
         for arm, runs in arms.items()
     }
-    path.write_text(json.dumps({"about": facts, "arms": kept}, indent=1) + "\n")
+    driver.write_json(path, about=facts, arms=kept)
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def print_table(rows: list[dict[str, Any]]) -> None:
-    names = COLUMNS[2:]
-    for row in [dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]:
-        print("  ".join(f"{row.get(name, '')!s:>{max(8, len(name))}}" for name in names))
+def without_tokens(measured: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in measured.items() if name != "tokens"}
 
 
 if __name__ == "__main__":

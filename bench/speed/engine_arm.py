@@ -11,15 +11,13 @@ import json
 import shutil
 import statistics
 import tempfile
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from bench.speed import host_timer
-from bench.speed.arms import engine, prompts, serve_arm
+from bench.speed.arms import WARM_STEPS, decode_ms, engine, generate
 
-WARM_STEPS = 8
 WARM_CALLS = 2  # kernels compile at first use, some in a prefill and some in one that finds the cache filled
 SELECTION = (
     *("shortlist_kernel", "emit_kernel", "full_rank_kernel", "full_emit_kernel", "sparse_indptr_kernel"),
@@ -63,26 +61,14 @@ def measure_all(args: argparse.Namespace, result: dict[str, Any]) -> None:
             result["memory_mib"] = used_mib()
 
 
-def generate(running: Any, batch: int, context: int, tokens: int) -> tuple[float, list[list[int]]]:
-    """Seconds, and the tokens by request."""
-    sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0}
-    began = time.perf_counter()
-    outputs = running.generate(input_ids=prompts(batch, context), sampling_params=sampling)
-    return time.perf_counter() - began, [output["output_ids"] for output in outputs]
-
-
 def measure(running: Any, batch: int, context: int, args: argparse.Namespace) -> dict[str, Any]:
-    """A long less a short generation, both from the radix cache, by the difference in steps.
+    """Milliseconds per step, and the tokens.
 
     With DP attention each GPU's requests come in batches of their own, so more has to be compiled before.
     """
     for _ in range(WARM_CALLS * (args.tp if args.dp_attention else 1)):
         generate(running, batch, context, WARM_STEPS)
-    times = []
-    for _ in range(args.repeats):
-        short, _ = generate(running, batch, context, WARM_STEPS)
-        long, tokens = generate(running, batch, context, WARM_STEPS + args.steps)
-        times.append((long - short) / args.steps * 1e3)
+    times, tokens = decode_ms(running, batch, context, args.steps, args.repeats)
     return {"ms": times, "tokens": tokens}
 
 
@@ -148,7 +134,3 @@ def kind(name: str, selects: bool) -> str:
     if "flashinfer" in name and ("PagedKVCache" in name or "MergeStates" in name):
         return "FlashInfer attention"
     return "everything else"
-
-
-if __name__ == "__main__":
-    serve_arm(run_arm, __doc__)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from bench import plugins
 
 FILE = "LIM_BENCH_HOST_TIMES"
 METHOD = "init_forward_metadata_out_graph"  # the backend's part of a captured step
@@ -66,20 +67,8 @@ def read(path: Path) -> dict[str, float]:
 
 
 def install(folder: Path) -> Path:
-    """Make this process and those it spawns load the plugin, from metadata in ``folder``; the file it writes."""
-    sys.path[:0] = [str(add_metadata(folder, "lim-bench-host-timer", __name__)), str(Path(__file__).parents[2])]
+    """Make engines that this process starts load the plugin; the file it writes."""
+    plugins.install(folder, __name__)
     times = folder / "host_times.jsonl"
     os.environ[FILE] = str(times)
     return times
-
-
-def add_metadata(folder: Path, name: str, module: str) -> Path:
-    """Write what makes SGLang call ``register()`` of ``module`` wherever ``folder``, returned, is on Python's path.
-
-    Spawned processes take over ``sys.path``.
-    """
-    metadata = folder / f"{name.replace('-', '_')}-0.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.0\n")
-    (metadata / "entry_points.txt").write_text(f"[sglang.srt.plugins]\n{name} = {module}:register\n")
-    return folder

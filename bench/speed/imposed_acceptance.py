@@ -1,6 +1,6 @@
 """An SGLang plugin: the lossless mode accepts as many drafts as it is told, whatever the model says.
 
-What dummy weights accept, none or all, depends on the prompts alone. ``lossless_arm`` installs this for the engine it
+What dummy weights accept, none or all, depends on the prompts alone. ``lossless`` installs this for the engine it
 starts and writes the share of drafts to accept, given that those before were, into the file that
 ``LIM_BENCH_ACCEPTANCE`` names (while that is empty, the model decides). All requests of a batch accept alike, so that
 they end together. Everything else runs as it does otherwise.
@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from bench.speed.host_timer import add_metadata
+from bench import plugins
 
 FILE = "LIM_BENCH_ACCEPTANCE"
-OWNER = "lim_sglang.speculative.sampling.verify"
 _rounds = count(1)  # alike on all ranks
 
 
@@ -59,5 +57,5 @@ def install(folder: Path) -> Path:
     file = folder / "share"
     file.touch()
     os.environ[FILE] = str(file)
-    sys.path[:0] = [str(add_metadata(folder, "lim-bench-imposed-acceptance", __name__)), str(Path(__file__).parents[2])]
+    plugins.install(folder, __name__)
     return file

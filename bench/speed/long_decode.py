@@ -17,58 +17,52 @@ budget is reported, and no speed if one differs within its first ``SURE`` tokens
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import os
 import sys
+import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.speed.arms import MODEL_HELP, default_model, start_arm
-from bench.timing import about
+from bench import driver
+from bench.speed import imposed_acceptance
+from bench.speed.arms import bench_parser, default_model, engine, prompts, start_arm
 
 COLUMNS = ["gpu", "model", "batch", "budget", "context", "dense_ms", "{arm}_ms", "speedup"]
 FILES = {"lim": "long_decode", "lossless": "long_lossless"}
 SURE = 64  # tokens that must be dense's
+WARM_TOKENS = 32
 Marks = Sequence[tuple[int, float]]
 
 
 def main() -> None:
     args = parse()
-    args.out.mkdir(parents=True, exist_ok=True)
-    arms = {arm: start_arm("long_decode_arm", vars(args) | {"arm": arm}) for arm in ("dense", args.arm)}
+    arms = {arm: start_arm("bench.speed.long_decode", vars(args) | {"arm": arm}) for arm in ("dense", args.arm)}
     compared = max(0, min(args.output, args.budget - args.prompt))
     pairs = zip(arms["dense"]["tokens"], arms[args.arm]["tokens"], strict=True)
     same = [len(os.path.commonprefix(pair)) for pair in pairs]
     check_same(same, compared)
     marks = {arm: found["marks"] for arm, found in arms.items()}
-    facts = about()
+    facts = driver.about()
     rows = [
         {"gpu": facts["gpu"], "model": Path(args.model).name, "batch": args.batch, "budget": args.budget} | row
         for row in stretches(marks["dense"], marks[args.arm], args.prompt, args.stretch, args.arm)
     ]
     columns = [name.format(arm=args.arm) for name in COLUMNS]
-    with (args.out / f"{FILES[args.arm]}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    driver.write_rows(args.out / f"{FILES[args.arm]}.csv", columns, rows)
     summary = summarise(rows, marks, args.budget)
     summary["same_tokens_within_budget"] = f"{sum(count >= compared for count in same)}/{len(same)}"
-    (args.out / f"{FILES[args.arm]}.json").write_text(
-        json.dumps({"about": facts, "summary": summary, "marks": marks}, indent=1) + "\n"
-    )
+    driver.write_json(args.out / f"{FILES[args.arm]}.json", about=facts, summary=summary, marks=marks)
     for row in rows:
-        print("  ".join(f"{name}={row[name]}" for name in columns[2:]))
-    print("  ".join(f"{name}={value}" for name, value in summary.items()))
+        print(driver.pairs({name: row[name] for name in columns[2:]}))
+    print(driver.pairs(summary))
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--model", help=MODEL_HELP)
+    parser = bench_parser(__doc__)
     parser.add_argument("--arm", choices=list(FILES), default="lim", help="what is compared with dense attention (lim)")
     parser.add_argument(
         "--share", type=float, default=0.95, help="of lossless: drafts accepted, given those before (0.95)"
@@ -76,10 +70,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--output", type=int, default=16_384, help="tokens generated per request")
-    parser.add_argument("--budget", type=int, default=2048)
     parser.add_argument("--interval", type=int, default=64, help="tokens between marks of the stream")
     parser.add_argument("--stretch", type=int, default=512, help="tokens of a row")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     args = parser.parse_args()
     args.model = default_model(args, parser)
     return args
@@ -138,6 +130,38 @@ def summarise(rows: Sequence[dict[str, Any]], marks: dict[str, Marks], budget: i
         "lowest_speedup": min(row["speedup"] for row in rows),
         "lowest_speedup_within_budget": min(within, default=None),
     }
+
+
+def run_arm(args: argparse.Namespace) -> dict[str, Any]:
+    """One engine: seconds by generated tokens of the first request, and every request's tokens."""
+    requests = prompts(args.batch, args.prompt)
+    longest = args.prompt + args.output + 32  # drafts beyond the end have slots, too
+    with tempfile.TemporaryDirectory() as folder:
+        if args.arm == "lossless":
+            imposed_acceptance.install(Path(folder)).write_text(str(args.share))
+        with engine(args, args.batch, longest, stream_interval=args.interval) as running:
+            running.loop.run_until_complete(generate_all(running, requests, WARM_TOKENS))
+            marks, tokens = running.loop.run_until_complete(generate_all(running, requests, args.output))
+            print(f"{args.arm}: {args.batch} x {args.output} tokens in {marks[-1][1]:.1f} s", flush=True)
+            return {"marks": marks, "tokens": tokens}
+
+
+async def generate_all(
+    running: Any, requests: list[list[int]], tokens: int
+) -> tuple[list[tuple[int, float]], list[list[int]]]:
+    """All requests in one call: (generated tokens, seconds) of the first one, and each one's token ids."""
+    began = time.perf_counter()
+    marks: list[tuple[int, float]] = []
+    found: list[list[int]] = [[] for _ in requests]
+    sampling = {"max_new_tokens": tokens, "ignore_eos": True, "temperature": 0}
+    stream = await running.async_generate(input_ids=requests, sampling_params=sampling, stream=True)
+    async for chunk in stream:
+        found[chunk["index"]] = chunk["output_ids"]
+        if chunk["index"] == 0:
+            marks.append((chunk["meta_info"]["completion_tokens"], time.perf_counter() - began))
+    if any(len(ids) != tokens for ids in found):
+        raise RuntimeError(f"generated {sorted({len(ids) for ids in found})} tokens: expected {tokens} each")
+    return marks, [list(ids) for ids in found]
 
 
 if __name__ == "__main__":

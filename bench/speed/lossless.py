@@ -14,15 +14,28 @@ speed is reported. With real weights, ``tests/e2e/test_cuda_lossless.py`` compar
 from __future__ import annotations
 
 import argparse
-import csv
-import json
+import statistics
+import tempfile
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bench.speed.arms import MODEL_HELP, default_model, exit_on_problems, problem, start_arm
-from bench.timing import about
+from bench import driver
+from bench.speed import imposed_acceptance
+from bench.speed.arms import (
+    WARM_STEPS,
+    bench_parser,
+    decode_ms,
+    default_model,
+    engine,
+    generate,
+    problem,
+    shape_of,
+    start_arm,
+)
+from lim_sglang.speculative.policy import Acceptance
+from lim_sglang.tools.servers.state import lim_part, rounds_since
 
 ARMS = ("dense", "lim", "lossless")
 BELOW = 0.8
@@ -31,36 +44,31 @@ COLUMNS = [
     *("lim_ms", "lossless_ms", "speedup", "speedup_of_lim", "dense_spread_ms", "lossless_spread_ms", "extra_mib"),
     "same_tokens",
 ]
+SETTLING = 8 * round(1 / (1 - Acceptance().memory))  # tokens after which the policy has forgotten another share
 ACCEPTANCE = Path(__file__).parents[1] / "results" / "acceptance.csv"
 Row = dict[str, Any]
 
 
 def main() -> None:
     args = parse()
-    args.out.mkdir(parents=True, exist_ok=True)
-    arms = {arm: start_arm("lossless_arm", vars(args) | {"arm": arm}) for arm in args.arms}
+    arms = {arm: start_arm("bench.speed.lossless", vars(args) | {"arm": arm}) for arm in args.arms}
     rows = compare(args, arms)
     write(args.out, rows, arms)
-    for row in [dict(zip(COLUMNS, COLUMNS, strict=True)), *rows]:
-        print("  ".join(f"{row[name]!s:>{max(8, len(name))}}" for name in COLUMNS[3:]))
-    exit_on_problems(rows)
+    driver.print_rows(rows, COLUMNS[3:])
+    driver.exit_on_problems(rows)
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--model", help=MODEL_HELP)
-    parser.add_argument("--shapes", nargs="+", default=["8x32000", "16x16000", "16x1500", "1x8000"])
-    parser.add_argument("--budget", type=int, default=2048)
+    parser = bench_parser(__doc__)
+    shapes = [(8, 32000), (16, 16000), (16, 1500), (1, 8000)]
+    parser.add_argument("--shapes", nargs="+", type=shape_of, default=shapes, help="batch x tokens")
     parser.add_argument("--shares", type=float, nargs="+", help=f"accepted drafts (those measured, and {BELOW})")
     parser.add_argument("--tokens", type=int, default=384, help="generated tokens per measurement (384)")
     parser.add_argument("--repeats", type=int, default=2, help="measurements per shape and share (2)")
     parser.add_argument("--tp", type=int, default=1, help="GPUs that share the heads (1)")
     parser.add_argument("--without-lim", action="store_true", help="no arm of lim alone")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
     args = parser.parse_args()
     args.model = default_model(args, parser)
-    args.shapes = [tuple(map(int, shape.split("x"))) for shape in args.shapes]
     args.arms = [arm for arm in ARMS if arm != "lim" or not args.without_lim]
     args.shares_by_shape = [
         args.shares or sorted({BELOW, *measured_shares(args.budget, context).values()}) for _, context in args.shapes
@@ -71,8 +79,7 @@ def parse() -> argparse.Namespace:
 @cache
 def measured_shares(budget: int, context: int, drafts: int = 6) -> dict[str, float]:
     """By sampling, the share that gives as many accepted drafts as were measured at the nearest share of a context."""
-    with ACCEPTANCE.open() as file:
-        rows = [row for row in csv.DictReader(file) if row["drafts"] == "lim steps" and int(row["k"]) == drafts]
+    rows = [row for row in driver.read_rows(ACCEPTANCE) if row["drafts"] == "lim steps" and int(row["k"]) == drafts]
     nearest = min(distance(row, budget, context) for row in rows)
     rows = [row for row in rows if distance(row, budget, context) == nearest]
     found = {}
@@ -133,14 +140,63 @@ def compare_shape(args: argparse.Namespace, at: dict[str, list[Row]], row: Row, 
 
 def write(out: Path, rows: Sequence[Row], arms: dict[str, Any]) -> None:
     """The table, and all that was measured without the generated tokens."""
-    with (out / "lossless.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    driver.write_rows(out / "lossless.csv", COLUMNS, rows)
     for arm in arms.values():
         for of_shape in arm["rows"]:
             del of_shape[0]["tokens"]
-    (out / "lossless.json").write_text(json.dumps({"about": about(), "arms": arms}, indent=1) + "\n")
+    driver.write_json(out / "lossless.json", arms=arms)
+
+
+def run_arm(args: argparse.Namespace) -> dict[str, Any]:
+    """One engine; ``rows``: a list for every shape and, in the lossless arm, every share of drafts that is accepted."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = imposed_acceptance.install(Path(folder)) if args.arm == "lossless" else None
+        longest = max(context for _, context in args.shapes) + 2 * SETTLING + args.tokens + 64
+        with engine(args, max(batch for batch, _ in args.shapes), longest) as running:
+            shapes = zip(args.shapes, args.shares_by_shape, strict=True)
+            rows = [measure(running, batch, context, file, shares, args) for (batch, context), shares in shapes]
+            return {"rows": rows} | on_gpu(args)
+
+
+def on_gpu(args: argparse.Namespace) -> dict[str, Any]:
+    if args.device == "cpu":
+        return {}
+    import torch
+
+    from bench.timing import used_mib
+
+    return {"gpu": torch.cuda.get_device_name(), "memory_mib": used_mib()}
+
+
+def measure(
+    running: Any, batch: int, context: int, file: Path | None, shares: Sequence[float | None], args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """One shape: the tokens first, with nothing imposed, then the times."""
+    generate(running, batch, context, WARM_STEPS)
+    _, tokens = generate(running, batch, context, WARM_STEPS + args.tokens)
+    found: list[dict[str, Any]] = []
+    for share in shares if file else [None]:
+        if file:
+            file.write_text(str(share))
+            generate(running, batch, context, SETTLING)
+        found.append({"share": share} | timed(running, batch, context, args))
+        print(f"{args.arm}: {batch}x{context} share {share}: {found[-1]['ms']} ms/token", flush=True)
+    found[0]["tokens"] = tokens
+    return found
+
+
+def timed(running: Any, batch: int, context: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds per token, and what the server counted of the rounds."""
+    before = state(running, args)
+    times, _ = decode_ms(running, batch, context, args.tokens, args.repeats)
+    after = state(running, args)
+    rounds = rounds_since(before, after) if before and after else {}
+    return {"ms": round(statistics.median(times), 3), "spread_ms": round(max(times) - min(times), 3), "rounds": rounds}
+
+
+def state(running: Any, args: argparse.Namespace) -> dict[str, Any] | None:
+    """What lim reports, with the totals of the lossless mode; None in the other arms."""
+    return lim_part(running.get_server_info()) if args.arm == "lossless" else None
 
 
 if __name__ == "__main__":

@@ -3,13 +3,11 @@
     python -m bench.speed.report [--results bench/results]
 
 Reads ``decode_attention.csv``, every ``decode_engine*.csv`` and ``long_decode.csv`` where they exist; writes
-``speed.md`` and plots beside them.
+``speed.md`` and plots beside them, and from every ``lossless*.csv`` the plot ``lossless.png``.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +18,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+
+from bench import driver
+from bench.driver import markdown, read_rows
 
 Row = dict[str, str]
 LONG_DECODE_COLUMNS = {
@@ -63,14 +64,12 @@ DENSE_LAYERS, SELECT_LAYERS, SPARSE_LAYERS = 2, 2, 32  # of the benchmark's 36
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("bench/results"))
-    results = parser.parse_args().results
+    parser, results = driver.results_folder(__doc__)
     attention = measured(results / "decode_attention.csv")
     engines = {path: measured(path) for path in sorted(results.glob("decode_engine*.csv"))}
     if not attention and not any(engines.values()):
         parser.error(f"{results} holds neither decode_attention.csv nor decode_engine.csv; run the benchmarks first")
-    long_decode = read(results / "long_decode.csv")
+    long_decode = read_rows(results / "long_decode.csv")
     sections = [
         *(engine_section(rows, path) for path, rows in engines.items() if rows),
         attention_section(attention, results) if attention else "",
@@ -78,6 +77,8 @@ def main() -> None:
     ]
     (results / "speed.md").write_text("\n".join(["# Speed, as measured\n", TERMS, *filter(None, sections)]))
     print(results / "speed.md")
+    if rows := lossless_rows(results):
+        plot_lossless(rows, results / "lossless.png")
 
 
 def engine_section(rows: list[Row], path: Path) -> str:
@@ -115,16 +116,15 @@ def profile_table(arms: dict[str, Any]) -> str:
     if not profiles:
         return ""
     kinds = sorted({kind for profile in profiles.values() for kind in profile["us_per_step"]})
-    lines = [
+    words = (
         "One captured step, µs by kind of kernel. A merge is launched while the attention ahead of it runs and waits "
-        "for it, so durations overlap.\n",
-        f"| | whole step | {' | '.join(kinds)} |",
-        "|---|---|" + "---|" * len(kinds),
-    ]
-    for name, profile in profiles.items():
-        us = profile["us_per_step"]
-        lines.append(f"| {name} | {profile['graph_us']} | {' | '.join(str(us.get(kind, '')) for kind in kinds)} |")
-    return "\n".join(lines) + "\n"
+        "for it, so durations overlap.\n\n"
+    )
+    rows = (
+        (name, profile["graph_us"], *(profile["us_per_step"].get(kind, "") for kind in kinds))
+        for name, profile in profiles.items()
+    )
+    return words + markdown(("", "whole step", *kinds), rows)
 
 
 def attention_section(rows: list[Row], results: Path) -> str:
@@ -157,16 +157,9 @@ def long_decode_section(rows: list[Row], results: Path) -> str:
     return "\n".join([title, words, plot, table(rows, LONG_DECODE_COLUMNS), about(results, "long_decode")])
 
 
-def read(path: Path) -> list[Row]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def measured(path: Path) -> list[Row]:
     """The rows whose results were right; the others have a reason in place of a speed-up."""
-    return [row for row in read(path) if is_number(row["speedup"])]
+    return [row for row in read_rows(path) if is_number(row["speedup"])]
 
 
 def is_number(text: str) -> bool:
@@ -182,9 +175,7 @@ def about(results: Path, name: str) -> str:
 
 
 def table(rows: Sequence[Row], columns: dict[str, str]) -> str:
-    lines = [f"| {' | '.join(columns.values())} |", "|" + "---|" * len(columns)]
-    lines += [f"| {' | '.join(row.get(name) or '' for name in columns)} |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return markdown([*columns.values()], ([row.get(name) or "" for name in columns] for row in rows))
 
 
 def by_batch(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -264,6 +255,46 @@ def plot_long_decode(rows: Sequence[Row], path: Path) -> None:
     axes.legend()
     axes.grid(alpha=0.3)
     save(figure, path)
+
+
+def lossless_rows(results: Path) -> list[Row]:
+    """All rows with a speed-up; drafts choose sets in every step unless a file says otherwise."""
+    files = [path for path in sorted(results.glob("lossless*.csv")) if "tokens" not in path.stem]
+    found = [row for path in files for row in read_rows(path)]
+    return [row for row in found if is_number(row["speedup"]) and row.get("drafts_by_set", "1") == "1"]
+
+
+def plot_lossless(rows: list[Row], path: Path) -> None:
+    """Speed-up, left by share of every shape with several, right by size at the share that was measured greedily."""
+    figure, (by_share, by_tokens) = plt.subplots(1, 2, figsize=(11, 4))
+    shapes = defaultdict(list)
+    for row in rows:
+        shapes[short(row), int(row["batch"]), int(row["context"])].append(row)
+    for (gpu, batch, context), of_shape in sorted(shapes.items()):
+        points = sorted((float(row["share"]), float(row["speedup"])) for row in of_shape)
+        if len(points) > 1:
+            by_share.plot(*zip(*points, strict=True), marker="o", label=f"{gpu}, {batch} × {context:,}")
+    by_gpu = defaultdict(list)
+    for row in rows:
+        if "greedy" in row["measured"]:
+            by_gpu[short(row)].append((int(row["batch"]) * int(row["context"]), float(row["speedup"])))
+    for gpu, found in sorted(by_gpu.items()):
+        by_tokens.plot(*zip(*sorted(found), strict=True), marker="o", label=gpu)
+    by_share.set(xlabel="share of drafts accepted, given those before", ylabel="speed-up over dense attention")
+    by_tokens.set(xlabel="cached tokens of the batch", title="at the acceptance measured greedily")
+    by_tokens.set_xscale("log")
+    for axes in (by_share, by_tokens):
+        axes.axhline(1, color="grey", linewidth=0.8)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    save(figure, path)
+
+
+def short(row: Row) -> str:
+    """``2 × H100`` for two ranks on ``NVIDIA H100 80GB HBM3``."""
+    gpu = row["gpu"].replace("NVIDIA ", "").split()[0]
+    return gpu if row.get("tp", "1") == "1" else f"{row['tp']} × {gpu}"
 
 
 def save(figure: Any, path: Path) -> None:

@@ -11,7 +11,6 @@ its runs. Writes ``serving.csv``: output tokens per second, time to first token,
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import shlex
@@ -29,7 +28,7 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from bench.timing import about
+from bench import driver
 from lim_sglang.errors import exit_with, one_line
 from lim_sglang.tools.common import positive
 from lim_sglang.tools.servers.access import VARIABLE, AccessError, add_key_argument, check_access, headers, key_of
@@ -69,13 +68,12 @@ class ServingError(RuntimeError):
 
 def main() -> None:
     args = parse()
-    args.out.mkdir(parents=True, exist_ok=True)
     note = Console(stderr=True, highlight=False)
     runs = list(product([workload for workload in workloads(args) if workload.name in args.workloads], args.rates))
     rows: list[Row] = []
     try:
         check_client()
-        (args.out / "serving.json").write_text(json.dumps({"about": about()}, indent=1) + "\n")
+        driver.write_json(args.out / "serving.json")
         for attention in (DENSE, "lim"):
             with server(attention, args, note) as (url, key):
                 check_flush(url, key)
@@ -83,7 +81,7 @@ def main() -> None:
                     with note.status(f"{attention}: {workload.name} at {rate} requests/s"):
                         measured = run_client(url, workload, rate, args, key)
                     rows.append({"attention": attention, "workload": workload.name, "rate": rate} | measured)
-                    write(args.out, rows)  # what is measured so far
+                    driver.write_rows(args.out / "serving.csv", list(COLUMNS), rows)  # what is measured so far
     except (ServingError, ServerError, EmbeddedModelError, AccessError) as error:
         exit_with(str(error))
     except KeyboardInterrupt:
@@ -92,7 +90,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = driver.parser(__doc__)
     flag = parser.add_argument
     flag("--launch", action="store_true", help="serve with dense attention, then with lim")
     flag("--server", help="URL of a running lim server")
@@ -109,7 +107,7 @@ def parse() -> argparse.Namespace:
     flag("--output", type=positive, default=64, help="tokens generated per request (64)")
     flag("--groups", type=positive, default=2, help="prefixes of the workload shared-prefix (2)")
     flag("--timeout", type=float, default=3600, help="seconds that one run of the client may take (3600)")
-    flag("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
+    driver.add_out(parser)
     args = parser.parse_args()
     servers = [url for url in (args.server, args.dense_server) if url]
     if len(servers) != (0 if args.launch else 2):
@@ -225,13 +223,6 @@ def last_words(url: str, stderr: str, key: str | None = None) -> str:
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         return f"no server answers there ({one_line(str(error))}); fix: start it, or correct the URL"
     return one_line(next((line for line in reversed(stderr.splitlines()) if line.strip()), "no reason given"))
-
-
-def write(out: Path, rows: Sequence[Row]) -> None:
-    with (out / "serving.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def show(rows: Sequence[Row]) -> None:

@@ -11,20 +11,18 @@ speed. Beside it FlashInfer's paged prefill with a causal mask, planned before, 
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
-import flashinfer
 import torch
 
+from bench import driver
+from bench.speed.arms import shape_of
 from bench.speed.attention_problem import HEAD_DIM, HEADS, KV_HEADS, TOLERANCE, Problem, relative_error
-from bench.timing import about, layer_us
+from bench.timing import layer_us
 from lim_kernels.attend.config import AttendConfig, HeadShape, verify_config
 from lim_kernels.attend.launch import AttendWorkspace, KVCache, Requests, attend
 from lim_kernels.attend.reference import verify_attention
@@ -71,6 +69,8 @@ class Verification:
 
     def prefill_us(self) -> float:
         """FlashInfer's paged prefill, planned once."""
+        import flashinfer
+
         problem = self.problem
         wrapper = flashinfer.BatchPrefillWithPagedKVCacheWrapper(problem.workspace, "NHD", backend="fa2")
         ends = torch.arange(problem.batch + 1, dtype=torch.int32, device="cuda") * self.tokens
@@ -114,23 +114,19 @@ def candidates(shipped: AttendConfig) -> Iterator[AttendConfig]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", nargs="+", default=["8x32768", "16x16384", "1x32768", "16x1500"])
+    parser = driver.parser(__doc__)
+    shapes = [(8, 32768), (16, 16384), (1, 32768), (16, 1500)]
+    parser.add_argument("--shapes", nargs="+", type=shape_of, default=shapes, help="batch x tokens")
     parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4, 7, 8, 12], help="query tokens per request")
     parser.add_argument("--tune", action="store_true", help="many configurations of the launch")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
+    driver.add_out(parser)
     args = parser.parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "verify_attention.json").write_text(json.dumps({"about": about()}, indent=1) + "\n")
-    with (args.out / "verify_attention.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        for shape in args.shapes:
-            batch, context = map(int, shape.split("x"))
+    driver.write_json(args.out / "verify_attention.json")
+    with driver.row_writer(args.out / "verify_attention.csv", COLUMNS) as add:
+        for batch, context in args.shapes:
             for row in measure(batch, context, args):
-                writer.writerow(row)
-                file.flush()
-                print("  ".join(f"{name}={value}" for name, value in row.items() if name != "gpu"), flush=True)
+                add(row)
+                print(driver.pairs(row), flush=True)
             torch.cuda.empty_cache()
 
 

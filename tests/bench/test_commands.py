@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,6 @@ COMMANDS = sorted(
         for module, rest in re.findall(r"(?:python3?|\$python) -m (bench(?:\.\w+)*)([^`\n]*)", page.read_text())
     }
 )
-NEED_FLASHINFER = ("bench.speed.decode_attention", "bench.speed.verify_attention")
 
 
 def test_the_scan_sees_commands() -> None:
@@ -36,6 +34,4 @@ def test_the_scan_sees_commands() -> None:
     ("module", "flags"), COMMANDS, ids=lambda part: part if isinstance(part, str) else " ".join(part)
 )
 def test_a_command_runs_and_takes_its_flags(module: str, flags: tuple[str, ...]) -> None:
-    if module in NEED_FLASHINFER and find_spec("flashinfer") is None:
-        pytest.skip(f"{module} needs FlashInfer, which needs a GPU")
     assert [flag for flag in flags if not re.search(rf"(?<!\S){flag}\b", help_of(module))] == []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from bench.speed.host_timer import add_metadata
+from bench.plugins import add_metadata
 from lim_sglang.tools.servers.embedded_model import ensure_model
 from lim_sglang.tools.servers.ports import free_port
 from lim_sglang.tools.servers.process import ServerProcess

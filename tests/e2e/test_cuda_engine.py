@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bench.speed.host_timer import add_metadata
+from bench.plugins import add_metadata
 
 from . import overwrite_req_to_token
 from .hf_oracle import OracleSettings, SparseOracle

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from bench import driver
 from bench.fidelity.acceptance.drafts import KINDS
 from bench.fidelity.acceptance.rounds import UnequalError, Written, check, run_round, write
 from bench.fidelity.files import Table, write_facts
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = driver.parser(__doc__)
     parser.add_argument("--model", help="folder of a model; the embedded one if left out")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--texts", nargs="+", choices=list(TEXTS), default=list(TEXTS))
@@ -67,7 +68,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--drafts", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--budgets", nargs="+", type=at_least(1), default=[128, 256, 512])
     parser.add_argument("--k", nargs="+", type=at_least(1), default=[4, 6, 8, 12], help="drafts per round")
-    parser.add_argument("--out", type=Path, default=Path("runs"), help="folder of the results (runs)")
+    driver.add_out(parser)
     parser.add_argument("--quiet", action="store_true")
     args = parser.parse_args()
     if args.tokens < max(args.k) + 2:

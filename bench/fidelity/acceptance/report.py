@@ -8,15 +8,16 @@ of these texts. Only prompts behind which everything was measured count.
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from bench import driver
+from bench.driver import read_rows
 from bench.fidelity.acceptance.drafts import KINDS
-from bench.fidelity.report import Row, group, interval, mean, plt, read, same_windows, window
+from bench.fidelity.report import Row, group, interval, mean, plt, same_windows, window
 
 FOR_TEXTS = 256, 6  # K and k of the tables by text and context, or the nearest that were measured
 LIMITS = """
@@ -32,10 +33,8 @@ End-of-text is a token like any other here. What a larger model's own reasoning 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=Path("bench/results"))
-    results = parser.parse_args().results
-    rows = same_windows(read(results / "acceptance.csv"), arm)
+    parser, results = driver.results_folder(__doc__)
+    rows = same_windows(read_rows(results / "acceptance.csv"), arm)
     if not rows:
         parser.error(
             f"{results / 'acceptance.csv'} holds no prompt with everything measured; run python -m "

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bench.speed.arms import CONFIGS, default_model, exit_on_problems
+from bench.speed.arms import CONFIGS, default_model
 from bench.speed.decode_engine import collective_share, compare, parse, save
 from bench.speed.engine_arm import kind
 
@@ -50,15 +50,11 @@ def test_no_speed_where_tokens_within_the_budget_differ(model: Path, context: in
     assert row["speedup"] == "wrong tokens"
     assert row["same_tokens"] == "1/2"
     assert not {"dense_tok_s", "lim_tok_s"} & row.keys()
-    with pytest.raises(SystemExit, match="error: wrong tokens: those rows tell no speed"):
-        exit_on_problems([row])
 
 
 def test_no_speed_of_a_step_that_takes_no_time(model: Path) -> None:
     row = row_of(model, WITHIN, SAME, SAME, (-0.05, 4.0, 5.0))
     assert row["speedup"] == "unsteady"
-    with pytest.raises(SystemExit, match="unsteady and wrong tokens"):
-        exit_on_problems([row, {"speedup": 1.5}, {"speedup": "wrong tokens"}])
 
 
 @pytest.mark.parametrize(("context", "tokens"), [(WITHIN, SAME), (WITHIN + 1, SAME), (WITHIN + 1, OTHER)])
@@ -67,7 +63,6 @@ def test_the_speed_of_equal_tokens_or_beyond_the_budget(model: Path, context: in
     assert (row["dense_ms"], row["lim_ms"], row["speedup"]) == (4.0, 2.0, 2.0)
     assert (row["dense_spread_ms"], row["lim_spread_ms"]) == (1.0, 1.0)
     assert (row["dense_tok_s"], row["lim_tok_s"]) == (500.0, 1000.0)
-    exit_on_problems([row])
 
 
 @pytest.mark.parametrize(

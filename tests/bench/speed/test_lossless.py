@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench.speed import imposed_acceptance, lossless, lossless_plot
+from bench.speed import imposed_acceptance, lossless, report
 from bench.speed.imposed_acceptance import imposed, run_length
 from lim_sglang.speculative.sampling import Drafts, VerifyResult
 
@@ -109,7 +109,7 @@ def test_the_plot_leaves_out_other_drafts_and_the_tokens_table(tmp_path: Path) -
     (tmp_path / "lossless.csv").write_text("speedup,share\n1.5,0.9\nwrong tokens,0.5\n")
     (tmp_path / "lossless_drafts.csv").write_text("speedup,share,drafts_by_set\n1.4,0.9,16\n1.3,0.8,1\n")
     (tmp_path / "lossless_tokens.csv").write_text("equal,tokens\n3,3\n")
-    assert [row["speedup"] for row in lossless_plot.rows_of(tmp_path)] == ["1.5", "1.3"]
+    assert [row["speedup"] for row in report.lossless_rows(tmp_path)] == ["1.5", "1.3"]
     h100 = {"gpu": "NVIDIA H100 80GB HBM3"}
-    assert lossless_plot.short(h100 | {"tp": "1"}) == lossless_plot.short(h100) == "H100"
-    assert lossless_plot.short(h100 | {"tp": "2"}) == "2 × H100"
+    assert report.short(h100 | {"tp": "1"}) == report.short(h100) == "H100"
+    assert report.short(h100 | {"tp": "2"}) == "2 × H100"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -65,14 +64,6 @@ def test_a_server_that_is_not_there(tmp_path: Path) -> None:
     lines = [line for line in done.stderr.splitlines() if line.startswith("lim-sglang: error:")]
     assert len(lines) == 1
     assert "Traceback" not in done.stderr
-
-
-def test_rows_are_written_as_they_come(tmp_path: Path) -> None:
-    row = {"attention": "lim", "workload": "random", "rate": "inf"} | FIGURES
-    serving.write(tmp_path, [row, row | {"attention": "dense"}])
-    rows = list(csv.DictReader((tmp_path / "serving.csv").open()))
-    assert [found["attention"] for found in rows] == ["lim", "dense"]
-    assert rows[0]["mean_itl_ms"] == "1.5"
 
 
 @pytest.mark.parametrize(("attention", "lim"), [("lim", False), ("dense", True)])

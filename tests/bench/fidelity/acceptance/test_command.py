@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bench.driver import read_rows
 from bench.fidelity.acceptance import __main__ as command
 from bench.fidelity.acceptance.rounds import Round
 from bench.fidelity.subject import Subject
@@ -19,18 +20,8 @@ SMALL = ["--quiet", "--texts", "worked steps", "--k", "2", "4", *(f"--{name}={va
 Run = Callable[..., list[dict[str, str]]]
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subject: Subject) -> Run:
-    """The command in this process, with the model loaded once; returns the rows."""
-    monkeypatch.setattr(Subject, "load", lambda *_: subject)
-
-    def run(*words: str) -> list[dict[str, str]]:
-        monkeypatch.setattr("sys.argv", ["acceptance", *SMALL, "--out", str(tmp_path), *words])
-        command.main()
-        with (tmp_path / "acceptance.csv").open(newline="") as file:
-            return list(csv.DictReader(file))
-
-    return run
+BOTH = ("--temperatures", "0", "2", "--drafts", "lim steps", "window")
+ONE = ("--temperatures", "0", "--drafts", "lim steps")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +29,36 @@ def subject() -> Subject:
     return Subject.load(ensure_model(quiet=True))
 
 
-def test_a_row_for_everything_asked_for(run: Run, tmp_path: Path) -> None:
-    rows = run("--temperatures", "0", "2", "--drafts", "lim steps", "window")
+@pytest.fixture(scope="module")
+def run(subject: Subject) -> Run:
+    """The command in this process, with the model loaded once; returns the rows of its folder."""
+
+    def run(folder: Path, *words: str) -> list[dict[str, str]]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Subject, "load", lambda *_: subject)
+            patch.setattr("sys.argv", ["acceptance", *SMALL, "--out", str(folder), *words])
+            command.main()
+        return read_rows(folder / "acceptance.csv")
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def measured(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that has ended."""
+    folder = tmp_path_factory.mktemp("acceptance")
+    run(folder, *BOTH)
+    return folder
+
+
+@pytest.fixture
+def folder(measured: Path, tmp_path: Path) -> Path:
+    """A copy of it, to go on from."""
+    return shutil.copytree(measured, tmp_path / "copy")
+
+
+def test_a_row_for_everything_asked_for(folder: Path) -> None:
+    rows = read_rows(folder / "acceptance.csv")
     keys = [(row["temperature"], row["drafts"], row["budget"], row["k"]) for row in rows]
     assert keys == [(t, d, "64", k) for t in ("0", "2") for d in ("lim steps", "window") for k in ("2", "4")]
     for row in rows:
@@ -50,32 +69,30 @@ def test_a_row_for_everything_asked_for(run: Run, tmp_path: Path) -> None:
             assert row["accepted"] == row["accepted_greedy_drafts"]
         else:
             assert float(row["accepted"]) > float(row["accepted_greedy_drafts"]), "draws agree more than one choice"
-    facts = json.loads((tmp_path / "acceptance.json").read_text())
+    facts = json.loads((folder / "acceptance.json").read_text())
     assert (facts["tokens"], facts["every"], facts["most_drafts"], facts["plan"]) == (16, 4, 4, [2, 17])
 
 
-def test_a_second_run_adds_what_is_missing(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run("--temperatures", "0")
-    path = tmp_path / "acceptance.csv"
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))  # stopped between two values of k
-    assert run("--temperatures", "0") == whole
+def test_a_second_run_adds_what_is_missing(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = folder / "acceptance.csv"
+    whole = read_rows(path)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # stopped between two values of k
+    assert run(folder, *BOTH) == whole
     monkeypatch.setattr(command, "write", None)
-    assert run("--temperatures", "0") == whole, "nothing is left to do"
+    assert run(folder, *BOTH) == whole, "nothing is left to do"
 
 
-def test_rows_of_other_sizes_are_not_mixed(run: Run, tmp_path: Path) -> None:
-    run("--temperatures", "0", "--drafts", "window")
-    with pytest.raises(
-        SystemExit, match=r"^acceptance: error: .*json was begun with every 4, not 5; name another --out"
-    ):
-        run("--temperatures", "0", "--drafts", "window", "--every", "5")
+def test_rows_of_other_sizes_are_not_mixed(run: Run, folder: Path) -> None:
+    message = r"^acceptance: error: .*json was begun with every 4, not 5; name another --out"
+    with pytest.raises(SystemExit, match=message):
+        run(folder, *BOTH, "--every", "5")
 
 
 def test_nothing_is_reported_where_the_check_fails(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = Round.chances
     monkeypatch.setattr(Round, "chances", lambda *args, **named: 0.99 * exact(*args, **named))
     with pytest.raises(SystemExit, match=r"^acceptance: error: lim steps at K = 316, which leaves nothing out: 3.96"):
-        run("--temperatures", "0")
+        run(tmp_path, *ONE)
     assert len((tmp_path / "acceptance.csv").read_text().splitlines()) == 1
 
 
@@ -91,9 +108,11 @@ def test_nothing_is_reported_where_the_check_fails(run: Run, tmp_path: Path, mon
         (["--drafts", "quest"], "argument --drafts: invalid choice: 'quest'"),
     ],
 )
-def test_bad_values_are_one_line(run: Run, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+def test_bad_values_are_one_line(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
     with pytest.raises(SystemExit) as ended:
-        run(*words)
+        run(tmp_path, *words)
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
