@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.reasoning.latex import last_boxed, plain, tidy
-from bench.reasoning.number import number
+from bench.reasoning.latex import last_boxed, number, tidy
 
 FILE_KINDS = ("aime", "math500", "gpqa")
 BUILT_IN = "arithmetic"
@@ -154,7 +153,7 @@ def _aime(row: dict[str, Any], problem_id: str, _seed: int) -> Problem:
     key, answer = _answer(row)
     value = None
     if isinstance(answer, str | int | float) and not isinstance(answer, bool):
-        value = number(plain(tidy(str(answer))))
+        value = number(tidy(str(answer)))
     if value is None or value.denominator != 1 or not 0 <= value <= 999:
         raise _Malformed(f"{_show(key)} is {_show(answer)}; fix: a whole number from 0 to 999")
     return Problem(problem_id, f"{question}\n\n{_HOW}, a whole number from 0 to 999, within \\boxed{{}}.", str(value))
