@@ -64,21 +64,15 @@ def _ask(question: str) -> str:
             answer = _process.stdout.readline() if _process.stdout else ""
     finally:
         if not answer:
-            _stop()
+            close()
     return answer
 
 
-def _stop() -> None:
+@atexit.register
+def close() -> None:
+    """End the process; the next question starts another."""
     global _process
     if _process is not None:
         _process.kill()
         _process.communicate()
         _process = None
-
-
-@atexit.register
-def close() -> None:
-    """End the process; the next question starts another, and what has been answered is forgotten."""
-    with _lock:
-        _stop()
-    equal.cache_clear()

@@ -12,9 +12,7 @@ import re
 from collections.abc import Iterable
 
 from bench.reasoning import algebra
-from bench.reasoning.latex import extract, number, tidy
-
-__all__ = ["extract", "is_correct", "majority"]
+from bench.reasoning.latex import number, tidy
 
 _LABEL = r"(?:(?:the|correct|right|best|final|answer|option|choice|is)\b[\s:]*)*"
 _LETTER = re.compile(
@@ -76,8 +74,7 @@ def _equal(one: str, other: str) -> bool:
     """Whether two tidied answers of mathematics are the same."""
     if len({_SPACE.sub("", side) for side in (one, other)}) == 1:
         return True
-    values = number(one), number(other)
-    if None not in values:
+    if None not in (values := (number(one), number(other))):
         return values[0] == values[1]
     one, other = (re.sub(r",? (?:and|or) ", ", ", side) for side in (one, other))
     if _WORDS.fullmatch(one) or _WORDS.fullmatch(other):
@@ -86,8 +83,8 @@ def _equal(one: str, other: str) -> bool:
 
 
 def _comparable(one: str, other: str) -> bool:
-    """Whether math-verify can tell them apart, for which no upstream issue is known: it takes ``X`` for ``x``, a set for
-    a pair, ``4,4`` for 4, and ``12_8`` for a decimal number."""
+    """Whether math-verify can tell them apart. No upstream issue is known for what it confuses: X with x, sets with
+    tuples, 4,4 with 4, 12_8 with a decimal number."""
     letters = [set(re.findall("[A-Za-z]", _COMMAND.sub(" ", side))) for side in (one, other)]
     if {letter.swapcase() for letter in letters[0] - letters[1]} & letters[1]:
         return False

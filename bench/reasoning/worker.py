@@ -14,7 +14,6 @@ from math_verify import LatexExtractionConfig, parse, verify
 from math_verify.parser import NormalizationConfig
 from sympy import Expr, Float, I, Rational, Symbol
 
-_MEMORY = 4 << 30
 # Units are not its business: it takes the last factor of "2t" or "6m" for one.
 _LATEX = LatexExtractionConfig(
     normalization_config=NormalizationConfig(
@@ -24,11 +23,10 @@ _LATEX = LatexExtractionConfig(
 
 
 def main() -> None:
-    limit = float(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
     answers, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, limit)
+        signal.setitimer(signal.ITIMER_PROF, float(sys.argv[1]))
         try:
             answer = equal(*json.loads(line))
         except Exception:  # whatever a text makes of the parser, it is not the expected answer

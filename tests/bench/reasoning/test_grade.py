@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.reasoning.grade import extract, is_correct, majority
-from bench.reasoning.latex import last_boxed
+from bench.reasoning.grade import is_correct, majority
+from bench.reasoning.latex import extract, last_boxed
 
 with Path(__file__).with_name("grading_cases.csv").open(encoding="utf-8", newline="") as file:
     CASES = {case["name"]: case for case in csv.DictReader(file)}
