@@ -73,7 +73,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.kind == "math500":
             check_installed()
-        problems, key = read_problems(args), key_of(args)
+        if args.data is None:
+            problems = arithmetic(args.problems or BUILT_IN_PROBLEMS, args.seed)
+        else:
+            problems = load(args.data, args.kind, args.seed)[: args.problems]
+        key = key_of(args)
         if args.launch:
             with server_of(args) as server:
                 run(args, server.url, server.key or key, problems)
@@ -85,12 +89,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         exit_with(str(error))
     except OSError as error:
         exit_with(f"{error}; fix: make room or name another --out, then run the same command again")
-
-
-def read_problems(args: argparse.Namespace) -> list[Problem]:
-    if args.data is None:
-        return arithmetic(args.problems or BUILT_IN_PROBLEMS, args.seed)
-    return load(args.data, args.kind, args.seed)[: args.problems]
 
 
 @contextmanager
