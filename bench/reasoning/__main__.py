@@ -17,8 +17,8 @@ no difference to keys, other keys are ignored, "id" may be left out:
                      or "choices", a list of four, with "answer", the letter or the index from 0 of the right one;
                      choices are shown in an order drawn by --seed
 
-Answers of aime and math500 are graded by math-verify (pip install 'lim-sglang[bench]'), each in 5 seconds of work: what
-takes longer counts as wrong, and a line says so. Those of gpqa are one letter and its label, or none.
+Answers of math500 are graded by math-verify (pip install 'lim-sglang[bench]'), each in 5 seconds of work: what takes
+longer counts as wrong, and a line says so. Those of aime are one number, those of gpqa one letter and its label.
 
 The same tasks by lm-evaluation-harness (0.4.13), with its own prompts and grading, greedily; MODEL is what the server's
 /v1/models calls it, and a key is taken from OPENAI_API_KEY:
@@ -63,7 +63,6 @@ from lim_sglang.tools.servers.process import ServerError, ServerProcess
 from lim_sglang.tools.servers.state import counted_since
 
 BUILT_IN_PROBLEMS = 40
-GRADED_BY_ALGEBRA = ("aime", "math500")
 FILE_MAX_TOKENS, BUILT_IN_MAX_TOKENS = 32768, 256
 
 
@@ -72,9 +71,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("httpx", "openai"):  # else a line per request where a program logs
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        if args.kind in GRADED_BY_ALGEBRA:
+        if args.kind == "math500":
             check_installed()
-        problems, key = read_problems(args), key_of(args)
+        if args.data is None:
+            problems = arithmetic(args.problems or BUILT_IN_PROBLEMS, args.seed)
+        else:
+            problems = load(args.data, args.kind, args.seed)[: args.problems]
+        key = key_of(args)
         if args.launch:
             with server_of(args) as server:
                 run(args, server.url, server.key or key, problems)
@@ -86,12 +89,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         exit_with(str(error))
     except OSError as error:
         exit_with(f"{error}; fix: make room or name another --out, then run the same command again")
-
-
-def read_problems(args: argparse.Namespace) -> list[Problem]:
-    if args.data is None:
-        return arithmetic(args.problems or BUILT_IN_PROBLEMS, args.seed)
-    return load(args.data, args.kind, args.seed)[: args.problems]
 
 
 @contextmanager

@@ -7,13 +7,12 @@ import hashlib
 import io
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.reasoning.latex import last_boxed, plain, tidy
-from bench.reasoning.number import number
+from bench.reasoning.latex import last_boxed, number, tidy
 
 FILE_KINDS = ("aime", "math500", "gpqa")
 BUILT_IN = "arithmetic"
@@ -112,11 +111,7 @@ def _find(row: dict[str, Any], *names: str) -> str:
         if name in keys:
             return keys[name]
     found = ", ".join(map(_show, row)) or "none"
-    raise _Malformed(f'"{names[0]}" is missing, the keys are {found}; fix: name it {_either(names)}')
-
-
-def _either(names: Sequence[str]) -> str:
-    return " or ".join(f'"{name}"' for name in names)
+    raise _Malformed(f'"{names[0]}" is missing, the keys are {found}; fix: name it {" or ".join(map(_show, names))}')
 
 
 def _id(row: dict[str, Any], default: str) -> str:
@@ -138,10 +133,6 @@ def _text(row: dict[str, Any], *names: str) -> str:
     return value.strip()
 
 
-def _question(row: dict[str, Any]) -> str:
-    return _text(row, "problem", "question")
-
-
 def _answer(row: dict[str, Any]) -> tuple[str, Any]:
     """The key and the value of the answer; where there is a solution only, what it has in its last box."""
     key = _find(row, "answer", "solution")
@@ -150,18 +141,18 @@ def _answer(row: dict[str, Any]) -> tuple[str, Any]:
 
 
 def _aime(row: dict[str, Any], problem_id: str, _seed: int) -> Problem:
-    question = _question(row)
+    question = _text(row, "problem", "question")
     key, answer = _answer(row)
     value = None
     if isinstance(answer, str | int | float) and not isinstance(answer, bool):
-        value = number(plain(tidy(str(answer))))
+        value = number(tidy(str(answer)))
     if value is None or value.denominator != 1 or not 0 <= value <= 999:
         raise _Malformed(f"{_show(key)} is {_show(answer)}; fix: a whole number from 0 to 999")
     return Problem(problem_id, f"{question}\n\n{_HOW}, a whole number from 0 to 999, within \\boxed{{}}.", str(value))
 
 
 def _math500(row: dict[str, Any], problem_id: str, _seed: int) -> Problem:
-    question = _question(row)
+    question = _text(row, "problem", "question")
     key, answer = _answer(row)
     if not isinstance(answer, str) or not answer.strip():
         raise _Malformed(f"{_show(key)} is {_show(answer)}; fix: a string that is not empty")

@@ -14,7 +14,8 @@ import openai
 from openai.types.chat import ChatCompletion
 
 from bench.reasoning.data import Problem, ReasoningError
-from bench.reasoning.grade import extract, is_correct
+from bench.reasoning.grade import is_correct
+from bench.reasoning.latex import extract
 from bench.reasoning.results import Sample
 from lim_sglang.errors import one_line
 from lim_sglang.tools.servers.access import AccessError, check_access, headers

@@ -1,4 +1,4 @@
-"""A stub server for each test that asks for one, and less patience with math-verify."""
+"""A stub server for each test that asks for one."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-
-from bench.reasoning import algebra
 
 from .stub_server import DEADLINE, Stub
 
@@ -21,13 +19,3 @@ def stub() -> Iterator[Stub]:
     yield server
     server.close()
     thread.join(DEADLINE)
-
-
-@pytest.fixture(scope="module")
-def hasty() -> Iterator[None]:
-    """math-verify with one second for each question, so that tests of what it cannot answer end soon."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(algebra, "TIME_LIMIT", 1.0)
-        algebra.close()
-        yield
-        algebra.close()

@@ -6,10 +6,8 @@ import importlib.util
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,55 +16,54 @@ import pytest
 
 from bench.reasoning import __main__ as reasoning
 from bench.reasoning import algebra
-from bench.reasoning.grade import is_correct
 
 from .stub_server import DEADLINE, Stub, arguments, refused, write
 
 ENDLESS = "9^{9^{9^9}}"
-AIME = {"problem": "P", "answer": 73}
 
 
 def worker() -> psutil.Process:
     """The process that serves these tests."""
+    algebra.equal.cache_clear()
     assert algebra.equal("x+1", "1+x")
     (found,) = (child for child in psutil.Process().children() if any("worker.py" in part for part in child.cmdline()))
     return found
 
 
-@pytest.mark.usefixtures("hasty")
-def test_what_takes_too_long_is_wrong_and_said_and_the_next_one_is_graded(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("text", [ENDLESS, "1000000!+x", "(x+y+z+w)^{500}"])
+def test_what_takes_too_long_is_wrong_and_said_and_the_next_one_is_graded(
+    text: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(algebra, "TIME_LIMIT", 1.0)
+    algebra.close()
+    algebra.equal.cache_clear()
     with caplog.at_level(logging.WARNING, "bench.reasoning.algebra"):
-        assert not algebra.equal("x+1", ENDLESS)
+        assert not algebra.equal("x+1", text)
     (line,) = caplog.messages
     assert "counts as wrong" in line
-    assert ENDLESS in line
+    assert text in line
+    monkeypatch.undo()
     assert algebra.equal("x+1", "1+x")
+    algebra.close()
 
 
 def test_threads_take_turns_with_one_process() -> None:
-    algebra.close()
-    questions = [(f"x+{n}", f"{n if n % 3 else n + 1}+x") for n in range(120)]
+    before = worker()
+    questions = [(f"x+{n}", f"{n if n % 3 else n + 1}+x") for n in range(40)]
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda question: algebra.equal(*question), questions))
-    assert answers == [n % 3 != 0 for n in range(120)]
-    worker()
+    assert answers == [n % 3 != 0 for n in range(40)]
+    assert worker() == before
 
 
-def test_what_the_parser_stumbles_over_costs_no_process(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("text", ["3000!", "\ud800+x", "\0", r"\frac{1}{" * 80 + "1" + "}" * 80])
+def test_what_the_parser_stumbles_over_is_wrong_and_costs_no_process(
+    text: str, caplog: pytest.LogCaptureFixture
+) -> None:
     before = worker()
-    assert algebra.value("3000!") is None  # more digits than Python writes
+    assert not algebra.equal("x+1", text)
     assert worker() == before
     assert caplog.messages == []
-
-
-def test_numbers_words_and_letters_need_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(algebra, "equal", None)
-    monkeypatch.setattr(algebra, "value", None)
-    assert is_correct(r"\frac{146}{2}", "73", "aime")
-    assert is_correct(r"13{,}535", "13535", "math500")
-    assert is_correct("June 20", r"\text{June 20}", "math500")
-    assert is_correct("(c)", "C", "gpqa")
-    assert not is_correct("72", "73", "aime")
 
 
 SCRIPT = f"""
@@ -82,7 +79,7 @@ sys.stdin.read()
 """
 
 
-@pytest.mark.parametrize("state", ["done", "idle", "busy"])
+@pytest.mark.parametrize("state", ["done", "busy"])
 def test_no_process_stays_behind(tmp_path: Path, state: str) -> None:
     """A script without ``if __name__ == "__main__"``, which ends by itself or is killed."""
     script = tmp_path / "script.py"
@@ -92,38 +89,27 @@ def test_no_process_stays_behind(tmp_path: Path, state: str) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
         assert process.stdout is not None
         worker = psutil.Process(int(process.stdout.readline()))
-        if state != "done":
-            time.sleep(0.5)
+        if state == "busy":
             process.kill()
         process.communicate(timeout=DEADLINE)
-        assert process.returncode == (0 if state == "done" else -signal.SIGKILL)
+        assert state == "busy" or process.returncode == 0
     _, alive = psutil.wait_procs([worker], DEADLINE)
     assert not alive
 
 
-def test_close_ends_the_process() -> None:
-    algebra.close()
-    process = worker()
-    algebra.close()
-    assert not process.is_running()
-    assert worker() != process
-
-
 def test_a_process_that_someone_ended_is_replaced() -> None:
-    algebra.close()
     process = worker()
     process.kill()
     psutil.wait_procs([process], DEADLINE)
     assert algebra.equal("x+2", "2+x")
 
 
-@pytest.mark.parametrize("kind", ["aime", "math500"])
 def test_without_math_verify_a_run_ends_before_it_asks(
-    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, kind: str
+    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    data = write(tmp_path / "d", AIME | {"answer": "73"})
-    line = refused([*arguments(stub, tmp_path / "o"), "--data", str(data), "--kind", kind], capsys)
+    data = write(tmp_path / "d", {"problem": "P", "answer": "73"})
+    line = refused([*arguments(stub, tmp_path / "o"), "--data", str(data), "--kind", "math500"], capsys)
     assert line.endswith("fix: pip install 'lim-sglang[bench]'")
     assert stub.asked == []
     assert not (tmp_path / "o").exists()
