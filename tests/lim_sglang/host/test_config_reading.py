@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,6 @@ import pytest
 from lim_sglang.host.launch import check_launch, resolve
 from lim_sglang.host.model import model_config
 
-from ..decilm import write_decilm
 from .test_windows import GEMMA, LLAMA
 
 SEALED = "not JSON: sealed by its owner"
@@ -57,12 +57,15 @@ def test_a_config_by_a_parser_of_its_own_is_judged(sealed: Path, capsys: pytest.
     from sglang.srt.configs import model_config_parser_registry as registry
     from transformers import LlamaConfig
 
-    layers = 9
+    layers, idle = 9, [3, 4]
 
     class Unsealing(registry.ModelConfigParserBase):
         def parse(self, model: Any, *_args: Any, **_options: Any) -> Any:
             assert (Path(model) / "config.json").read_text() == SEALED
-            return LlamaConfig(**LLAMA | {"num_hidden_layers": layers})
+            blocks = [SimpleNamespace(attention=SimpleNamespace(no_op=layer in idle)) for layer in range(layers)]
+            config = LlamaConfig(**LLAMA | {"num_hidden_layers": layers})
+            config.block_configs = blocks  # as of a Nemotron-NAS model
+            return config
 
     registry.register_model_config_parser(f"unsealing-{sealed.name}")(Unsealing)
     flags = "--model-config-parser", f"unsealing-{sealed.name}"
@@ -71,14 +74,19 @@ def test_a_config_by_a_parser_of_its_own_is_judged(sealed: Path, capsys: pytest.
     assert "select_layers=[9] is not allowed for a model of 9 layers" in error_line(
         capsys, sealed, *flags, "--lim-select-layers", "9"
     )
+    assert error_line(capsys, sealed, *flags, "--lim-select-layers", "2,4") == (
+        "lim-sglang: error: select_layers=[2, 4] is not allowed: layer 4 of this model does not attend, so it cannot "
+        "select, expected layers among 0 to 2, 5 to 8; for example --lim-select-layers 2,5"
+    )
 
 
 def test_a_config_that_nobody_can_read_is_one_line(sealed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = decrypted(sealed, {})
     Path(flags[1]).write_text(SEALED)
-    line = error_line(capsys, sealed, *flags)
-    assert line.startswith(f"lim-sglang: error: {sealed} holds no usable model config: ")
-    assert line.endswith(f"check {flags[1]}")
+    for words, checked in ((flags, flags[1]), ([], "its config.json")):
+        line = error_line(capsys, sealed, *words)
+        assert line.startswith(f"lim-sglang: error: {sealed} holds no usable model config: ")
+        assert line.endswith(f"check {checked}")
 
 
 def test_what_sglang_says_about_its_options_is_left_to_it(
@@ -90,15 +98,3 @@ def test_what_sglang_says_about_its_options_is_left_to_it(
     with pytest.raises(ValueError, match="context_length"):
         model_config(prepared(tmp_path, "--context-length", "1000000"))
     assert "lim-sglang: error" not in capsys.readouterr().err
-
-
-def test_a_select_layer_that_the_config_lets_not_attend_is_refused_early(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_decilm(tmp_path, idle=[3, 4])
-    line = error_line(capsys, tmp_path, "--trust-remote-code", "--lim-select-layers", "2,4")
-    assert line == (
-        "lim-sglang: error: select_layers=[2, 4] is not allowed: layer 4 of this model does not attend, so it cannot "
-        "select, expected layers among 0 to 2, 5; for example --lim-select-layers 2,5"
-    )
-    check_launch(prepared(tmp_path, "--trust-remote-code", "--lim-select-layers", "2,5"))

@@ -15,7 +15,6 @@ from . import tiny_llama
 CONTEXT = 4096
 LLAMA = tiny_llama.LLAMA | {"num_hidden_layers": 6, "max_position_embeddings": CONTEXT, "pad_token_id": 0}
 PHI = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3"}
-MISTRAL = {"architectures": ["MistralForCausalLM"], "model_type": "mistral"}
 QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": True}
 GEMMA = {
     "architectures": ["Gemma2ForCausalLM"],
@@ -38,7 +37,6 @@ def prepared(folder: Path, model: dict[str, Any], *flags: str) -> Any:
 SERVED: dict[str, tuple[dict[str, Any], list[str]]] = {
     "phi-4-mini": (PHI | {"sliding_window": 262144, "max_position_embeddings": 131072}, []),
     "a class that ignores it": (PHI | {"sliding_window": 1024}, []),
-    "another class that ignores it": (MISTRAL | {"sliding_window": 1024}, []),
     "in upper layers, ignored": (QWEN | {"sliding_window": 1024, "max_window_layers": 3}, []),
     "as long as the context": (GEMMA | {"sliding_window": CONTEXT}, []),
     "as long as the context asked for": (GEMMA | {"sliding_window": 1024}, ["--context-length", "1024"]),
@@ -56,7 +54,6 @@ def test_windows_that_drop_nothing_are_served(tmp_path: Path, model: dict[str, A
 
 
 REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
-    "one token short": (GEMMA | {"sliding_window": CONTEXT - 1}, []),
     "one token short of the context asked for": (GEMMA | {"sliding_window": 1024}, ["--context-length", "1025"]),
     "in some layers": (
         OLMO | {"sliding_window": 1024, "layer_types": ["sliding_attention", "full_attention"] * 3},
