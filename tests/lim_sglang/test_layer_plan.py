@@ -6,6 +6,7 @@ import pytest
 
 from lim_sglang.config import LimConfigError
 from lim_sglang.layer_plan import (
+    MEASURED,
     PAPER,
     PRESETS,
     RULE,
@@ -120,8 +121,13 @@ LLAMA_8B = (32, "LlamaForCausalLM", 4096, 8)
 @pytest.mark.parametrize(
     ("shape", "name", "expected", "source"),
     [
+        ((36, "Qwen3ForCausalLM", 4096, 8), "Qwen/Qwen3-8B", (2, 12), PAPER),
+        ((40, "Qwen3ForCausalLM", 5120, 8), "Qwen/Qwen3-14B", (2, 12), PAPER),
+        ((36, "Qwen3ForCausalLM", 2560, 8), None, (2, 20), PAPER),
         (LLAMA_8B, "/models/deepseek_r1_distill_llama_8b/", (2, 12), PAPER),
         (LLAMA_8B, None, (2, 13), PAPER),
+        ((32, "LlamaForCausalLM", 4096, 32), "lmsys/longchat-7b-v1.5-32k", (2, 7), PAPER),
+        ((30, "LlamaForCausalLM", 576, 3), "HuggingFaceTB/SmolLM2-135M-Instruct", (2, 17), MEASURED),
         ((36, "Qwen2ForCausalLM", 4096, 8), "other architecture", (2, 24), RULE),
         ((36, "Qwen3ForCausalLM", 4096, 4), "other KV heads", (2, 24), RULE),
         ((36, "Qwen3ForCausalLM", 4097, 8), "other hidden size", (2, 24), RULE),
@@ -170,12 +176,6 @@ def test_layers_that_do_not_attend_are_not_counted() -> None:
     assert [plan.count(role) for role in (DENSE, SELECT, SPARSE)] == [1, 2, 2]
     assert plan.select_layers == (2, 5)
     assert plan.roles == roles("DDs..s..")
-
-
-def test_a_stage_has_its_own_layers_only() -> None:
-    plan = LayerPlan.from_select_layers(8, (2, 5)).limited_to({5, 6, 7}, 5, 8)
-    assert [plan.count(role) for role in (DENSE, SELECT, SPARSE)] == [0, 1, 2]
-    assert plan.select_layers == (5,)
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
-from pathlib import Path
 
 import pytest
 
 from lim_sglang.host.launch import check_launch
 from lim_sglang.host.refusals import REFUSALS
 
-from .conftest import Launch
-from .tiny_llama import LLAMA
+from .conftest import ErrorLine, Launch, Prepare
 
 DEEPSEEK = {
     "kv_lora_rank": 32,
@@ -92,16 +89,10 @@ MODELS = {
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_models_that_are_refused(prepare: Prepare, error_line: ErrorLine, name: str) -> None:
     """Through SGLang's own parser, before its assertions about the same models."""
-    from sglang.srt.server_args import prepare_server_args
-
     feature, model = MODELS[name]
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA | model))
-    with pytest.raises(SystemExit) as caught:
-        prepare_server_args(["--model-path", str(tmp_path), "--attention-backend", "lim", "--load-format", "dummy"])
-    assert caught.value.code == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = error_line(prepare, model)
     expected = next(r for r in REFUSALS if r.feature == feature)
     assert line.startswith(f"lim-sglang: error: the model ({model['architectures'][0]}) does not work with lim: ")
     assert expected.reason in line

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,8 +15,7 @@ from lim_sglang.host.model import model_config
 from lim_sglang.host.names import SERVER_ARGS_FIELDS
 from lim_sglang.host.refusals import REFUSALS, UnsupportedError, check_supported
 
-from .conftest import CommandLine, Launch
-from .tiny_llama import LLAMA
+from .conftest import CommandLine, ErrorLine, Launch, Prepare
 
 
 def refusal(server_args: Any, **options: Any) -> str:
@@ -43,15 +40,9 @@ NEVER_DECODES = {
 
 @pytest.mark.parametrize(("words", "found", "reason"), NEVER_DECODES.values(), ids=NEVER_DECODES)
 def test_a_server_that_never_decodes_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], found: str, reason: str
+    prepare: Prepare, error_line: ErrorLine, words: list[str], found: str, reason: str
 ) -> None:
-    from sglang.srt.server_args import prepare_server_args
-
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    with pytest.raises(SystemExit) as caught:
-        prepare_server_args(["--model-path", str(tmp_path), "--decode-attention-backend", "lim", *words])
-    assert caught.value.code == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = error_line(prepare, {}, *words)
     assert line.startswith(f"lim-sglang: error: {found} does not work with lim: lim makes decode sparse, and ")
     assert reason in line
 

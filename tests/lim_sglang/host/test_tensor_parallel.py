@@ -13,7 +13,7 @@ import pytest
 from lim_sglang.host import compat, ranks
 from lim_sglang.host.launch import check_launch
 
-from .conftest import CommandLine, Launch
+from .conftest import CommandLine, ErrorLine, Launch
 from .tiny_llama import LLAMA
 
 HEADS = {"hidden_size": 96, "num_attention_heads": 12, "num_key_value_heads": 4}
@@ -49,23 +49,17 @@ def test_heads_that_all_ranks_share_evenly(command_line: CommandLine, flags: str
 
 @pytest.mark.parametrize(("flags", "found"), UNEVEN.values(), ids=UNEVEN)
 def test_heads_that_are_not_shared_evenly_are_one_line(
-    command_line: CommandLine, capsys: pytest.CaptureFixture[str], flags: str, found: str
+    command_line: CommandLine, error_line: ErrorLine, flags: str, found: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        command_line(HEADS, "--device cuda " + flags)
-    assert caught.value.code == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = error_line(command_line, HEADS, "--device cuda " + flags)
     assert line.startswith(f"lim-sglang: error: {found} does not work with lim: SGLang gives every rank as many heads")
     assert line.endswith("choose another --tp-size")
 
 
 @pytest.mark.parametrize("flag", ["--attn-cp-size 2", "--dcp-size 2"])
-def test_context_parallelism_is_refused(
-    command_line: CommandLine, capsys: pytest.CaptureFixture[str], flag: str
-) -> None:
-    with pytest.raises(SystemExit):
-        command_line(HEADS, f"--device cuda --tp 4 {flag}")
-    assert f"{flag} does not work with lim: no rank holds all keys" in capsys.readouterr().err
+def test_context_parallelism_is_refused(command_line: CommandLine, error_line: ErrorLine, flag: str) -> None:
+    line = error_line(command_line, HEADS, f"--device cuda --tp 4 {flag}")
+    assert f"{flag} does not work with lim: no rank holds all keys" in line
 
 
 @pytest.mark.parametrize(
