@@ -79,10 +79,6 @@ def test_model_without_layers(num_layers: int) -> None:
     assert message.startswith(f"num_layers={num_layers} is not allowed: expected at least 1")
 
 
-def test_plan_without_layers() -> None:
-    assert "roles=() is not allowed: expected at least 1 layer" in refusal(lambda: LayerPlan(()))
-
-
 @pytest.mark.parametrize(("letters", "layer"), [("DD.", 2), ("D.s.", 1)])
 def test_sparse_before_select(letters: str, layer: int) -> None:
     message = refusal(lambda: LayerPlan(roles(letters)))
