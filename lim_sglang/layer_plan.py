@@ -34,15 +34,13 @@ class LayerPlan:
             attention, and a pipeline stage holds only its own layers.
 
     Raises:
-        LimConfigError: no layer, or a SPARSE layer before the first SELECT layer, which has no token set.
+        LimConfigError: a SPARSE layer before the first SELECT layer, which has no token set.
     """
 
     roles: tuple[LayerRole, ...]
     attending: frozenset[int] | None = None
 
     def __post_init__(self) -> None:
-        if not self.roles:
-            raise LimConfigError("roles=() is not allowed: expected at least 1 layer; name the role of every layer")
         self.check_stage(0, len(self.roles))
 
     @classmethod

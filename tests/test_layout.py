@@ -24,11 +24,6 @@ def test_import_kernels_never_finds_this_project() -> None:
     assert str(ROOT / "kernels") not in found.stdout
 
 
-def test_the_folder_kernels_is_no_package() -> None:
-    assert not (ROOT / "kernels" / "__init__.py").exists()
-    assert not (ROOT / "kernels.py").exists()
-
-
 # The floors of the house, from the ground up: a room imports from itself and from floors below.
 FLOORS = (
     ("lim_kernels", "lim_cpu_host"),

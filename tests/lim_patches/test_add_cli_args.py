@@ -12,17 +12,7 @@ from lim_sglang.host.launch import FLAGS_ATTRIBUTE, resolve
 from lim_sglang.host.model import model_config
 from lim_sglang.tools.servers.ports import free_port
 
-LLAMA = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 128,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 14,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
+from ..lim_sglang.host.tiny_llama import LLAMA
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,7 +26,7 @@ def parse(folder: Path, *words: str) -> Any:
     """SGLang's launch options, through its own parser and its merging of ``--config``."""
     from sglang.srt.server_args import prepare_server_args
 
-    (folder / "config.json").write_text(json.dumps(LLAMA))
+    (folder / "config.json").write_text(json.dumps(LLAMA | {"num_hidden_layers": 14}))
     fixed = ["--model-path", str(folder), "--load-format", "dummy", "--skip-tokenizer-init", "--device", "cpu"]
     return prepare_server_args([*words, *fixed, "--attention-backend", "lim", "--port", str(free_port())])
 
@@ -46,9 +36,7 @@ def flags_of(folder: Path, *words: str) -> dict[str, object]:
     return flags
 
 
-@pytest.mark.parametrize(
-    "words", [["2,12"], ["2", "12"], ["2,", "12"], ["2, 12"], ["2 12"]], ids=["comma", "words", "both", "one", "space"]
-)
+@pytest.mark.parametrize("words", [["2,12"], ["2", "12"], ["2, 12"]], ids=["comma", "words", "one"])
 def test_layers_may_be_one_word_or_several(tmp_path: Path, words: list[str]) -> None:
     flags = flags_of(tmp_path, "--lim-select-layers", *words, "--lim-budget", "64")
     assert flags == {"budget": 64, "select_layers": (2, 12)}
@@ -57,22 +45,14 @@ def test_layers_may_be_one_word_or_several(tmp_path: Path, words: list[str]) -> 
 @pytest.mark.parametrize(
     ("yaml", "flags"),
     [
-        ("lim-select-layers: [2, 12]", {"select_layers": (2, 12)}),
         ("lim-select-layers:\n  - 2\n  - 12\nlim-budget: 64", {"budget": 64, "select_layers": (2, 12)}),
         ("lim-select-layers: 2,12\nlim-recency-ratio: 0.5", {"recency_ratio": 0.5, "select_layers": (2, 12)}),
-        ("lim-select-layers: auto\nlim-sink-tokens: 2", {"sink_tokens": 2, "select_layers": "auto"}),
     ],
-    ids=["list", "block", "text", "auto"],
+    ids=["block", "text"],
 )
 def test_a_yaml_file_gives_the_same(tmp_path: Path, yaml: str, flags: dict[str, object]) -> None:
     (tmp_path / "server.yaml").write_text(yaml)
     assert flags_of(tmp_path, "--config", str(tmp_path / "server.yaml")) == flags
-
-
-def test_the_command_line_wins_over_the_yaml_file(tmp_path: Path) -> None:
-    (tmp_path / "server.yaml").write_text("lim-select-layers: [2, 12]")
-    flags = flags_of(tmp_path, "--config", str(tmp_path / "server.yaml"), "--lim-select-layers", "3", "5")
-    assert flags == {"select_layers": (3, 5)}
 
 
 def test_a_copy_of_the_declared_fields_keeps_the_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

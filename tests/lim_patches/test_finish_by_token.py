@@ -72,15 +72,6 @@ def test_rounds_end_as_single_tokens_do(make: Make, rounds: list[list[int]], mos
     assert by_rounds(make(most, ignore_eos=ignore_eos), rounds) == expected
 
 
-@pytest.mark.parametrize(
-    ("tokens", "most", "kept"), [([7, EOS, 8, 9], 4, 2), ([7, 8, EOS, 9], 3, 3), ([7, 8, 9, EOS], 2, 2)]
-)
-def test_nothing_comes_behind_a_stop_or_the_length(make: Make, tokens: list[int], most: int, kept: int) -> None:
-    reason, output = by_rounds(make(most), [tokens])
-    assert output == tokens[:kept]
-    assert reason["type"] == ("stop" if tokens[kept - 1] == EOS and kept < most else reason["type"])
-
-
 def test_a_stop_string_behind_an_eos_is_not_reached(make: Make) -> None:
     tokenizer = make(1).tokenizer
     stop = tokenizer.encode(" stop", add_special_tokens=False)

@@ -5,42 +5,92 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 from lim_cpu_host import is_active
-from lim_patches.ledger import LAUNCH, LOSSLESS, PATCHES, START
+from lim_patches.ledger import LOSSLESS, PATCHES, START
 
 STATE = "sglang.srt.managers.scheduler.Scheduler.get_internal_state"
-PLUGINS_FIRST = """
-from sglang.srt.plugins import load_plugins
-load_plugins()
-import sglang.srt.managers.scheduler
-"""
-SCHEDULER_FIRST = """
-import sglang.srt.managers.scheduler
-from sglang.srt.plugins import load_plugins
-load_plugins()
-"""
 REPORT = """
 import json
-from lim_patches import ledger, registry
-from lim_sglang.tools import doctor
-states = {finding.name: finding.value for finding in doctor._patches()}
-registry.check()
-print(json.dumps([[p.target for p in ledger.PATCHES if registry.is_registered(p)], states]))
+from types import SimpleNamespace
+from sglang.srt.plugins import load_plugins
+
+def report():
+    from lim_patches import ledger, registry
+    from lim_sglang.tools import doctor
+    load_plugins()
+    import sglang.srt.managers.scheduler
+    states = {finding.name: finding.value for finding in doctor._patches()}
+    registry.check()
+    print(json.dumps([[p.target for p in ledger.PATCHES if registry.is_registered(p)], states]), flush=True)
+"""
+PLUGINS_FIRST = """
+report()
+from lim_patches.ledger import LOSSLESS
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+before = [p.target for p in LOSSLESS if p.applied]
+for _ in range(2): SpeculativeAlgorithm.from_string('LIM').create_worker(SimpleNamespace(disable_overlap_schedule=True))
+print(json.dumps([before, [p.target for p in LOSSLESS if p.applied]]))
+"""
+LAUNCHER = """
+import multiprocessing, signal, sys
+import sglang.srt.managers.scheduler
+from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+def hooked_by_another(target):
+    HookRegistry.register(target, lambda original, *args: original(*args), HookType.AROUND)
+    HookRegistry.apply_hooks()
+
+def refused_by_sglang(target):
+    apply = HookRegistry._apply_target
+    HookRegistry._apply_target = lambda each, hooks: each == target or apply(each, hooks)
+
+def serve(damage, target):
+    load_plugins()
+    damage(target)
+    options = SimpleNamespace(disable_overlap_schedule=True, _lim_flags={})
+    SpeculativeAlgorithm.from_string("LIM").create_worker(options)
+    print("went on", flush=True)
+
+def use_engine():
+    from lim_patches.start import internal_state
+    from lim_sglang import plugin
+    load_plugins()
+    internal_state.PATCH.undo()
+    plugin.create_backend(SimpleNamespace(server_args=None))
+
+def fork(run, *args):
+    scheduler = multiprocessing.get_context("fork").Process(target=run, args=args)
+    scheduler.start()
+    scheduler.join()
+    print("exit", scheduler.exitcode, flush=True)
+
+signal.signal(signal.SIGQUIT, lambda *_: print("the launcher is told", flush=True))
+fork(report)
+for target in sys.argv[1:]:
+    fork(serve, hooked_by_another, target)
+    fork(serve, refused_by_sglang, target)
+fork(use_engine)
 """
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
+def run(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", REPORT + code, *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
-@pytest.mark.parametrize(("loads", "in_scheduler"), [(PLUGINS_FIRST, False), (SCHEDULER_FIRST, True)])
-def test_nothing_is_missed_whichever_comes_first(loads: str, in_scheduler: bool) -> None:
-    done = run(loads + REPORT)
-    assert done.returncode == 0, done.stderr
-    registered, states = json.loads(done.stdout.strip().splitlines()[-1])
+@pytest.fixture(scope="module")
+def launcher() -> subprocess.CompletedProcess[str]:
+    """Imports SGLang's scheduler, and forks a process for each thing that may happen."""
+    return run(LAUNCHER, *(patch.target for patch in LOSSLESS))
+
+
+def check_report(line: str, *, in_scheduler: bool) -> None:
+    registered, states = json.loads(line)
     wanted = {
         patch.target
         for patch in START
@@ -53,77 +103,31 @@ def test_nothing_is_missed_whichever_comes_first(loads: str, in_scheduler: bool)
         assert states[f"patch {patch.target}"] == expected
 
 
-def test_later_ones_are_applied_when_they_are_asked_for() -> None:
-    """At a launch, by the hook of ``check_server_args``, and where SGLang asks for the lossless mode's worker."""
-    done = run(
-        PLUGINS_FIRST + "import json\n"
-        "from types import SimpleNamespace\n"
-        "from lim_patches import ledger\nfrom lim_patches.start import check_server_args\n"
-        "from sglang.srt.speculative.spec_info import SpeculativeAlgorithm\n"
-        "def applied(): return [p.target for p in ledger.LAUNCH + ledger.LOSSLESS if p.applied]\n"
-        "check_server_args.check_launch = lambda _args: None\n"
-        "found = [applied()]\n"
-        "for _ in range(2): check_server_args.check_lim(None, SimpleNamespace())\n"
-        "found.append(applied())\n"
-        "args = SimpleNamespace(disable_overlap_schedule=True)\n"
-        "for _ in range(2): SpeculativeAlgorithm.from_string('LIM').create_worker(args)\n"
-        "print(json.dumps([*found, applied()]))"
-    )
+def test_nothing_is_missed_where_plugins_come_first_and_the_lossless_ones_come_when_asked_for() -> None:
+    done = run(PLUGINS_FIRST)
     assert done.returncode == 0, done.stderr
-    launch = [patch.target for patch in LAUNCH] if is_active() else []
-    lossless = [patch.target for patch in LOSSLESS]
-    assert json.loads(done.stdout.strip().splitlines()[-1]) == [[], launch, launch + lossless]
+    report, lossless = done.stdout.splitlines()[-2:]
+    check_report(report, in_scheduler=False)
+    assert json.loads(lossless) == [[], [patch.target for patch in LOSSLESS]]
 
 
-ANOTHERS = """
-    HookRegistry.register({target!r}, lambda original, *args: original(*args), HookType.AROUND)
-    HookRegistry.apply_hooks()
-"""
-REFUSED = """
-    apply = HookRegistry._apply_target
-    HookRegistry._apply_target = lambda target, hooks: target == {target!r} or apply(target, hooks)
-"""
-LAUNCHER = """
-import multiprocessing, signal
-from types import SimpleNamespace
-def serve():
-    from sglang.srt.plugins import load_plugins
-    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
-    from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
-    load_plugins()
-    {damage}
-    options = SimpleNamespace(disable_overlap_schedule=True, _lim_flags={{}})
-    SpeculativeAlgorithm.from_string("LIM").create_worker(options)
-    print("went on", flush=True)
-signal.signal(signal.SIGQUIT, lambda *_: print("the launcher is told", flush=True))
-scheduler = multiprocessing.get_context("fork").Process(target=serve)
-scheduler.start()
-scheduler.join()
-print("exit", scheduler.exitcode)
-"""
+def test_nothing_is_missed_where_the_scheduler_comes_first(launcher: Any) -> None:
+    report, ended = launcher.stdout.splitlines()[:2]
+    check_report(report, in_scheduler=True)
+    assert ended == "exit 0"
 
 
-@pytest.mark.parametrize("damage", [ANOTHERS, REFUSED], ids=["another plugin has hooked it", "SGLang cannot patch it"])
-@pytest.mark.parametrize("patch", LOSSLESS, ids=lambda patch: patch.target.rsplit(".", 1)[1])
-def test_a_lossless_patch_that_does_not_take_ends_the_start(patch: object, damage: str) -> None:
-    """In a scheduler's process, from the command line: one line, and the launcher hears as of SGLang's own failures."""
-    target = patch.target  # type: ignore[attr-defined]
-    done = run(LAUNCHER.format(damage=damage.format(target=target).strip()))
-    assert done.stdout.splitlines() == ["the launcher is told", "exit 1"], done.stderr
-    said = [line for line in done.stderr.splitlines() if "lim-sglang" in line]
-    assert len(said) == 1
-    assert said[0].startswith(f"lim-sglang: error: not patched: {target}; another plugin may hold it")
-    assert "Traceback" not in done.stderr
+def test_a_patch_that_does_not_take_ends_the_start(launcher: Any) -> None:
+    """A lossless one from the command line: one line, and the launcher hears as of SGLang's own failures.
 
-
-def test_a_start_patch_that_another_plugin_took_back_ends_the_start() -> None:
-    """Where SGLang asks for the attention backend; a program that uses ``Engine`` gets an exception."""
-    done = run(
-        SCHEDULER_FIRST + "from types import SimpleNamespace\nfrom lim_sglang import plugin\n"
-        "from lim_patches.start import internal_state\n"
-        "internal_state.PATCH.undo()\nplugin.create_backend(SimpleNamespace(server_args=None))"
-    )
-    assert done.returncode == 1
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith(f"lim_sglang.host.refusals.UnsupportedError: not patched: {STATE}; ")
-    assert last.endswith("run `lim-sglang doctor`")
+    Another plugin has hooked it, or SGLang cannot patch it. A start patch is looked at where SGLang asks for the
+    attention backend; a program that uses ``Engine`` gets an exception.
+    """
+    assert launcher.stdout.splitlines()[2:] == ["the launcher is told", "exit 1"] * 2 * len(LOSSLESS) + ["exit 1"]
+    *lossless, start = [line for line in launcher.stderr.splitlines() if "lim-sglang" in line]
+    assert len(lossless) == 2 * len(LOSSLESS)
+    for patch, line in zip([patch for patch in LOSSLESS for _ in range(2)], lossless, strict=True):
+        assert line.startswith(f"lim-sglang: error: not patched: {patch.target}; another plugin may hold it")
+    assert start.startswith(f"lim_sglang.host.refusals.UnsupportedError: not patched: {STATE}; ")
+    assert start.endswith("run `lim-sglang doctor`")
+    assert launcher.stderr.count("Traceback") == 1

@@ -1,10 +1,7 @@
 """Configuration: what is accepted, which source wins, and how every impossible value is refused."""
 
-import dataclasses
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,40 +29,26 @@ DRAFTS = '"auto", "always" or "measured"'
 # key, value, how the message shows the value, the allowed range, the way out
 REJECTED = [
     pytest.param("budget", 0, "0", INTEGER.format(1), "2048", id="budget zero"),
-    pytest.param("budget", -5, "-5", INTEGER.format(1), "2048", id="budget negative"),
     pytest.param("budget", True, "True", INTEGER.format(1), "2048", id="budget bool"),
     pytest.param("budget", 1024.0, "1024.0", INTEGER.format(1), "write 1024", id="budget whole float"),
-    pytest.param("budget", 0.5, "0.5", INTEGER.format(1), "2048", id="budget float"),
     pytest.param("budget", float("nan"), "nan", INTEGER.format(1), "2048", id="budget nan"),
-    pytest.param("budget", "2048", "'2048'", INTEGER.format(1), "2048", id="budget string"),
     pytest.param("budget", None, "None", INTEGER.format(1), "2048", id="budget null"),
     pytest.param("budget", 2**31, "2147483648", INTEGER.format(1), "2048", id="budget beyond int32"),
     pytest.param("budget", 10**400, "1000", INTEGER.format(1), "2048", id="budget huge"),
     pytest.param("recency_ratio", -0.01, "-0.01", NUMBER, "0.25", id="ratio below"),
     pytest.param("recency_ratio", 1.01, "1.01", NUMBER, "0.25", id="ratio above"),
     pytest.param("recency_ratio", float("nan"), "nan", NUMBER, "0.25", id="ratio nan"),
-    pytest.param("recency_ratio", float("inf"), "inf", NUMBER, "0.25", id="ratio inf"),
-    pytest.param("recency_ratio", "0.25", "'0.25'", NUMBER, "0.25", id="ratio string"),
     pytest.param("recency_ratio", True, "True", NUMBER, "0.25", id="ratio bool"),
-    pytest.param("recency_ratio", [0.25], "[0.25]", NUMBER, "0.25", id="ratio list"),
     pytest.param("sink_tokens", -1, "-1", INTEGER.format(0), "4", id="sinks negative"),
-    pytest.param("sink_tokens", 4.0, "4.0", INTEGER.format(0), "write 4", id="sinks whole float"),
-    pytest.param("sink_tokens", False, "False", INTEGER.format(0), "4", id="sinks bool"),
-    pytest.param("sink_tokens", "4", "'4'", INTEGER.format(0), "4", id="sinks string"),
     pytest.param("drafts", "never", "'never'", DRAFTS, '"always"', id="drafts"),
-    pytest.param("drafts", None, "None", DRAFTS, '"always"', id="drafts null"),
     pytest.param("select_layers", [-1, 2], "[-1, 2]", LAYERS, "count layers from 0", id="layers negative"),
     pytest.param("select_layers", [12, 2], "[12, 2]", LAYERS, "write [2, 12]", id="layers unsorted"),
     pytest.param("select_layers", [2, 2, 12], "[2, 2, 12]", LAYERS, "write [2, 12]", id="layers duplicated"),
     pytest.param("select_layers", [], "[]", LAYERS, "at least one layer", id="layers empty"),
-    pytest.param("select_layers", "2,12", "'2,12'", LAYERS, "[2, 12]", id="layers string"),
     pytest.param("select_layers", "a\nb", r"'a\nb'", LAYERS, "[2, 12]", id="layers string of two lines"),
     pytest.param("select_layers", 2, "2", LAYERS, "[2, 12]", id="layers number"),
-    pytest.param("select_layers", None, "None", LAYERS, "[2, 12]", id="layers null"),
     pytest.param("select_layers", [2, 12.0], "[2, 12.0]", LAYERS, "[2, 12]", id="layers float inside"),
     pytest.param("select_layers", [True, 2], "[True, 2]", LAYERS, "[2, 12]", id="layers bool inside"),
-    pytest.param("select_layers", ["2"], "['2']", LAYERS, "[2, 12]", id="layers strings inside"),
-    pytest.param("select_layers", {"2": 12}, "{'2': 12}", LAYERS, "[2, 12]", id="layers object"),
 ]
 
 
@@ -84,14 +67,7 @@ def test_defaults() -> None:
     assert config.parts == BudgetParts(budget=2048, selected=1536, sinks=4, recent=508)
 
 
-def test_frozen_and_hashable() -> None:
-    config = LimConfig(select_layers=(2, 12))
-    assert hash(config) == hash(LimConfig(select_layers=(2, 12)))
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        config.budget = 1  # type: ignore[misc]
-
-
-@pytest.mark.parametrize("layers", ["auto", (2, 12), (0,)], ids=str)
+@pytest.mark.parametrize("layers", ["auto", (2, 12)], ids=str)
 def test_to_dict_is_plain_json_and_reads_back(layers: Any) -> None:
     config = LimConfig(512, 0.5, 8, layers, "always")
     text = json.dumps(config.to_dict())
@@ -136,26 +112,21 @@ def test_costs_decide_on_a_gpu_or_where_they_are_asked_for(drafts: str, by_costs
     assert [device for device in ("cpu", "cuda") if config.drafts_by_costs(device)] == by_costs.split()
 
 
-@pytest.mark.parametrize("env", ["", "  ", "{}"], ids=repr)
+@pytest.mark.parametrize("env", ["  ", "{}"], ids=repr)
 def test_blank_environment_is_unset(env: str) -> None:
     assert resolve_config({}, {}, env) == LimConfig()
 
 
 @pytest.mark.parametrize(("key", "value", "shown", "allowed", "fix"), REJECTED)
-def test_rejected_value(key: str, value: Any, shown: str, allowed: str, fix: str) -> None:
+def test_rejected_value_names_its_source(key: str, value: Any, shown: str, allowed: str, fix: str) -> None:
     message = refusal(lambda: LimConfig(**{key: value}))
     assert message.startswith(f"{key}={shown}")
     head, _, tail = message.partition("; ")
     assert f"expected {allowed}" in head
     assert fix in tail
-
-
-@pytest.mark.parametrize(("key", "value", "shown", "allowed", "fix"), REJECTED)
-def test_rejected_value_names_its_source(key: str, value: Any, shown: str, allowed: str, fix: str) -> None:
-    plain = refusal(lambda: LimConfig(**{key: value}))
-    assert refusal(lambda: resolve_config(None, {key: value}, None)) == f"{MODEL_SOURCE}: {plain}"
-    assert refusal(lambda: resolve_config({key: value}, None, None)) == f"{FLAGS[key]}: {plain}"
-    assert refusal(lambda: resolve_config(None, None, json.dumps({key: value}))) == f"{ENV_CONFIG}: {plain}"
+    assert refusal(lambda: resolve_config(None, {key: value}, None)) == f"{MODEL_SOURCE}: {message}"
+    assert refusal(lambda: resolve_config({key: value}, None, None)) == f"{FLAGS[key]}: {message}"
+    assert refusal(lambda: resolve_config(None, None, json.dumps({key: value}))) == f"{ENV_CONFIG}: {message}"
 
 
 def test_rejected_even_where_overridden() -> None:
@@ -167,9 +138,6 @@ def test_rejected_even_where_overridden() -> None:
     ("key", "fix"),
     [
         ("budgett", "did you mean budget?"),
-        ("Budget", "did you mean budget?"),
-        ("sinks_tokens", "did you mean sink_tokens?"),
-        ("select_layer", "did you mean select_layers?"),
         ("recency-ratio", "did you mean recency_ratio?"),
         ("page_size", "remove it"),
         (7, "remove it"),
@@ -183,7 +151,7 @@ def test_unknown_key(key: Any, fix: str) -> None:
     assert message.endswith(fix)
 
 
-@pytest.mark.parametrize("model", [[], "auto", 3, False], ids=repr)
+@pytest.mark.parametrize("model", [[], False], ids=repr)
 def test_model_config_must_be_an_object(model: Any) -> None:
     message = refusal(lambda: resolve_config(None, model, None))
     assert message.startswith(f"{MODEL_SOURCE}: {model!r} is not an object; expected a JSON object")
@@ -193,27 +161,15 @@ def test_model_config_must_be_an_object(model: Any) -> None:
     ("text", "where"),
     [
         ("{budget: 2048}", "malformed JSON at line 1, column 2: Expecting property name enclosed in double quotes"),
-        ("{'budget': 2048}", "line 1, column 2"),
-        ('{"budget" 2048}', "line 1, column 11: Expecting ':' delimiter"),
         ('{"budget": 1,\n "sink_tokens": }', "line 2, column 17: Expecting value"),
-        ('{"budget": 1} x', "line 1, column 15: Extra data"),
-        ("2048 tokens", "line 1, column 6"),
-        ("", "line 1, column 1: Expecting value"),
         ("[2, 12]", "[2, 12] is not an object"),
-        ("null", "None is not an object"),
         ('{"budget": 1, "budget": 2}', "key 'budget' is given twice"),
         ('{"budget": ' + "9" * 5000 + "}", "unusable JSON"),
     ],
     ids=[
         "bare key",
-        "single quotes",
-        "colon",
         "second line",
-        "extra",
-        "text",
-        "empty",
         "list",
-        "null",
         "twice",
         "long",
     ],
@@ -223,10 +179,6 @@ def test_malformed_json(text: str, where: str) -> None:
     assert message.startswith("SOME_SOURCE: ")
     assert where in message
     assert "expected a JSON object such as" in message
-
-
-def test_malformed_environment_names_the_variable() -> None:
-    assert refusal(lambda: resolve_config(None, None, "{")).startswith(f"{ENV_CONFIG}: malformed JSON at line 1")
 
 
 def test_flag_values() -> None:
@@ -249,20 +201,11 @@ def test_flag_values() -> None:
     ("key", "text", "shown", "allowed", "fix"),
     [
         ("budget", "2k", "'2k'", INTEGER.format(1), "--lim-budget 2048"),
-        ("budget", "2048.0", "'2048.0'", INTEGER.format(1), "--lim-budget 2048"),
-        ("budget", "", "''", INTEGER.format(1), "--lim-budget 2048"),
         ("budget", "0", "0", INTEGER.format(1), "2048"),
         ("recency_ratio", "25%", "'25%'", NUMBER, "--lim-recency-ratio 0.25"),
-        ("recency_ratio", "nan", "nan", NUMBER, "0.25"),
-        ("recency_ratio", "1.5", "1.5", NUMBER, "0.25"),
         ("sink_tokens", "four", "'four'", INTEGER.format(0), "--lim-sink-tokens 4"),
-        ("sink_tokens", "-4", "-4", INTEGER.format(0), "4"),
         ("select_layers", "2;12", "'2;12'", LAYERS, "--lim-select-layers 2,12"),
-        ("select_layers", "2,12,", "'2,12,'", LAYERS, "--lim-select-layers 2,12"),
         ("select_layers", "", "''", LAYERS, "--lim-select-layers 2,12"),
-        ("select_layers", "Auto", "'Auto'", LAYERS, "--lim-select-layers 2,12"),
-        ("drafts", "never", "'never'", DRAFTS, "always"),
-        ("select_layers", "12,2", "[12, 2]", LAYERS, "[2, 12]"),
     ],
 )
 def test_rejected_flag_text(key: str, text: str, shown: str, allowed: str, fix: str) -> None:
@@ -275,11 +218,10 @@ def test_rejected_flag_text(key: str, text: str, shown: str, allowed: str, fix: 
     ("budget", "ratio", "sinks", "room", "fixes"),
     [
         (2048, 0.0, 4, 0, ["recency_ratio to at least 0.002"]),
-        (1, 0.25, 4, 1, ["budget to at least 16"]),
         (16, 0.25, 5, 4, ["recency_ratio to at least 0.3125", "budget to at least 20"]),
         (8, 0.0, 9, 0, []),
     ],
-    ids=["no window", "tiny budget", "one sink too many", "only fewer sinks"],
+    ids=["no window", "one sink too many", "only fewer sinks"],
 )
 def test_sinks_that_do_not_fit(budget: int, ratio: float, sinks: int, room: int, fixes: list[str]) -> None:
     message = refusal(lambda: LimConfig(budget, ratio, sinks))
@@ -303,20 +245,12 @@ def test_sinks_are_never_dropped_and_every_way_out_works(budget: int, ratio: flo
 @pytest.mark.parametrize(
     ("flags", "model", "env", "source"),
     [
-        ({"sink_tokens": 999}, None, None, "--lim-sink-tokens"),
-        ({"recency_ratio": 0.0}, None, None, "--lim-recency-ratio"),
         ({"budget": 2}, {"sink_tokens": 4}, None, f"--lim-budget and {MODEL_SOURCE}"),
-        (None, {"budget": 2, "sink_tokens": 4}, None, MODEL_SOURCE),
         (None, None, '{"budget": 2, "select_layers": [2]}', ENV_CONFIG),
         ({"select_layers": [2]}, None, '{"budget": 2}', ENV_CONFIG),
     ],
-    ids=["sinks", "ratio", "flag and model", "model", "environment", "select layers play no part"],
+    ids=["flag and model", "environment", "select layers play no part"],
 )
 def test_misfit_names_the_sources(flags: Any, model: Any, env: str | None, source: str) -> None:
     message = refusal(lambda: resolve_config(flags, model, env))
     assert message.startswith(f"{source}: sink_tokens=")
-
-
-def test_needs_neither_torch_nor_sglang() -> None:
-    code = "import sys, lim_sglang.layer_plan; sys.exit(bool({'torch', 'sglang'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

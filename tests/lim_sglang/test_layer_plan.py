@@ -36,10 +36,7 @@ def roles(letters: str) -> tuple[LayerRole, ...]:
     [
         (8, (2, 5), "DDs..s.."),
         (6, (2, 3), "DDss.."),
-        (3, (0,), "s.."),
-        (4, (3,), "DDDs"),
         (1, (0,), "s"),
-        (3, (0, 1, 2), "sss"),
     ],
 )
 def test_roles_from_select_layers(num_layers: int, select_layers: tuple[int, ...], letters: str) -> None:
@@ -50,13 +47,7 @@ def test_roles_from_select_layers(num_layers: int, select_layers: tuple[int, ...
     assert [plan.count(role) for role in (DENSE, SELECT, SPARSE)] == [letters.count(letter) for letter in "Ds."]
 
 
-def test_plan_of_the_paper() -> None:
-    plan = LayerPlan.from_select_layers(36, [2, 12])
-    assert (plan.count(DENSE), plan.count(SELECT), plan.count(SPARSE)) == (2, 2, 32)
-    assert hash(plan) == hash(LayerPlan.from_select_layers(36, (2, 12)))
-
-
-@pytest.mark.parametrize("layer_id", [-1, 8, 100])
+@pytest.mark.parametrize("layer_id", [-1, 8])
 def test_role_of_no_layer(layer_id: int) -> None:
     with pytest.raises(IndexError, match=f"layer_id={layer_id}: expected 0 to 7"):
         LayerPlan.from_select_layers(8, (2, 5)).role(layer_id)
@@ -64,7 +55,7 @@ def test_role_of_no_layer(layer_id: int) -> None:
 
 @pytest.mark.parametrize(
     ("select_layers", "example"),
-    [((2, 8), "--lim-select-layers 2"), ((2, 5, 99), "--lim-select-layers 2,5"), ((8,), "--lim-select-layers 4")],
+    [((2, 8), "--lim-select-layers 2"), ((8,), "--lim-select-layers 4")],
     ids=str,
 )
 def test_layers_beyond_the_depth(select_layers: tuple[int, ...], example: str) -> None:
@@ -88,20 +79,11 @@ def test_model_without_layers(num_layers: int) -> None:
     assert message.startswith(f"num_layers={num_layers} is not allowed: expected at least 1")
 
 
-def test_plan_without_layers() -> None:
-    assert "roles=() is not allowed: expected at least 1 layer" in refusal(lambda: LayerPlan(()))
-
-
-@pytest.mark.parametrize(("letters", "layer"), [(".", 0), ("DD.", 2), ("D.s.", 1), (".s", 0)])
+@pytest.mark.parametrize(("letters", "layer"), [("DD.", 2), ("D.s.", 1)])
 def test_sparse_before_select(letters: str, layer: int) -> None:
     message = refusal(lambda: LayerPlan(roles(letters)))
     assert f"sparse layer {layer} has no select layer before it" in message
     assert f"expected one from 0 to {layer}" in message
-
-
-@pytest.mark.parametrize("letters", ["D", "DDD", "s", "Ds", "DsD.", "s.D.s"])
-def test_plans_that_work(letters: str) -> None:
-    assert LayerPlan(roles(letters)).roles == roles(letters)
 
 
 @pytest.mark.parametrize(
@@ -137,12 +119,8 @@ LLAMA_8B = (32, "LlamaForCausalLM", 4096, 8)
     [
         ((36, "Qwen3ForCausalLM", 4096, 8), "Qwen/Qwen3-8B", (2, 12), PAPER),
         ((40, "Qwen3ForCausalLM", 5120, 8), "Qwen/Qwen3-14B", (2, 12), PAPER),
-        ((36, "Qwen3ForCausalLM", 2560, 8), "Qwen/Qwen3-4B", (2, 20), PAPER),
         ((36, "Qwen3ForCausalLM", 2560, 8), None, (2, 20), PAPER),
-        (LLAMA_8B, "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", (2, 12), PAPER),
         (LLAMA_8B, "/models/deepseek_r1_distill_llama_8b/", (2, 12), PAPER),
-        (LLAMA_8B, "meta-llama/Llama-3.1-8B-Instruct", (2, 13), PAPER),
-        (LLAMA_8B, "meta-llama/Meta-Llama-3-8B", (2, 13), PAPER),
         (LLAMA_8B, None, (2, 13), PAPER),
         ((32, "LlamaForCausalLM", 4096, 32), "lmsys/longchat-7b-v1.5-32k", (2, 7), PAPER),
         ((30, "LlamaForCausalLM", 576, 3), "HuggingFaceTB/SmolLM2-135M-Instruct", (2, 17), MEASURED),
@@ -152,7 +130,6 @@ LLAMA_8B = (32, "LlamaForCausalLM", 4096, 8)
         ((35, "Qwen3ForCausalLM", 4096, 8), "other depth", (2, 23), RULE),
         ((40, "LlamaForCausalLM", 5120, 8), "DeepSeek-R1-Distill-Llama-70B", (2, 26), RULE),
         ((4, "Tiny", 64, 2), "four layers", (2,), RULE),
-        ((5, "Tiny", 64, 2), "five layers", (2, 3), RULE),
         ((6, "Tiny", 64, 2), "six layers", (2, 4), RULE),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
@@ -164,10 +141,6 @@ def test_select_layers_for_model(
     LayerPlan.from_select_layers(shape[0], expected)
 
 
-def test_sources_say_where_presets_come_from() -> None:
-    assert (PAPER, MEASURED, RULE) == ("arXiv 2508.07101 v2, table 10", "measured by this project", "rule")
-
-
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.model)
 def test_every_preset_is_reached(preset: Preset) -> None:
     shape = (preset.num_layers, preset.architecture, preset.hidden_size, preset.num_kv_heads)
@@ -176,7 +149,7 @@ def test_every_preset_is_reached(preset: Preset) -> None:
     assert plan.count(SPARSE) > preset.num_layers // 2
 
 
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("num_layers", [1, 3])
 def test_too_few_layers_for_auto(num_layers: int) -> None:
     message = refusal(lambda: select_layers_for_model(num_layers, "Tiny", 64, 2, "tiny"))
     assert message.startswith(f'select_layers="auto" is not allowed for a model of {num_layers} layers')
@@ -201,12 +174,6 @@ def test_layers_that_do_not_attend_are_not_counted() -> None:
     assert plan.roles == roles("DDs..s..")
 
 
-def test_a_stage_has_its_own_layers_only() -> None:
-    plan = LayerPlan.from_select_layers(8, (2, 5)).limited_to({5, 6, 7}, 5, 8)
-    assert [plan.count(role) for role in (DENSE, SELECT, SPARSE)] == [0, 1, 2]
-    assert plan.select_layers == (5,)
-
-
 @pytest.mark.parametrize(
     ("attending", "said"),
     [
@@ -214,7 +181,6 @@ def test_a_stage_has_its_own_layers_only() -> None:
             {0, 1, 2, 3, 4, 6},
             "layer 5 of this model does not attend, so it cannot select, expected layers among 0 to 4, 6",
         ),
-        ({0, 2, 4, 7}, "expected layers among 0, 2, 4, 7; for example --lim-select-layers 2,4"),
         ({3}, "layer 2 of this model does not attend, so it cannot select, expected layers among 3; for example"),
     ],
     ids=str,

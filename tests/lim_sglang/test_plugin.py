@@ -23,7 +23,10 @@ def run(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_importing_the_entry_point_is_light() -> None:
-    code = "import sys, lim_sglang.plugin; print([m for m in ('torch', 'sglang', 'rich', 'httpx') if m in sys.modules])"
+    code = (
+        "import sys, lim_sglang.plugin, lim_sglang.layer_plan\n"
+        "print([m for m in ('torch', 'sglang', 'rich', 'httpx') if m in sys.modules])"
+    )
     assert run(code).stdout.strip() == "[]"
 
 

@@ -65,3 +65,37 @@ def command_line(tmp_path: Path) -> CommandLine:
         return check_command_line(parser.parse_args([*fixed, *shlex.split(flags)]))
 
     return judge
+
+
+Prepare = Callable[..., Any]
+
+
+@pytest.fixture
+def prepare(tmp_path: Path) -> Prepare:
+    """Makes SGLang's launch options with lim by its own parser; without a model, for the config file that is there."""
+
+    def make(model: dict[str, Any] | None, *words: str) -> Any:
+        from sglang.srt.server_args import prepare_server_args
+
+        if model is not None:
+            (tmp_path / "config.json").write_text(json.dumps(LLAMA | model))
+        fixed = ["--attention-backend", "lim", "--device", "cpu", "--load-format", "dummy", "--skip-tokenizer-init"]
+        return prepare_server_args(["--model-path", str(tmp_path), *fixed, *words])
+
+    return make
+
+
+ErrorLine = Callable[..., str]
+
+
+@pytest.fixture
+def error_line(capsys: pytest.CaptureFixture[str]) -> ErrorLine:
+    """The line with which a call ends the process."""
+
+    def line_of(judge: Callable[..., Any], *arguments: Any) -> str:
+        with pytest.raises(SystemExit) as caught:
+            judge(*arguments)
+        assert caught.value.code == 1
+        return capsys.readouterr().err.splitlines()[-1]
+
+    return line_of

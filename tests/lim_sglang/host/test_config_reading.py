@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from lim_sglang.host.launch import check_launch, resolve
 from lim_sglang.host.model import model_config
 
-from ..decilm import write_decilm
+from .conftest import ErrorLine, Prepare
 from .test_windows import GEMMA, LLAMA
 
 SEALED = "not JSON: sealed by its owner"
@@ -24,81 +25,63 @@ def sealed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def prepared(folder: Path, *flags: str) -> Any:
-    from sglang.srt.server_args import prepare_server_args
-
-    fixed = ["--attention-backend", "lim", "--device", "cpu", "--load-format", "dummy", "--skip-tokenizer-init"]
-    return prepare_server_args(["--model-path", str(folder), *fixed, *flags])
-
-
-def error_line(capsys: pytest.CaptureFixture[str], folder: Path, *flags: str) -> str:
-    with pytest.raises(SystemExit):
-        prepared(folder, *flags)
-    return capsys.readouterr().err.splitlines()[-1]
-
-
 def decrypted(folder: Path, model: dict[str, Any]) -> list[str]:
     path = folder / f"decrypted-{len(model)}.json"  # SGLang caches what it read by name
     path.write_text(json.dumps(LLAMA | model))
     return ["--decrypted-config-file", str(path)]
 
 
-def test_a_decrypted_config_is_the_one_that_is_judged(sealed: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    server_args = prepared(sealed, *decrypted(sealed, {"num_hidden_layers": 9}))
+def test_a_decrypted_config_is_the_one_that_is_judged(sealed: Path, prepare: Prepare, error_line: ErrorLine) -> None:
+    server_args = prepare(None, *decrypted(sealed, {"num_hidden_layers": 9}))
     check_launch(server_args)
     _, plan = resolve(server_args, model_config(server_args))
     assert len(plan.roles) == 9
     assert "(Gemma2ForCausalLM) does not work with lim" in error_line(
-        capsys, sealed, *decrypted(sealed, GEMMA | {"sliding_window": 64})
+        prepare, None, *decrypted(sealed, GEMMA | {"sliding_window": 64})
     )
 
 
-def test_a_config_by_a_parser_of_its_own_is_judged(sealed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_by_a_parser_of_its_own_is_judged(sealed: Path, prepare: Prepare, error_line: ErrorLine) -> None:
     from sglang.srt.configs import model_config_parser_registry as registry
     from transformers import LlamaConfig
 
-    layers = 9
+    layers, idle = 9, [3, 4]
 
     class Unsealing(registry.ModelConfigParserBase):
         def parse(self, model: Any, *_args: Any, **_options: Any) -> Any:
             assert (Path(model) / "config.json").read_text() == SEALED
-            return LlamaConfig(**LLAMA | {"num_hidden_layers": layers})
+            blocks = [SimpleNamespace(attention=SimpleNamespace(no_op=layer in idle)) for layer in range(layers)]
+            config = LlamaConfig(**LLAMA | {"num_hidden_layers": layers})
+            config.block_configs = blocks  # as of a Nemotron-NAS model
+            return config
 
     registry.register_model_config_parser(f"unsealing-{sealed.name}")(Unsealing)
     flags = "--model-config-parser", f"unsealing-{sealed.name}"
-    server_args = prepared(sealed, *flags, "--lim-select-layers", "8")
+    server_args = prepare(None, *flags, "--lim-select-layers", "8")
     check_launch(server_args)
     assert "select_layers=[9] is not allowed for a model of 9 layers" in error_line(
-        capsys, sealed, *flags, "--lim-select-layers", "9"
+        prepare, None, *flags, "--lim-select-layers", "9"
+    )
+    assert error_line(prepare, None, *flags, "--lim-select-layers", "2,4") == (
+        "lim-sglang: error: select_layers=[2, 4] is not allowed: layer 4 of this model does not attend, so it cannot "
+        "select, expected layers among 0 to 2, 5 to 8; for example --lim-select-layers 2,5"
     )
 
 
-def test_a_config_that_nobody_can_read_is_one_line(sealed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_that_nobody_can_read_is_one_line(sealed: Path, prepare: Prepare, error_line: ErrorLine) -> None:
     flags = decrypted(sealed, {})
     Path(flags[1]).write_text(SEALED)
-    line = error_line(capsys, sealed, *flags)
-    assert line.startswith(f"lim-sglang: error: {sealed} holds no usable model config: ")
-    assert line.endswith(f"check {flags[1]}")
+    for words, checked in ((flags, flags[1]), ([], "its config.json")):
+        line = error_line(prepare, None, *words)
+        assert line.startswith(f"lim-sglang: error: {sealed} holds no usable model config: ")
+        assert line.endswith(f"check {checked}")
 
 
 def test_what_sglang_says_about_its_options_is_left_to_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The config can be read; that SGLang refuses this context length is no fault of the folder."""
     monkeypatch.delenv("SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN", raising=False)
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     with pytest.raises(ValueError, match="context_length"):
-        model_config(prepared(tmp_path, "--context-length", "1000000"))
+        model_config(prepare(LLAMA, "--context-length", "1000000"))
     assert "lim-sglang: error" not in capsys.readouterr().err
-
-
-def test_a_select_layer_that_the_config_lets_not_attend_is_refused_early(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write_decilm(tmp_path, idle=[3, 4])
-    line = error_line(capsys, tmp_path, "--trust-remote-code", "--lim-select-layers", "2,4")
-    assert line == (
-        "lim-sglang: error: select_layers=[2, 4] is not allowed: layer 4 of this model does not attend, so it cannot "
-        "select, expected layers among 0 to 2, 5; for example --lim-select-layers 2,5"
-    )
-    check_launch(prepared(tmp_path, "--trust-remote-code", "--lim-select-layers", "2,5"))

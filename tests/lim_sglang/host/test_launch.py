@@ -80,18 +80,13 @@ def test_pipeline_stages_are_sglangs() -> None:
     assert pipeline_stages(12, 2) == [(0, 6), (6, 12)]
 
 
-def test_model_override_reaches_the_plan(launch: Launch) -> None:
-    override = json.dumps({"lim_config": {"budget": 64, "select_layers": [3, 5]}})
-    server_args = launch(json_model_override_args=override)
+def test_env_model_override_and_flags_reach_the_plan_in_their_order(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"budget": 100, "sink_tokens": 2, "recency_ratio": 0.5}')
+    server_args = launch(json_model_override_args='{"lim_config": {"budget": 200, "select_layers": [3, 5]}}')
+    server_args._lim_flags = {"budget": 300}
     config, plan = resolve(server_args, model_config(server_args))
-    assert config.budget == 64
+    assert (config.budget, config.sink_tokens, config.recency_ratio) == (300, 2, 0.5)
     assert plan.select_layers == (3, 5)
     assert plan.count(LayerRole.DENSE) == 3
-
-
-def test_env_and_flags_reach_the_plan_in_their_order(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"budget": 100, "sink_tokens": 2, "recency_ratio": 0.5}')
-    server_args = launch(json_model_override_args='{"lim_config": {"budget": 200, "sink_tokens": 3}}')
-    server_args._lim_flags = {"budget": 300}
-    config, _ = resolve(server_args, model_config(server_args))
-    assert (config.budget, config.sink_tokens, config.recency_ratio) == (300, 3, 0.5)

@@ -32,14 +32,11 @@ def resolved(flag: str, quantisation: str | None, dtype: torch.dtype) -> torch.d
     ("flag", "quantisation", "dtype", "device"),
     [
         ("auto", None, BF16, "cuda"),
-        ("auto", None, FP16, "cuda"),
-        ("auto", "FP8", BF16, "cuda"),
         ("auto", "FP8", FP16, "cuda:1"),
         ("auto", "NVFP4", BF16, "cuda"),  # weights' algorithms other than FP8 leave the cache alone
         ("fp8_e4m3", None, FP16, "cuda"),
         ("bfloat16", "FP8", BF16, "cuda"),
         ("auto", None, FP32, "cpu"),
-        ("bfloat16", "FP8", FP32, "cpu"),
     ],
 )
 def test_served(flag: str, quantisation: str | None, dtype: torch.dtype, device: str) -> None:

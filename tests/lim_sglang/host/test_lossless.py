@@ -14,7 +14,7 @@ from lim_sglang.host.finders import DEFAULT_WIDTH, width_by_token
 from lim_sglang.host.launch import check_launch
 from lim_sglang.host.refusals import UnsupportedError
 
-from .conftest import CommandLine, Launch
+from .conftest import CommandLine, ErrorLine, Launch
 from .tiny_llama import LLAMA
 
 ON = "--speculative-algorithm LIM --device cpu"
@@ -50,12 +50,9 @@ REFUSED = {
 
 @pytest.mark.parametrize(("flags", "found", "said"), REFUSED.values(), ids=REFUSED)
 def test_one_line_on_the_command_line(
-    command_line: CommandLine, capsys: pytest.CaptureFixture[str], flags: str, found: str, said: str
+    command_line: CommandLine, error_line: ErrorLine, flags: str, found: str, said: str
 ) -> None:
-    with pytest.raises(SystemExit) as caught:
-        command_line({}, f"{ON} {flags}")
-    assert caught.value.code == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = error_line(command_line, {}, f"{ON} {flags}")
     assert line.startswith(f"lim-sglang: error: {found} does not work with lim: ")
     assert said in line
 
@@ -68,14 +65,11 @@ def test_accepted(command_line: CommandLine, flags: str) -> None:
     command_line({}, f"{ON.replace('LIM', 'lim')} {flags}")
 
 
-def test_without_lim_as_attention_backend_it_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_lim_as_attention_backend_it_is_one_line(tmp_path: Path, error_line: ErrorLine) -> None:
     from sglang.srt.server_args import prepare_server_args
 
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
-    with pytest.raises(SystemExit) as caught:
-        prepare_server_args(["--model-path", str(tmp_path), *ON.split()])
-    assert caught.value.code == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = error_line(prepare_server_args, ["--model-path", str(tmp_path), *ON.split()])
     assert "lim drafts, and dense attention of the same backend verifies; add --attention-backend lim" in line
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import ast
 import inspect
-import json
-from pathlib import Path
 
 import pytest
 
 from lim_sglang.host.launch import check_launch
 from lim_sglang.host.refusals import REFUSALS
 
-from .conftest import Launch
-from .tiny_llama import LLAMA
+from .conftest import ErrorLine, Launch, Prepare
 
 DEEPSEEK = {
     "kv_lora_rank": 32,
@@ -47,10 +44,6 @@ MODELS = {
     "qwen3-next": (
         "linear-attention and Mamba hybrids",
         {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next", "num_experts": 4},
-    ),
-    "falcon-h1": (
-        "linear-attention and Mamba hybrids",
-        {"architectures": ["FalconH1ForCausalLM"], "model_type": "falcon_h1"},
     ),
     "gpt-oss": (
         "attention sinks as weights (gpt-oss)",
@@ -92,37 +85,14 @@ MODELS = {
         "embedding, reward and classification models",
         {"architectures": ["Qwen2ForRewardModel"], "model_type": "qwen2"},
     ),
-    "classifier": (
-        "embedding, reward and classification models",
-        {"architectures": ["LlamaForSequenceClassification"]},
-    ),
-    "qwen3 classifier": (
-        "embedding, reward and classification models",
-        {"architectures": ["Qwen3ForSequenceClassification"], "model_type": "qwen3"},
-    ),
-    "embedding": ("embedding, reward and classification models", {"architectures": ["LlamaEmbeddingModel"]}),
-    "encoder": (
-        "embedding, reward and classification models",
-        {"architectures": ["BertModel"], "model_type": "bert"},
-    ),
 }
 
 
-def test_a_plain_model_is_served(launch: Launch) -> None:
-    check_launch(launch())
-
-
 @pytest.mark.parametrize("name", MODELS)
-def test_models_that_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_models_that_are_refused(prepare: Prepare, error_line: ErrorLine, name: str) -> None:
     """Through SGLang's own parser, before its assertions about the same models."""
-    from sglang.srt.server_args import prepare_server_args
-
     feature, model = MODELS[name]
-    (tmp_path / "config.json").write_text(json.dumps(LLAMA | model))
-    with pytest.raises(SystemExit) as caught:
-        prepare_server_args(["--model-path", str(tmp_path), "--attention-backend", "lim", "--load-format", "dummy"])
-    assert caught.value.code == 1
-    line = capsys.readouterr().err.splitlines()[-1]
+    line = error_line(prepare, model)
     expected = next(r for r in REFUSALS if r.feature == feature)
     assert line.startswith(f"lim-sglang: error: the model ({model['architectures'][0]}) does not work with lim: ")
     assert expected.reason in line
@@ -147,14 +117,3 @@ def test_sglang_wraps_the_backend_of_no_model_that_is_not_refused() -> None:
     }
     assert len(branches) >= 2
     assert set(branches) <= known
-
-
-def test_a_config_that_cannot_be_read_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sglang.srt.server_args import prepare_server_args
-
-    (tmp_path / "config.json").write_text("{not json")
-    with pytest.raises(SystemExit):
-        prepare_server_args(["--model-path", str(tmp_path), "--attention-backend", "lim"])
-    line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith(f"lim-sglang: error: {tmp_path} holds no usable model config: ")
-    assert line.endswith("check its config.json")

@@ -55,15 +55,6 @@ def test_the_choice_is_the_best(seed: int) -> None:
     assert chosen == 0 or of_all[chosen] == max(of_all)
 
 
-def test_choices_on_an_h100() -> None:
-    """The costs are about those of Qwen3-8B."""
-    long, short = [32_000] * 8, [1500] * 16
-    assert [policy_at(share).choose_num_drafts(long, [True] * 8) for share in (0.3, 0.99)] == [0, MOST]
-    assert policy_at(0.85).choose_num_drafts(long, [True] * 8) in range(2, MOST)
-    assert policy_at(0.99).choose_num_drafts(short, [True] * 16) == 0
-    assert policy_at(0.9).choose_num_drafts([8000], [True]) == 0
-
-
 def test_within_the_budget_nothing_is_drafted_whatever_it_costs() -> None:
     free = Costs(flat(100), flat(0.001), flat(1))
     assert policy_at(1.0, free).choose_num_drafts([BUDGET, 7], [True, True]) == 0
