@@ -15,7 +15,7 @@ VOCABULARY = 97
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    """Six layers, 6 query heads over 2 KV heads, random weights wide enough for peaked attention."""
+    """Six layers, 6 query heads over 2 KV heads, random weights wide enough for peaked attention; float64."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
@@ -28,7 +28,7 @@ def model() -> LlamaForCausalLM:
         initializer_range=0.4,
         max_position_embeddings=256,
     )
-    return LlamaForCausalLM(config).eval()
+    return LlamaForCausalLM(config).double().eval()
 
 
 def random_tokens(count: int, seed: int) -> list[int]:
