@@ -8,9 +8,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench.reasoning import algebra
 from bench.reasoning.grade import is_correct, majority
 from bench.reasoning.latex import extract, last_boxed
 
@@ -78,3 +79,22 @@ def test_a_model_that_repeats_itself_is_graded_in_no_time(text: str, kind: str) 
     began = time.monotonic()
     assert not is_correct(extract(text, kind), "C" if kind == "gpqa" else "42", kind)
     assert time.monotonic() - began < 15  # a machine ten times slower than ours has as long
+
+
+FRAGMENTS = [
+    *"{}()[]^_!=,.:-/$%&xC",
+    *("\\\\", r"\{", r"\[", r"\frac", r"\frac{1}{", r"\sqrt", r"\boxed{", r"\text{", r"\in", r"\pm", r"^\circ"),
+    *("0", "73", "2.5", "1,234", "(A)", "√", "²", "answer is ", " or ", "**", "\n", "\0", "\ud800"),
+]
+TEXTS = st.lists(st.sampled_from(FRAGMENTS) | st.text(max_size=2), max_size=14).map("".join)
+
+
+@settings(deadline=None)
+@given(TEXTS, st.sampled_from(["arithmetic", "aime", "math500", "gpqa"]))
+def test_no_text_crashes_the_grader(text: str, kind: str) -> None:
+    """What math-verify makes of such texts is in ``test_algebra.py``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(algebra, "equal", lambda expected, found: False)
+        for answer in (text, extract(text, kind), extract(rf"\boxed{{{text}}}", kind)):
+            assert is_correct(answer, "C" if kind == "gpqa" else "73", kind) in (True, False)
+        assert majority([text, text], kind) in (text, None)
