@@ -98,13 +98,7 @@ class Prefix:
     logits: Tensor
 
     def cut(self, length: int, logits: Tensor) -> Prefix:
-        """Its first ``length`` tokens, nothing copied; ``logits`` ([V] float32) are for the token after them.
-
-        Raises:
-            ValueError: there are not so many tokens, or none are left.
-        """
-        if not 1 <= length <= self.length:
-            raise ValueError(f"length={length}: expected 1 to {self.length}, the tokens of the prefix")
+        """Its first ``length`` tokens, nothing copied; ``logits`` ([V] float32) are for the token after them."""
         return Prefix(_share(self.cache, length), length, logits)
 
 
@@ -115,11 +109,6 @@ def _share(cache: DynamicCache, length: int) -> DynamicCache:
     for layer in view.layers:
         layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
     return view
-
-
-def most_likely(logits: Tensor) -> int:
-    """The greedy choice among [V] logits."""
-    return int(logits.argmax())
 
 
 class PolicyModel:
@@ -170,13 +159,13 @@ class PolicyModel:
         self,
         prefix: Prefix,
         policy: Policy,
-        pick: Callable[[Tensor], int] = most_likely,
+        pick: Callable[[Tensor], int] = lambda logits: int(logits.argmax()),
         observer: Observer | None = None,
     ) -> Iterator[int]:
         """Tokens behind ``prefix``, without end, each fed by a decode step of its own when the next one is asked for.
 
         Args:
-            pick: chooses a token by its [V] float32 logits.
+            pick: chooses a token by its [V] float32 logits; the most likely one.
         """
         while True:
             token = pick(prefix.logits)

@@ -128,15 +128,14 @@ class StreamedModel:
         )
         if observe is not None and samples:
             weight = layer.self_attn.o_proj.weight.float()
-            view, residual = self._view(index, samples), output[0, -samples:].float()
-            observe(LayerSample(window, view, residual, lambda heads: linear(heads.flatten(1), weight)))
+            assert self._attended is not None
+            query, key, value, scaling = self._attended
+            view = LayerView.of_last(index, query, key, value, samples, scaling)
+            observe(
+                LayerSample(window, view, output[0, -samples:].float(), lambda heads: linear(heads.flatten(1), weight))
+            )
         self._attended = None
         return output
-
-    def _view(self, index: int, samples: int) -> LayerView:
-        assert self._attended is not None
-        query, key, value, scaling = self._attended
-        return LayerView.of_last(index, query, key, value, samples, scaling)
 
     def _attend(
         self, _module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, scaling: float, **_: Any

@@ -72,7 +72,7 @@ def _run(args: argparse.Namespace) -> None:
     windows = _windows(args, folder, model.config.max_position_embeddings, config)
     meter = _measure(model, windows, config)
     costs = meter.error.tolist()
-    plan = find_plan(costs, max_full, selects)
+    plan = best_plan_within(costs, max_full) if selects is None else best_plan(costs, selects, max_full)
     calibration = Calibration(
         folder=folder,
         config=replace(config, select_layers=plan.select_layers),
@@ -114,7 +114,13 @@ def wanted_size(share: str | None, selects: str | None, num_layers: int) -> tupl
     number = None if selects is None else integer("--select", selects, 1, num_layers)
     if share is None:
         return min(num_layers, FULL_LAYERS if number is None else DENSE_LAYERS + number), number
-    full = math.floor(_share(share) * num_layers + 1e-9)
+    try:
+        value = float(share)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise CommandError(f"--bytes {share}: expected a number above 0 and up to 1; for example --bytes 0.2")
+    full = math.floor(value * num_layers + 1e-9)
     if full < (number or 1):
         needed = number or 1
         smallest = math.ceil(needed / num_layers * 1e4) / 1e4
@@ -123,11 +129,6 @@ def wanted_size(share: str | None, selects: str | None, num_layers: int) -> tupl
             f"share of {needed} select layer{'s' * (needed > 1)} from layer 0 on; for example --bytes {smallest}"
         )
     return full, number
-
-
-def find_plan(costs: Costs, max_full: int, selects: int | None) -> FoundPlan:
-    """The cheapest plan of at most ``max_full`` layers that read everything, of ``selects`` select layers if given."""
-    return best_plan_within(costs, max_full) if selects is None else best_plan(costs, selects, max_full)
 
 
 def plans_of_sizes(costs: Costs) -> tuple[FoundPlan, ...]:
@@ -204,16 +205,3 @@ def _measure(model: StreamedModel, windows: list[list[int]], config: LimConfig) 
     if not meter.error.isfinite().all():
         raise CommandError(f"attention is not finite in {model.dtype}; take --dtype float32")
     return meter
-
-
-# Arguments
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise CommandError(f"--bytes {text}: expected a number above 0 and up to 1; for example --bytes 0.2")
-    return value

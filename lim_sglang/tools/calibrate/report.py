@@ -42,22 +42,17 @@ class Calibration:
         """The model's depth."""
         return len(self.recall)
 
-    def chooser(self, plan: FoundPlan, layer: int) -> int | None:
-        """The select layer whose set ``layer`` attends to; None where it reads everything."""
-        if LayerPlan.from_select_layers(self.num_layers, plan.select_layers).role(layer) is not LayerRole.SPARSE:
-            return None
-        return max(select for select in plan.select_layers if select < layer)
-
-    def layer_recall(self, plan: FoundPlan, layer: int) -> float:
-        """Expected share of the layer's dense attention that it keeps; 1 where it reads everything."""
-        chooser = self.chooser(plan, layer)
-        return 1.0 if chooser is None else self.recall[chooser][layer]
+    def choosers(self, plan: FoundPlan) -> list[int | None]:
+        """By layer: the select layer whose set it attends to; None where it reads everything."""
+        roles = LayerPlan.from_select_layers(self.num_layers, plan.select_layers).roles
+        return [
+            max(select for select in plan.select_layers if select < layer) if role is LayerRole.SPARSE else None
+            for layer, role in enumerate(roles)
+        ]
 
     def mean_recall(self, plan: FoundPlan) -> float:
-        """Mean of ``layer_recall`` over the sparse layers; 1 if there is none."""
-        kept = [
-            self.layer_recall(plan, layer) for layer in range(self.num_layers) if self.chooser(plan, layer) is not None
-        ]
+        """Mean over the sparse layers of the share of dense attention that they keep; 1 if there is none."""
+        kept = [self.recall[chooser][layer] for layer, chooser in enumerate(self.choosers(plan)) if chooser is not None]
         return sum(kept) / len(kept) if kept else 1.0
 
     def read_share(self, plan: FoundPlan) -> float:
@@ -94,13 +89,13 @@ def print_report(calibration: Calibration, out: Path) -> None:
 
 def layer_rows(calibration: Calibration) -> list[tuple[str, ...]]:
     """One row per layer: number, role, the select layer whose set it reads, expected recall."""
-    plan = LayerPlan.from_select_layers(calibration.num_layers, calibration.plan.select_layers)
-    rows: list[tuple[str, ...]] = []
-    for layer, role in enumerate(plan.roles):
-        chooser = calibration.chooser(calibration.plan, layer)
-        recall = "" if chooser is None else f"{calibration.layer_recall(calibration.plan, layer):.3f}"
-        rows.append((str(layer), role.name, "all" if chooser is None else f"set of {chooser}", recall))
-    return rows
+    roles = LayerPlan.from_select_layers(calibration.num_layers, calibration.plan.select_layers).roles
+    return [
+        (str(layer), role.name, "all", "")
+        if chooser is None
+        else (str(layer), role.name, f"set of {chooser}", f"{calibration.recall[chooser][layer]:.3f}")
+        for layer, (role, chooser) in enumerate(zip(roles, calibration.choosers(calibration.plan), strict=True))
+    ]
 
 
 def plan_rows(calibration: Calibration) -> list[tuple[str, ...]]:

@@ -79,14 +79,17 @@ def _run(args: argparse.Namespace, logs: Path) -> None:
     device = find_device()
     if device.note:
         out.print(device.note, soft_wrap=True)
-    model = _model_folder(args)
+    given = args.model_path
+    model = ensure_model(quiet=args.quiet) if given is None else model_folder("--model-path", given)
     chat = Chat.load(model)
-    chat.check_fits(args.turns, args.max_tokens, _context(model))
+    limit = json.loads((model / "config.json").read_text()).get("max_position_embeddings", _SIZE.tokens)
+    chat.check_fits(args.turns, args.max_tokens, min(limit, _SIZE.tokens))
     names = (LOSSLESS if args.lossless else LIM, DENSE)
     lim_args, dense_args = (server_arguments(device, name, _SIZE, args.server_arg) for name in names)
 
     lost = (openai.APIError, httpx.HTTPError)
-    lim = ServerProcess(model, lim_args, env={**device.env, **_lim_env(args.budget)}, log_path=logs / "lim.log")
+    config = {"SGLANG_LIM_CONFIG": json.dumps({"budget": args.budget, "select_layers": "auto"})}
+    lim = ServerProcess(model, lim_args, env=device.env | config, log_path=logs / "lim.log")
     with ready(lim, "Starting SGLang with lim attention", talk, lost):
         key = _key(lim)
         before = lim_state(lim.url, _REQUEST_TIMEOUT, key)
@@ -108,25 +111,9 @@ def _run(args: argparse.Namespace, logs: Path) -> None:
     out.print(role_table(role_rows(after["plan"], counted_since(before, after))))
 
 
-def _model_folder(args: argparse.Namespace) -> Path:
-    if args.model_path is None:
-        return ensure_model(quiet=args.quiet)
-    return model_folder("--model-path", args.model_path)
-
-
-def _context(model: Path) -> int:
-    """Tokens that a request on the demo's servers can hold."""
-    limit = json.loads((model / "config.json").read_text()).get("max_position_embeddings", _SIZE.tokens)
-    return int(min(limit, _SIZE.tokens))
-
-
 def _key(server: ServerProcess) -> str | None:
     """What the server was started with; the environment's key for one that has its own from a file."""
     return server.key or key_of()
-
-
-def _lim_env(budget: int) -> dict[str, str]:
-    return {"SGLANG_LIM_CONFIG": json.dumps({"budget": budget, "select_layers": "auto"})}
 
 
 # The conversation

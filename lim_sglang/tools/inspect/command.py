@@ -58,7 +58,8 @@ def _run(args: argparse.Namespace) -> None:
     max_tokens = integer("--max-tokens", args.max_tokens, 1, example=64)
     prompt = read_prompt(args)
     check_out(args.out)
-    folder, name = _model_folder(args.model)
+    folder = ensure_model() if args.model is None else model_folder("--model", args.model)
+    name = MODEL_NAME if args.model is None else folder.resolve().name
     inspection, texts, setting = _inspect(folder, name, prompt, config, max_tokens, raw=args.raw)
     page = render_page(page_data(inspection, texts, setting))
     write_out(args.out, page)
@@ -99,14 +100,6 @@ def read_prompt(args: argparse.Namespace) -> str:
     return text
 
 
-def _model_folder(given: str | None) -> tuple[Path, str]:
-    """The model's folder and name."""
-    if given is None:
-        return ensure_model(), MODEL_NAME
-    folder = model_folder("--model", given)
-    return folder, folder.resolve().name
-
-
 # The generation
 
 
@@ -130,7 +123,12 @@ def _inspect(
         _check_attention(folder, model_config)
         setting = _setting(folder, name, model_config, config)
         ids = _prompt_ids(tokenizer, prompt, raw=raw)
-        _check_length(len(ids), max_tokens, model_config.max_position_embeddings)
+        context = model_config.max_position_embeddings
+        if len(ids) + max_tokens > context:
+            raise CommandError(
+                f"prompt of {len(ids)} tokens and --max-tokens {max_tokens}: expected at most {context} together, the "
+                "model's context; shorten the prompt or lower --max-tokens"
+            )
         with _reading(folder):
             model = PolicyModel.load(folder)
         status.update(f"prefill of {len(ids)} tokens ...")
@@ -179,14 +177,6 @@ def _setting(folder: Path, name: str, model: Any, config: LimConfig) -> Setting:
         layers, source = select_layers_for_model(*shape, str(folder))
     plan = LayerPlan.from_select_layers(model.num_hidden_layers, layers)
     return Setting(name, model.num_attention_heads, config, plan, source)
-
-
-def _check_length(prompt_tokens: int, max_tokens: int, context: int) -> None:
-    if prompt_tokens + max_tokens > context:
-        raise CommandError(
-            f"prompt of {prompt_tokens} tokens and --max-tokens {max_tokens}: expected at most {context} together, the "
-            "model's context; shorten the prompt or lower --max-tokens"
-        )
 
 
 def _prompt_ids(tokenizer: Any, prompt: str, *, raw: bool) -> list[int]:

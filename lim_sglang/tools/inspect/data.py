@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,38 +61,25 @@ class Inspection:
     stopped: bool
 
 
-class EventRecorder:
-    """An observer of ``PolicyModel.decode`` that keeps what the SELECT layers chose behind ``prompt_tokens`` tokens."""
-
-    def __init__(self, policy: LessIsMore, prompt_tokens: int) -> None:
-        self.policy = policy
-        self.prompt_tokens = prompt_tokens
-        self.events: list[SelectEvent] = []
-
-    def __call__(self, view: LayerView, _mask: Tensor) -> None:
-        """Record one event per step of the view."""
-        if self.policy.plan.role(view.layer) is not LayerRole.SELECT:
-            return
-        sets = select_token_set(view.scores, view.lengths, self.policy.parts)
-        keys = unified_ranks(view.scores, view.lengths, self.policy.parts)
-        for row, (length, size) in enumerate(zip(view.lengths.tolist(), sets.lengths.tolist(), strict=True)):
-            self._record(view.layer, length, sets.positions[row, :size], keys[row])
-
-    def _record(self, layer: int, length: int, positions: Tensor, keys: Tensor) -> None:
-        split = self.policy.parts
-        over = length > split.budget
-        sinks, window_start = (split.sinks, length - split.recent) if over else (0, length)
-        chosen = positions[sinks : sinks + split.selected] if over else positions[:0]
-        self.events.append(
-            SelectEvent(
-                step=length - self.prompt_tokens - 1,
-                layer=layer,
-                length=length,
-                positions=tuple(positions.tolist()),
-                sinks=sinks,
-                window_start=window_start,
-                keys=tuple(keys[chosen].tolist()),
-            )
+def _events(policy: LessIsMore, view: LayerView, prompt_tokens: int) -> Iterator[SelectEvent]:
+    """What a SELECT layer chose, one event per step of the view; nothing of other layers."""
+    if policy.plan.role(view.layer) is not LayerRole.SELECT:
+        return
+    parts = policy.parts
+    sets = select_token_set(view.scores, view.lengths, parts)
+    ranks = unified_ranks(view.scores, view.lengths, parts)
+    for row, (length, size) in enumerate(zip(view.lengths.tolist(), sets.lengths.tolist(), strict=True)):
+        positions, over = sets.positions[row, :size], length > parts.budget
+        sinks, window_start = (parts.sinks, length - parts.recent) if over else (0, length)
+        chosen = positions[sinks : sinks + parts.selected] if over else positions[:0]
+        yield SelectEvent(
+            step=length - prompt_tokens - 1,
+            layer=view.layer,
+            length=length,
+            positions=tuple(positions.tolist()),
+            sinks=sinks,
+            window_start=window_start,
+            keys=tuple(ranks[row, chosen].tolist()),
         )
 
 
@@ -114,14 +101,18 @@ def inspect_generation(
         stop_ids: tokens that end the generation; they belong to it.
         on_token: called with the number of tokens generated so far.
     """
-    recorder = EventRecorder(policy, len(prompt_ids))
+    events: list[SelectEvent] = []
+
+    def record(view: LayerView, _mask: Tensor) -> None:
+        events.extend(_events(policy, view, len(prompt_ids)))
+
     output: list[int] = []
-    for token in model.generate(model.prefill(prompt_ids), policy, observer=recorder):
+    for token in model.generate(model.prefill(prompt_ids), policy, observer=record):
         output.append(token)
         on_token(len(output))
         if len(output) >= max_tokens or token in stop_ids:
             break
-    return Inspection(tuple(prompt_ids), tuple(output), tuple(recorder.events), output[-1] in stop_ids)
+    return Inspection(tuple(prompt_ids), tuple(output), tuple(events), output[-1] in stop_ids)
 
 
 def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:

@@ -50,15 +50,11 @@ Builder = Callable[[Path, Path, Progress], None]
 """Writes a model folder: (target folder, scratch folder, progress). Both folders exist and are empty."""
 
 
-def cache_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """`$XDG_CACHE_HOME/lim-sglang`, or `~/.cache/lim-sglang` when that is unset or not absolute."""
-    base = Path(environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path.home() / ".cache") / "lim-sglang"
-
-
 def model_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Where the converted model is, or will be."""
-    return cache_dir(environ) / "models" / f"{MODEL_NAME}-{FORMAT_VERSION}"
+    """Where the converted model is, or will be: in `$XDG_CACHE_HOME`, or `~/.cache` if that is unset or relative."""
+    base = Path(environ.get("XDG_CACHE_HOME", ""))
+    cache = base if base.is_absolute() else Path.home() / ".cache"
+    return cache / "lim-sglang" / "models" / f"{MODEL_NAME}-{FORMAT_VERSION}"
 
 
 def ensure_model(*, verify: bool = False, builder: Builder | None = None, quiet: bool = False) -> Path:
@@ -100,11 +96,12 @@ def _make(target: Path, builder: Builder, console: Console) -> None:
     for leftover in target.parent.glob(f"{prefix}*"):
         shutil.rmtree(leftover, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     try:
         fresh, scratch = work / "model", work / "scratch"
         fresh.mkdir()
         scratch.mkdir()
-        with _progress(console) as progress:
+        with Progress(*columns, console=console, transient=True) as progress:
             builder(fresh, scratch, progress)
             _write_manifest(fresh)
         if target.exists():
@@ -135,11 +132,6 @@ def _locked(path: Path, console: Console) -> Iterator[None]:
             console.print("Another process is making the embedded model; waiting for it.")
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def _progress(console: Console) -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, transient=True)
 
 
 def build_model(target: Path, scratch: Path, progress: Progress) -> None:

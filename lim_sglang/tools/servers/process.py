@@ -14,7 +14,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,40 +69,28 @@ class ServerProcess:
         model_path: str | Path,
         extra_args: Sequence[str] = (),
         *,
+        log_path: Path,
         env: Mapping[str, str] | None = None,
         port: int | None = None,
-        log_path: Path | None = None,
         start_timeout: float = 3600,
     ) -> None:
         self._model_path = str(model_path)
         self._extra_args = list(extra_args)
         self._env = dict(env or {})
-        self._port = free_port() if port is None else port
-        self._log_path = log_path
+        self.port = free_port() if port is None else port
+        self.log_path = log_path
         self._start_timeout = start_timeout
         self._popen: subprocess.Popen[bytes] | None = None
         self._started_at = 0.0
 
     @property
     def url(self) -> str:
-        return f"http://{HOST}:{self._port}"
-
-    @property
-    def port(self) -> int:
-        return self._port
+        return f"http://{HOST}:{self.port}"
 
     @property
     def key(self) -> str | None:
         """What requests to it have to carry, as of ``access.server_key``; None for a server without a key."""
         return server_key(self._extra_args)
-
-    @property
-    def log_path(self) -> Path:
-        if self._log_path is None:
-            handle, name = tempfile.mkstemp(prefix="lim-sglang-server-", suffix=".log")
-            os.close(handle)
-            self._log_path = Path(name)
-        return self._log_path
 
     @property
     def pid(self) -> int | None:
@@ -112,11 +99,8 @@ class ServerProcess:
 
     def command(self) -> list[str]:
         """The command line that `start()` runs."""
-        return [*self._command(), *self._extra_args]
-
-    def _command(self) -> list[str]:
-        module = [sys.executable, "-m", "sglang.launch_server"]
-        return [*module, "--model-path", self._model_path, "--host", HOST, "--port", str(self._port)]
+        module = [sys.executable, "-m", "sglang.launch_server", "--model-path", self._model_path]
+        return [*module, "--host", HOST, "--port", str(self.port), *self._extra_args]
 
     def _environment(self) -> dict[str, str]:
         environment = {**os.environ, **self._env}
@@ -131,8 +115,8 @@ class ServerProcess:
         """Start the server and return at once; `wait_ready()` waits for it. Raises ServerError if its port is taken."""
         if self._popen is not None:
             raise ServerError(f"server process {self.pid} was started already; make a new ServerProcess")
-        if reason := why_not_bound(HOST, self._port):
-            raise ServerError(f"cannot listen on port {self._port} of {HOST}: {reason}; name another port")
+        if reason := why_not_bound(HOST, self.port):
+            raise ServerError(f"cannot listen on port {self.port} of {HOST}: {reason}; name another port")
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with _interrupts_deferred(), self.log_path.open("wb") as log:
             self._popen = subprocess.Popen(
@@ -152,8 +136,6 @@ class ServerProcess:
         Raises ServerError at once when the server ends or finds its port taken, and after `start_timeout` seconds when
         it never answers.
         """
-        if self._popen is None:
-            raise ServerError("the server has not been started; call start() or enter the context first")
         with _HealthProbe(self.url) as probe:
             while not probe.healthy.is_set():
                 if not self._running():
@@ -193,9 +175,9 @@ class ServerProcess:
 
     def log_tail(self, lines: int = 20) -> list[str]:
         """The last lines of the log, without line ends; progress bars are cut to their last state."""
-        if self._log_path is None or not self._log_path.exists():
+        if not self.log_path.exists():
             return []
-        with self._log_path.open("rb") as log:
+        with self.log_path.open("rb") as log:
             log.seek(max(0, log.seek(0, os.SEEK_END) - 400 * lines))
             text = log.read().decode(errors="replace")
         return [line.rstrip().rsplit("\r", 1)[-1] for line in text.split("\n")][-lines:]
@@ -225,7 +207,9 @@ class ServerProcess:
     def _kill_session(self, popen: subprocess.Popen[bytes]) -> None:
         """SIGKILL the group and every process of the session, wait until none is left, then reap the server."""
         deadline = time.monotonic() + _KILL_TIMEOUT
-        _kill_group(popen.pid)
+        # EPERM is what macOS answers for a group whose only member is a zombie.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(popen.pid, signal.SIGKILL)
         while (left := _session_processes(popen.pid)) and time.monotonic() < deadline:
             for pid in left:
                 with contextlib.suppress(ProcessLookupError):
@@ -276,12 +260,6 @@ class _HealthProbe:
 
     def __exit__(self, *exc_info: object) -> None:
         self._stop.set()
-
-
-def _kill_group(group: int) -> None:
-    # EPERM is what macOS answers for a group whose only member is a zombie.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
 
 
 def _session_processes(session: int) -> list[int]:

@@ -49,8 +49,10 @@ def test_an_integer_in_its_range(text: str) -> None:
     assert integer("--n", text, 1, 9) == int(text)
 
 
-def test_an_integer_without_an_upper_bound() -> None:
+def test_an_open_range() -> None:
     assert integer("--n", "999999999", 1) == 999_999_999
+    with pytest.raises(CommandError, match=r"^--n 0: expected an integer from 1 on; for example --n 64$"):
+        integer("--n", "0", 1, example=64)
 
 
 @pytest.mark.parametrize("text", ["0", "10", "-1", "1.5", "x", "", "²", "9999999999"])
@@ -59,11 +61,6 @@ def test_what_is_no_such_integer(text: str) -> None:
         CommandError, match=re.escape(f"--n {text}: expected an integer from 1 to 9; for example --n 9")
     ):
         integer("--n", text, 1, 9)
-
-
-def test_the_example_of_an_open_range() -> None:
-    with pytest.raises(CommandError, match=r"^--n 0: expected an integer from 1 on; for example --n 64$"):
-        integer("--n", "0", 1, example=64)
 
 
 def test_a_models_folder(tmp_path: Path) -> None:

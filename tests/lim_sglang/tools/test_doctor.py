@@ -55,10 +55,6 @@ def about(lines: list[str], package: str) -> str:
     return " ".join(found[0].split())
 
 
-def test_sglang_is_asked_for_the_versions_it_wants() -> None:
-    assert versions.lowest_versions() == ASKED
-
-
 def test_a_gpu_with_the_versions_asked_for_can_serve(install: Install) -> None:
     for package, lowest in ASKED.items():
         install(package, lowest)

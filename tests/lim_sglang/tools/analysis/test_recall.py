@@ -82,30 +82,6 @@ def test_only_later_layers_reuse_a_set() -> None:
     assert torch.equal(meter.error != 0, torch.ones(LAYERS, LAYERS).triu(1).bool())
 
 
-@pytest.mark.parametrize("length", [5, 12], ids=["below-budget", "at-budget"])
-def test_within_the_budget_nothing_is_lost(length: int) -> None:
-    meter = metered(samples(length))
-    assert torch.equal(meter.recall, torch.ones(LAYERS, LAYERS, dtype=torch.float64).triu(1))
-    assert not meter.error.any()
-
-
-def test_a_larger_set_holds_more() -> None:
-    small, large = (metered(samples(), split_budget(budget, 0.25, 2)).recall for budget in (8, 30))
-    assert (large >= small).all()
-    assert large.sum() > small.sum() + 1
-
-
-def test_a_layer_with_the_chooser_s_attention_loses_least() -> None:
-    """Layer 1 repeats layer 0; layers 2 and 3 look elsewhere."""
-    items = [sample(layer, 0, 60, peak=9.0) for layer in (0, 0, 2, 3)]
-    views = [
-        LayerView(layer, **{k: v for k, v in vars(i.view).items() if k != "layer"}) for layer, i in enumerate(items)
-    ]
-    meter = metered([LayerSample(0, view, i.residual, i.project) for view, i in zip(views, items, strict=True)])
-    assert meter.recall[0, 1] > 0.9 > 0.6 > meter.recall[0, 2:].max()
-    assert 10 * meter.error[0, 1] < meter.error[0, 2:].min()
-
-
 def test_attention_that_the_set_misses_wholly_is_finite() -> None:
     items = [sample(layer, 0, 60, peak=1000.0) for layer in range(LAYERS)]
     meter = metered(items, split_budget(1, 0.0, 0))

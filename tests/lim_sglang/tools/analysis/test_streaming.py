@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from lim_sglang.tools.analysis.model import PolicyModel
 from lim_sglang.tools.analysis.policies import Dense
 from lim_sglang.tools.analysis.streaming import MODEL_TYPES, LayerSample, StreamedModel
-from lim_sglang.tools.servers.embedded_model import ensure_model
 
 from .tiny_checkpoints import CONFIGS, LAYERS, assert_streamed_as_whole, random_ids, streamed, write_model
 
@@ -39,16 +38,6 @@ def test_the_page_lists_every_supported_type() -> None:
 def test_streamed_is_the_ordinary_forward_pass(kind: str, tmp_path: Path) -> None:
     folder = write_model(tmp_path, CONFIGS[kind])
     assert_streamed_as_whole(folder, folder)
-
-
-def test_the_real_model_is_streamed_exactly() -> None:
-    folder, ids = ensure_model(quiet=True), list(range(1000, 1100))
-    (stages,) = streamed(StreamedModel(folder, dtype=torch.float32), [ids])
-    whole = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    with torch.inference_mode():
-        expected = whole(torch.tensor([ids]), output_hidden_states=True).hidden_states
-    for stage, hidden in zip(stages[:-1], expected[:-1], strict=True):  # the last one is normed
-        torch.testing.assert_close(stage, hidden, rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("kind", ["llama", "minimax_m2"])

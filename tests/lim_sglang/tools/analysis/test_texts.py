@@ -40,10 +40,6 @@ def test_windows_reach_from_one_end_of_the_text_to_the_other() -> None:
     assert all(window == list(range(window[0], window[0] + 20)) for window in windows)
 
 
-def test_one_window_is_the_first() -> None:
-    assert starts(cut_windows(WordTokenizer(), numbers(100), context=20, count=1, samples=4)) == [0]
-
-
 @pytest.mark.parametrize(
     ("words", "expected"), [(20, [0]), (23, [0]), (24, [0, 4]), (31, [0, 5, 11]), (36, [0, 4, 8, 12, 16])]
 )

@@ -47,28 +47,13 @@ GLM: dict[str, Any] = SHAPE | {
 }
 CONFIGS: dict[str, PretrainedConfig] = {
     "llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
-    "llama-rope-scaling": LlamaConfig(
-        **SHAPE,
-        rope_parameters={
-            "rope_type": "llama3",
-            "rope_theta": 5000.0,
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-        },
-    ),
     "mistral": MistralConfig(**SHAPE, sliding_window=512),  # no smaller than the context
     "qwen2": Qwen2Config(**SHAPE | {"head_dim": 8}),
     "qwen3": Qwen3Config(**SHAPE),
     "qwen3_moe": Qwen3MoeConfig(
         **SHAPE, moe_intermediate_size=20, num_experts=EXPERTS, num_experts_per_tok=2, norm_topk_prob=True
     ),
-    "qwen3_moe-some-dense": Qwen3MoeConfig(
-        **SHAPE, num_experts=EXPERTS, num_experts_per_tok=2, mlp_only_layers=[1], attention_bias=True
-    ),
     "glm4_moe": Glm4MoeConfig(**GLM, first_k_dense_replace=2, use_qk_norm=True),
-    "glm4_moe-groups": Glm4MoeConfig(**GLM, first_k_dense_replace=1, n_group=3, topk_group=2),
     "minimax_m2": MiniMaxM2Config(
         **SHAPE, rope_parameters=HALF_ROTARY, num_local_experts=EXPERTS, num_experts_per_tok=2
     ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,20 +14,15 @@ from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.tools.analysis.plan_search import FoundPlan, best_plan
 from lim_sglang.tools.analysis.recall import ReuseMeter
 from lim_sglang.tools.calibrate import command as calibrate
-from lim_sglang.tools.calibrate.command import find_plan, peak_memory, plans_of_sizes, wanted_size
+from lim_sglang.tools.calibrate.command import peak_memory, plans_of_sizes, wanted_size
 from lim_sglang.tools.calibrate.report import Calibration, layer_rows, plan_rows
 from lim_sglang.tools.cli import main
 from lim_sglang.tools.common import CommandError
 from lim_sglang.tools.servers.embedded_model import ensure_model
 
-from ..tiny_model import CONTEXT, NUM_LAYERS, write_model
+from ..tiny_model import CONTEXT, NUM_LAYERS
 
 SMALL = ("--context", 100, "--windows", 2, "--budget", 16)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny-llama")
 
 
 @pytest.fixture(autouse=True)
@@ -125,11 +119,8 @@ def test_own_text_decides(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
     [
         (None, None, (4, None)),
         (None, "1", (3, 1)),
-        (None, "3", (5, 3)),
         (None, "30", (30, 30)),
         ("0.2", None, (6, None)),
-        ("0.1", None, (3, None)),
-        ("0.0334", None, (1, None)),
         ("1", None, (30, None)),
         ("0.2", "2", (6, 2)),
         ("0.0667", "2", (2, 2)),
@@ -139,12 +130,8 @@ def test_wanted_size(share: str | None, selects: str | None, expected: tuple[int
     assert wanted_size(share, selects, 30) == expected
 
 
-def test_a_share_of_whole_layers_is_not_rounded_below_them() -> None:
-    assert 0.29 * 100 < 29
-    assert wanted_size("0.29", None, 100) == (29, None)
-
-
-def test_shallow_models_have_room_for_what_there_is() -> None:
+def test_wanted_size_of_other_depths() -> None:
+    assert wanted_size("0.29", None, 100) == (29, None), "0.29 * 100 is below 29"
     assert wanted_size(None, None, 3) == (3, None)
     assert wanted_size(None, "2", 3) == (3, 2)
 
@@ -157,14 +144,6 @@ def test_the_smallest_share_that_is_named_works(share: str, selects: str | None,
         wanted_size(share, selects, 30)
     assert "\n" not in str(caught.value)
     assert wanted_size(smallest, selects, 30)[0] == int(selects or 1)
-
-
-def test_find_plan_keeps_to_the_size() -> None:
-    costs = torch.rand(12, 12, generator=torch.Generator().manual_seed(0)).tolist()
-    assert find_plan(costs, 5, None).full_layers <= 5
-    two = find_plan(costs, 6, 2)
-    assert len(two.select_layers) == 2
-    assert two.select_layers[0] <= 4
 
 
 def test_plans_of_sizes_have_at_most_two_dense_layers() -> None:
@@ -225,28 +204,13 @@ def test_peak_memory_is_in_bytes() -> None:
 
 NUMBERS: dict[str, tuple[tuple[object, ...], str]] = {
     "budget": (("--budget", "many"), "--budget: budget='many' is not allowed: expected an integer from 1"),
-    "budget-0": (("--budget", 0), "--budget: budget=0 is not allowed"),
-    "ratio": (("--recency-ratio", 1.5), "--recency-ratio: recency_ratio=1.5 is not allowed: expected a number from 0"),
-    "sinks": (("--sink-tokens", -1), "--sink-tokens: sink_tokens=-1 is not allowed"),
-    "sinks-fit": (("--budget", 16, "--sink-tokens", 5), "sink_tokens=5 does not fit"),
-    "context": (("--context", "4k"), f"--context 4k: expected an integer from 48 to {CONTEXT}"),
-    "context-low": (("--context", 47), f"--context 47: expected an integer from 48 to {CONTEXT}"),
     "context-high": (("--context", CONTEXT + 1), f"--context {CONTEXT + 1}: expected an integer from 48 to {CONTEXT}"),
     "windows": (("--windows", 0), "--windows 0: expected an integer from 1 to 10000"),
-    "windows-word": (("--windows", "²"), "--windows ²: expected an integer"),
     "bytes": (("--bytes", "half"), "--bytes half: expected a number above 0 and up to 1"),
-    "bytes-nan": (("--bytes", "nan"), "--bytes nan: expected a number above 0"),
     "bytes-0": (("--bytes", 0), "--bytes 0: expected a number above 0"),
     "bytes-high": (("--bytes", 1.1), "--bytes 1.1: expected a number above 0 and up to 1"),
-    "bytes-low": (
-        ("--bytes", 0.1),
-        f"--bytes 0.1 lets 0 of {NUM_LAYERS} layers read everything: expected at least 0.1667",
-    ),
     "select": (("--select", "two"), f"--select two: expected an integer from 1 to {NUM_LAYERS}"),
-    "select-0": (("--select", 0), f"--select 0: expected an integer from 1 to {NUM_LAYERS}"),
-    "select-high": (("--select", 7), f"--select 7: expected an integer from 1 to {NUM_LAYERS}"),
     "budget-holds-all": (("--context", 64, "--budget", 64), "--budget 64 with --context 64: expected a context above"),
-    "budget-default": ((), f"--budget 2048 with --context {CONTEXT}: expected a context above the budget"),
     "dtype": (("--dtype", "int8"), "--dtype int8: expected one of auto, float32, bfloat16, float16"),
     "device": (("--device", "tpu"), "--device tpu cannot be used: expected cpu, cuda or cuda:N"),
     "device-index": (("--device", "cuda:99"), "--device cuda:99 cannot be used"),
@@ -262,52 +226,14 @@ def test_mistaken_argument(case: str, folder: Path, capsys: pytest.CaptureFixtur
     assert expected in refused(capsys, folder, *arguments)
 
 
-def test_text_too_short(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Path("short").write_text("abc")
-    assert "the text has 3 tokens: expected at least 100" in refused(capsys, folder, "--text", "short", *SMALL)
-
-
-def test_no_such_folder(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "nowhere is no folder: expected the local folder" in refused(capsys, "nowhere")
-
-
-def test_folder_of_something_else(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "holds no config.json" in refused(capsys, tmp_path)
-
-
 def test_no_tokenizer(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).symlink_to(folder / name)
-    message = refused_with_links(capsys, tmp_path)
-    assert f"{tmp_path}: its tokenizer cannot be read" in message
-
-
-def refused_with_links(capsys: pytest.CaptureFixture[str], model: Path) -> str:
-    """As ``refused``, where the current folder is the model's and holds a config.json of its own."""
     with pytest.raises(SystemExit, match="1"):
-        run(model, *SMALL)
-    return capsys.readouterr().err.splitlines()[-1]
+        run(tmp_path, *SMALL)
+    assert f"{tmp_path}: its tokenizer cannot be read" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_attention_that_is_not_finite(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setattr(ReuseMeter, "error", property(lambda self: torch.full((2, 2), float("nan"))))
     assert "attention is not finite in torch.float32" in refused(capsys, folder, *SMALL)
-
-
-def test_interrupted(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(calibrate, "_measure", interrupt)
-    with pytest.raises(SystemExit) as caught:
-        run(folder, *SMALL)
-    assert caught.value.code == 130
-    assert capsys.readouterr().err.endswith("lim-sglang: error: interrupted\n")
-
-
-def test_library_errors_fit_one_line(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    def exhausted(*_: object) -> SimpleNamespace:
-        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate much")
-
-    monkeypatch.setattr(calibrate, "_measure", exhausted)
-    assert refused(capsys, folder, *SMALL).endswith("CUDA out of memory. Tried to allocate much")

@@ -34,11 +34,6 @@ def test_prefix_names_differ_within_a_case() -> None:
         assert len(lamps) in (0, 3)
 
 
-def test_questions_differ_and_start_with_a_new_case() -> None:
-    assert question(0).startswith("Solve a new case")
-    assert len({question(turn) for turn in range(4)}) == 4
-
-
 # Token ids
 
 

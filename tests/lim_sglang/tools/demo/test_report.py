@@ -62,16 +62,13 @@ def test_role_rows_are_the_difference_of_two_states() -> None:
         ("SPARSE", "26", "133,120", "1,040,000", "12.8%"),
         ("all", "30", "293,120", "1,200,000", "24.4%"),
     ]
+    assert [row[4] for row in role_rows(LIM_AFTER["plan"], counted_since(LIM_AFTER, LIM_AFTER))] == ["-"] * 4
 
 
 def test_drafts_line() -> None:
     totals = {"accepted_tokens": 1234, "drafted_tokens": 2000, "request_rounds": 400}
     assert drafts_line(totals).endswith(": 1,234 of 2,000 accepted, 3.08 per round")
     assert drafts_line(dict.fromkeys(totals, 0)).endswith("no round")
-
-
-def test_role_rows_without_decode() -> None:
-    assert [row[4] for row in role_rows(LIM_AFTER["plan"], counted_since(LIM_AFTER, LIM_AFTER))] == ["-"] * 4
 
 
 def test_tables_fit_80_columns() -> None:

@@ -36,23 +36,12 @@ from ..tiny_model import (
     generate,
     page_of,
     texts_of,
-    write_model,
 )
 
 PROMPT = "Two naïve 漢\n\tlines & <b>x</b>"
 HOSTILE = (
     "</script><script>window.injected = 1</script><img src=x onerror='window.injected = 1'>@SCRIPT@@DATA@<!--<script>"
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("model") / "tiny-llama")
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> PolicyModel:
-    return PolicyModel.load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +203,7 @@ def test_tokens_flow_as_the_text(page: Page, inspection: Inspection) -> None:
     prompt = len(inspection.prompt_ids)
     assert page.positions(".generated") == list(range(prompt, prompt + 10))
     assert "naïve 漢\n" in page.find("#tokens").get_property("textContent")
+    assert not page.find("#notice").is_displayed()
     assert len(page.positions(".part")) == texts_of(inspection).count("")
 
 
@@ -319,10 +309,6 @@ def test_a_page_within_the_budget_says_so(open_page: Any, model: PolicyModel) ->
     assert page.positions(".f8") == list(range(7))
     assert page.tip_at(2)[1] == "In this set, as every token within the budget"
     assert page.positions(".sink, .window, .chosen") == []
-
-
-def test_a_page_beyond_the_budget_has_no_notice(page: Page) -> None:
-    assert not page.find("#notice").is_displayed()
 
 
 def test_a_page_without_decode_steps_works(open_page: Any, model: PolicyModel) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lim_sglang.tools.servers.access import AccessError
-from lim_sglang.tools.servers.state import LimStateError, NoLimError, counted_since, lim_part, lim_state
+from lim_sglang.tools.servers.state import LimStateError, NoLimError, lim_part, lim_state
 
 from ...info_server import serving
 from ...recorded_state import LIM_AFTER, LIM_BEFORE
@@ -61,10 +61,3 @@ def test_a_server_with_a_key() -> None:
             lim_state(server.url, 60)
         with pytest.raises(AccessError, match="wants another key"):
             lim_state(server.url, 60, "other")
-
-
-def test_what_was_counted_between_two_states() -> None:
-    assert counted_since(LIM_BEFORE, LIM_AFTER) == {
-        "attended": {"dense": 80000, "select": 80000, "sparse": 133120},
-        "context": {"dense": 80000, "select": 80000, "sparse": 1040000},
-    }
