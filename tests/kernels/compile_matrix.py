@@ -71,8 +71,9 @@ VERIFYING = (
     Layer("verify", 256, 64, FP16, FP8, True, 11),
     Layer("verify", 128, 8, BF16, FP8, False, 13),
 )
-WHOLE = 90  # every variant; the other targets compile two each, and smaller selections
-BUDGETS = {90: (2048, 32), 86: (10922, 64)}  # tokens and query heads: the usual, and the most on the least room
+WHOLE = 90  # every variant; the other targets compile some, beside the usual one
+SOME = {80: COVERING[:1], 86: COVERING[7:8], 89: COVERING[9:10], 100: VERIFYING[1:2], 120: VERIFYING[3:]}
+LARGEST = 86  # the most tokens and query heads where there is the least room
 
 
 class Target:
@@ -132,15 +133,15 @@ class Target:
 
     def launch_all(self) -> None:
         """Launch the target's variants of attention, the selection, and what a step begins with."""
-        for attention in variants_of(self.number):
+        for attention in SOME.get(self.number, COVERING + VERIFYING):
             self.variant = str(attention)
             run_attention(attention)
-        budget, num_heads = BUDGETS.get(self.number, (256, 32))
+        budget, num_heads = (10922, 64) if self.number == LARGEST else (256, 32)
         self.variant = f"budget {budget}"
         layer = selection(num_heads, 4, 128, BF16, BF16, budget, 0.25)
         layer.run()
         shared(layer).run()
-        for batch in (1, 4096):
+        for batch in (1, 4096) if self.number == WHOLE else (1,):
             self.variant = f"batch of {batch}"
             write_sparse_indptr(*(torch.zeros(batch + 1, dtype=torch.int32) for _ in range(2)), batch, 2048)
             requests = torch.zeros(batch, dtype=torch.int64)
@@ -196,11 +197,6 @@ def shared(layer: SelectLayer) -> SelectLayer:
     """The same where two devices share the heads."""
     shard = HeadShard(layer.q.shape[1], 0, 2, lambda _gathered, _offered: None)
     return replace(layer, exchange=Exchange.allocate(shard, 1, layer.parts.selected, "cpu"))
-
-
-def variants_of(target: int) -> tuple[Layer, ...]:
-    """The attention variants that are compiled for a target, others on each."""
-    return (COVERING + VERIFYING)[list(LIMITS).index(target) :: 8] if target != WHOLE else COVERING + VERIFYING
 
 
 if __name__ == "__main__":
