@@ -55,17 +55,14 @@ def build_sparse(runner: Any) -> Any:
         # Ranks that attend to the same requests count the same.
         prometheus = bool(getattr(runner.server_args, "enable_metrics", False)) and ranks.counts_for_its_group()
         recorded = metrics.DecodeMetrics(config, plan, prometheus=prometheus)
-        backend = _backend_class(str(runner.device))(runner, config, plan, recorded, shard)
+        made = runner, config, plan, recorded, shard
+        if str(runner.device).startswith("cuda"):  # only the device's own host is imported
+            from lim_sglang.attention.flashinfer import LimFlashInferBackend
+
+            backend: Any = LimFlashInferBackend(*made)
+        else:
+            from lim_sglang.attention.torch_native import LimTorchNativeBackend
+
+            backend = LimTorchNativeBackend(*made)
     metrics.publish(recorded)
     return backend
-
-
-def _backend_class(device: str) -> Any:
-    """The class for a device; only its own host is imported."""
-    if device.startswith("cuda"):
-        from lim_sglang.attention.flashinfer import LimFlashInferBackend
-
-        return LimFlashInferBackend
-    from lim_sglang.attention.torch_native import LimTorchNativeBackend
-
-    return LimTorchNativeBackend

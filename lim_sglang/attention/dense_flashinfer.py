@@ -66,16 +66,6 @@ class VerifyWrapper:
         """Device memory, in bytes."""
         return self.kv_indptr.nbytes + self.kv_indices.nbytes + self.out.nbytes + self.workspace.nbytes
 
-    def list_slots(self, req_to_token: Tensor, rows: Tensor, prefix_lens: Tensor) -> None:
-        """List the slots that a step's attention reads, before its first layer.
-
-        Args:
-            req_to_token: SGLang's table, [rows, tokens] int32.
-            rows: [B], the rows of the requests that verify.
-            prefix_lens: [B], tokens cached before the ones to verify.
-        """
-        list_slots(req_to_token, rows, prefix_lens, self.width, self.kv_indptr, self.kv_indices)
-
     def forward(
         self, q: Tensor, kv_cache: tuple[Tensor, Tensor], causal: bool = True, window_left: int = -1, **scales: Any
     ) -> Tensor:
@@ -129,5 +119,6 @@ class DenseFlashInferBackend(FlashInferAttnBackend):
         """Prepare a step on the device, at its start: list the slots that a verification reads."""
         super().init_forward_metadata_in_graph(forward_batch)
         if forward_batch.forward_mode.is_target_verify():
-            table = self.req_to_token_pool.req_to_token
-            self.verify.list_slots(table, forward_batch.req_pool_indices, forward_batch.seq_lens)
+            table, rows = self.req_to_token_pool.req_to_token, forward_batch.req_pool_indices
+            verify = self.verify
+            list_slots(table, rows, forward_batch.seq_lens, verify.width, verify.kv_indptr, verify.kv_indices)

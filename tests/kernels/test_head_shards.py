@@ -19,7 +19,7 @@ from lim_kernels.select.reference import select_token_set
 from lim_kernels.select.shard import Exchange, HeadShard
 from lim_kernels.select.workspace import SelectWorkspace
 
-from .test_select_kernels import DEVICE, ON_GPU, Case, random_case, scores_of
+from .cases import DEVICE, ON_GPU, SelectCase, random_case
 
 
 @dataclass
@@ -89,42 +89,42 @@ def test_the_reference_of_shards_is_the_reference(seed: int) -> None:
 # The kernels
 
 
-def sets_on_all(case: Case, devices: int) -> list[tuple[list[list[int]], SelectWorkspace]]:
+def sets_on_all(case: SelectCase, devices: int) -> list[tuple[list[list[int]], SelectWorkspace]]:
     """The slots that each device's kernels chose, by request, and what its selection left behind."""
-    return on_all(devices, case.heads, lambda shard: case.of_shard(shard).run(shard))
+    return on_all(devices, case.heads, lambda shard: case.of_shard(shard).select(shard))
 
 
 SHAPES = {
-    "two devices": (2, Case([60, 20, 3, 16, 17], heads=4, kv_heads=2)),
-    "three, SmolLM2's heads": (3, Case([40], heads=9, kv_heads=3)),
-    "more devices than KV heads": (4, Case([40], heads=4, kv_heads=2)),
-    "one": (1, Case([40, 12], heads=4, kv_heads=2)),
-    "several chunks": (2, Case([40, 20, 33], heads=2, kv_heads=2, rows=2)),
-    "nothing ranked": (2, Case([40], heads=4, kv_heads=2, recency_ratio=1.0, sinks=4)),
-    "no recency": (2, Case([40], heads=4, kv_heads=2, recency_ratio=0.0, sinks=0)),
-    "a budget of one": (2, Case([1, 2, 40], heads=4, kv_heads=2, budget=1, recency_ratio=0.0, sinks=0)),
-    "a budget above a tile": (2, Case([140], heads=2, kv_heads=2, budget=70)),
+    "two devices": (2, SelectCase([60, 20, 3, 16, 17], heads=4, kv_heads=2)),
+    "three, SmolLM2's heads": (3, SelectCase([40], heads=9, kv_heads=3)),
+    "more devices than KV heads": (4, SelectCase([40], heads=4, kv_heads=2)),
+    "one": (1, SelectCase([40, 12], heads=4, kv_heads=2)),
+    "several chunks": (2, SelectCase([40, 20, 33], heads=2, kv_heads=2, rows=2)),
+    "nothing ranked": (2, SelectCase([40], heads=4, kv_heads=2, recency_ratio=1.0, sinks=4)),
+    "no recency": (2, SelectCase([40], heads=4, kv_heads=2, recency_ratio=0.0, sinks=0)),
+    "a budget of one": (2, SelectCase([1, 2, 40], heads=4, kv_heads=2, budget=1, recency_ratio=0.0, sinks=0)),
+    "a budget above a tile": (2, SelectCase([140], heads=2, kv_heads=2, budget=70)),
 }
 
 
 @pytest.mark.parametrize(("devices", "case"), SHAPES.values(), ids=SHAPES)
-def test_every_device_has_the_set_of_one(devices: int, case: Case) -> None:
+def test_every_device_has_the_set_of_one(devices: int, case: SelectCase) -> None:
     for chosen, _ in sets_on_all(case, devices):
-        assert chosen == case.expected()
+        assert chosen == case.expected_sets()
 
 
 def test_one_device_may_need_the_complete_ranking_and_another_not() -> None:
     """Every score is tied on the first device; the other's are distinct."""
-    case = Case([90], heads=4, kv_heads=2, integers=False)
+    case = SelectCase([90], heads=4, kv_heads=2, integers=False)
     case.q[:, :2].zero_()
     found = sets_on_all(case, 2)
     assert [workspace.unfinished.tolist() for _, workspace in found] == [[1], [0]]
-    own_scores = [scores_of(replace(case, heads=2), workspace)[0] for _, workspace in found]
+    own_scores = [replace(case, heads=2).scores(workspace)[0] for _, workspace in found]
     for chosen, _ in found:
-        assert chosen == case.expected([torch.cat(own_scores)])
+        assert chosen == case.expected_sets([torch.cat(own_scores)])
 
 
-def possible(case: Case, devices: int) -> bool:
+def possible(case: SelectCase, devices: int) -> bool:
     """Whether heads divide, and a device's query heads read whole KV heads or one of them."""
     own, group = case.heads // devices, case.heads // case.kv_heads
     return case.heads % devices == 0 and (own % group == 0 or group % own == 0)
@@ -135,13 +135,13 @@ def test_random_shapes(seed: int) -> None:
     case = random_case(seed)
     devices = random.Random(seed).choice([devices for devices in range(1, 9) if possible(case, devices)])
     for chosen, _ in sets_on_all(case, devices):
-        assert chosen == case.expected()
+        assert chosen == case.expected_sets()
 
 
 def test_bad_shards_get_one_line() -> None:
-    case = Case([40], heads=4, kv_heads=2)
+    case = SelectCase([40], heads=4, kv_heads=2)
     room = torch.zeros(60, dtype=torch.int32, device=DEVICE)
-    layer = case.layer(case.poisoned_workspace(), room[:2], room)
+    layer = case.layer(case.select_workspace(), room[:2], room)
     shard = HeadShard(8, 5, 2, lambda _out, _own: None)
     exchange = Exchange.allocate(shard, 1, case.parts.selected, DEVICE)
     with pytest.raises(ValueError, match="heads from 5 on: expected 4 of 8"):

@@ -7,7 +7,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +15,7 @@ import torch
 
 from lim_kernels.select.shard import HeadShard
 
-from .test_select_kernels import Case
+from .cases import SelectCase, capture, random_case
 
 SEEDS = 120
 pytestmark = [
@@ -25,39 +25,18 @@ pytestmark = [
 ]
 
 
-def case_of(seed: int, devices: int) -> Case:
-    """Small integers, most of whose scores tie; few variants of the attention, which is tested elsewhere."""
-    draw = random.Random(seed)
-    kv_heads = draw.choice([1, 2, 4])
-    budget = draw.choice([1, 7, 64, 250, 1024, 2048])
-    longest = draw.choice([budget + 1, 2 * budget + 3, 20_000])
-    edges = [1, budget, budget + 1, max(1, budget - 1)]
-    return Case(
-        lengths=[draw.choice([*edges, draw.randint(1, longest)]) for _ in range(draw.randint(1, 6))],
-        heads=4 * kv_heads * devices,
-        kv_heads=kv_heads * draw.choice([1, devices]),
+def case_of(seed: int, devices: int) -> SelectCase:
+    """Few variants of the attention, which is tested elsewhere."""
+    draw, case = random.Random(seed), random_case(seed)
+    return replace(
+        case,
+        heads=4 * case.kv_heads * devices,
+        kv_heads=case.kv_heads * draw.choice([1, devices]),
         head_dim=64,
-        budget=budget,
-        recency_ratio=draw.choice([0.0, 0.25, 0.5, 1.0]),
-        sinks=draw.choice([0, 1, 4]),
         dtype=torch.bfloat16,
+        k_dtype=None,
         integers=draw.random() < 0.8,
-        rows=draw.choice([None, 2]),
-        seed=seed,
     )
-
-
-def capture(run: Callable[[], None]) -> torch.cuda.CUDAGraph:
-    """Run once, capture, and replay twice; the graph."""
-    run()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-    graph.replay()
-    graph.replay()
-    torch.cuda.synchronize()
-    return graph
 
 
 def work(rank: int, devices: int, folder: Path) -> None:
@@ -75,9 +54,9 @@ def work(rank: int, devices: int, folder: Path) -> None:
         case = case_of(seed, devices)
         shard = HeadShard(case.heads, rank * case.heads // devices, devices, all_gather)
         part = case.of_shard(shard)
-        eager, replayed = part.run(shard)[0], part.run(shard, capture)[0]
+        eager, replayed = part.select(shard)[0], part.select(shard, capture)[0]
         # Without integers scores are rounded as the kernels sum, so one device's kernels say what is expected.
-        expected = case.expected() if case.integers else case.run()[0]
+        expected = case.expected_sets() if case.integers else case.select()[0]
         if not eager == replayed == expected:
             wrong[seed] = [eager == expected, replayed == expected]
     (folder / f"{rank}.json").write_text(json.dumps(wrong))

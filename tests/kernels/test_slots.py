@@ -7,7 +7,7 @@ import torch
 
 from lim_kernels.attend.slots import BLOCK, list_slots
 
-from .test_decode_kernels import DEVICE
+from .cases import DEVICE
 
 
 @pytest.mark.parametrize("extra", [0, 7])

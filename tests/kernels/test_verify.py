@@ -14,8 +14,7 @@ from lim_kernels.attend.config import HeadShape, verify_config
 from lim_kernels.attend.launch import Requests, ScoreSink, attend
 from lim_kernels.attend.reference import decode_attention, verify_attention
 
-from .test_decode_kernels import DEVICE, SMALL, Case
-from .test_several_gpus import capture
+from .cases import DEVICE, SMALL, Case, capture
 
 BF16, FP8 = torch.bfloat16, torch.float8_e4m3fn
 
@@ -27,15 +26,13 @@ class VerifyCase(Case):
         """The requests as the reference takes them: a table in another order, its rows, prefix lengths."""
         rows = torch.arange(len(self.lengths)).flip(0)
         table = torch.full((len(rows), max(self.lengths)), 1 << 30, dtype=torch.int32, device=DEVICE)
-        ends = self.requests.kv_indptr.tolist()
         for request, row in enumerate(rows.tolist()):
-            table[row, : self.lengths[request]] = self.requests.kv_indices[ends[request] : ends[request + 1]]
+            table[row, : self.lengths[request]] = self.slots(request)
         return table, rows, torch.tensor(self.lengths) - self.q_len
 
     def expected(self) -> Tensor:
-        caches = self.keys.to(self.dtype), self.values.to(self.dtype)
         q = self.q.unflatten(0, (-1, self.q_len))
-        out = verify_attention(q, *caches, *self.paged(), self.cache.sm_scale, self.soft_cap)
+        out = verify_attention(q, *self.caches(), *self.paged(), self.cache.sm_scale, self.soft_cap)
         return out.flatten(0, 1) * self.value_scale
 
 
@@ -45,13 +42,12 @@ def verify(prefixes: list[int], q_len: int, heads: int = 6, kv_heads: int = 2, *
 
 def plain(case: VerifyCase) -> Tensor:
     """[B * T, H, D] float64: every token and head by itself, from its own list of slots."""
-    keys, values = case.keys.to(case.dtype).double(), case.values.to(case.dtype).double()
+    keys, values = (part.double() for part in case.caches())
     group = case.heads // case.kv_heads
-    ends = case.requests.kv_indptr.tolist()
     out = torch.empty(case.q.shape, dtype=torch.float64)
     for row in range(len(case.q)):
         request, token = divmod(row, case.q_len)
-        slots = case.requests.kv_indices[ends[request] : ends[request + 1] - case.q_len + token + 1]
+        slots = case.slots(request)[: case.lengths[request] - case.q_len + token + 1]
         for head in range(case.heads):
             logits = keys[slots, head // group] @ case.q[row, head].double() * case.cache.sm_scale
             if case.soft_cap:
@@ -77,14 +73,14 @@ def test_the_references_values_have_a_size_of_their_own() -> None:
     """Sliced values give a slice of the output."""
     case = verify([0, 30], 3)
     q, paged = case.q.unflatten(0, (-1, 3)), case.paged()
-    narrow = verify_attention(q, case.keys, case.values[..., :24], *paged, case.cache.sm_scale)
+    narrow = verify_attention(q, case.cache.keys, case.cache.values[..., :24], *paged, case.cache.sm_scale)
     assert narrow.shape == (2, 3, 6, 24)
     torch.testing.assert_close(narrow.flatten(0, 1), case.expected()[..., :24], rtol=0, atol=2e-6)
 
 
 def test_one_token_is_a_decode_step() -> None:
     case = verify([0, 1, 9, 40], 1)
-    decoded = decode_attention(case.q, case.keys, case.values, *case.requests[:2], case.cache.sm_scale)
+    decoded = decode_attention(case.q, case.cache.keys, case.cache.values, *case.requests[:2], case.cache.sm_scale)
     torch.testing.assert_close(case.expected(), decoded, rtol=0, atol=0)
 
 
@@ -97,7 +93,7 @@ def test_the_reference_needs_no_triton() -> None:
 
 CASES = {
     "ragged": verify([0, 1, 15, 16, 17, 63, 200], 5),
-    "one split": verify([40, 3], 5, config=replace(SMALL, min_splits=1, max_splits=1)),
+    "one split": verify([40, 3], 5, config=replace(SMALL.attend, min_splits=1, max_splits=1)),
     "most tokens": verify([0, 63], 16),
     "blocks of tokens": verify([0, 18], 13, 16, 2, head_dim=128),
     "a block for every token": verify([0, 18], 3, 64, 1, head_dim=128),
@@ -127,7 +123,7 @@ def test_tokens_see_nothing_of_later_ones() -> None:
     case = verify([0, 60], 5)
     before = case.run()
     last = case.requests.kv_indices[case.requests.kv_indptr[1:].long() - 1].long()
-    case.keys[last], case.values[last] = 100.0, -50.0
+    case.cache.keys[last], case.cache.values[last] = 100.0, -50.0
     changed = (case.run() != before).flatten(1).any(1).unflatten(0, (-1, 5))
     assert changed.tolist() == [[False] * 4 + [True]] * 2
 
@@ -171,9 +167,9 @@ def test_rows_that_are_not_there_get_one_line(change: dict[str, int], message: s
 def test_a_workspace_is_for_a_number_of_tokens() -> None:
     case = verify([20, 50], 3)
     workspace = verify([20, 50], 2).workspace()
-    needed = 2 * SMALL.kv_splits(2, 2) * 3
+    needed = 2 * SMALL.attend.kv_splits(2, 2) * 3
     with pytest.raises(ValueError, match=rf"expected \[{needed}, 6, 64\], with splits at least that"):
-        attend(case.q, case.cache, case.requests, torch.empty_like(case.q), workspace, SMALL)
+        attend(case.q, case.cache, case.requests, torch.empty_like(case.q), workspace, SMALL.attend)
 
 
 def test_a_layer_that_verifies_does_not_select() -> None:
@@ -181,7 +177,7 @@ def test_a_layer_that_verifies_does_not_select() -> None:
     unused = torch.zeros(1, 1, 16, dtype=torch.int32, device=DEVICE)
     sink = ScoreSink(unused, unused, unused[0], 1, 0, 0)
     with pytest.raises(ValueError, match="scores of 3 query tokens per request: expected 1 where a layer selects"):
-        attend(case.q, case.cache, case.requests, torch.empty_like(case.q), case.workspace(), SMALL, sink)
+        attend(case.q, case.cache, case.requests, torch.empty_like(case.q), case.workspace(), SMALL.attend, sink)
 
 
 def serving(prefixes: list[int], q_len: int, k_dtype: torch.dtype | None = None) -> VerifyCase:

@@ -5,10 +5,8 @@ SGLang's own backend runs beneath; only its constructor and FlashInfer, which ne
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,28 +26,20 @@ class Updater:
     q_data_type = data_type = torch.float32
 
 
-@pytest.fixture
-def host() -> ModuleType:
-    """SGLang's backend, imported before a stand-in for FlashInfer is there."""
-    return importlib.import_module("sglang.srt.layers.attention.flashinfer_backend")
+def construct() -> dict[str, Any]:
+    table = torch.randperm(SLOTS, dtype=torch.int32)[: 4 * 80].view(4, 80)
+    return {
+        "max_context_len": CONTEXT,
+        "kv_last_page_len": torch.ones(MAX_BATCH, dtype=torch.int32),
+        "indices_updater_decode": Updater(),
+        "req_to_token_pool": SimpleNamespace(req_to_token=table),
+    }
 
 
 @pytest.fixture
-def backend(host: Any, wrappers: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    name = "lim_sglang.attention.dense_flashinfer"
-
-    def construct(self: Any, _runner: Any, **_options: Any) -> None:
-        self.max_context_len = CONTEXT
-        self.kv_last_page_len = torch.ones(MAX_BATCH, dtype=torch.int32)
-        self.indices_updater_decode = Updater()
-        self.req_to_token_pool = SimpleNamespace(
-            req_to_token=torch.randperm(SLOTS, dtype=torch.int32)[: 4 * 80].view(4, 80)
-        )
-
-    monkeypatch.setattr(host.FlashInferAttnBackend, "__init__", construct)
-    monkeypatch.delitem(sys.modules, name, raising=False)
-    yield importlib.import_module(name).DenseFlashInferBackend(SimpleNamespace(init_new_workspace=False), WIDTH)
-    monkeypatch.delitem(sys.modules, name, raising=False)
+def backend(load: Callable[..., Any]) -> Any:
+    module = load("dense_flashinfer", construct)
+    return module.DenseFlashInferBackend(SimpleNamespace(init_new_workspace=False), WIDTH)
 
 
 def batch_of(mode: str, prefixes: list[int], rows: list[int]) -> Any:

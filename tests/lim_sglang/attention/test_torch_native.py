@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lim_kernels.select.reference import head_scores, select_token_set
 from lim_sglang.config import LimConfig
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.metrics import DecodeMetrics
@@ -86,23 +87,14 @@ class Step:
             output[head] = sum(w * values[t, kv_head] for w, t in zip(weights, positions, strict=True))
         return output
 
-    def merged_set(self, layer: int, request: int) -> list[int]:
-        """The set that ``layer``'s queries choose, by merging the heads' lists as the paper words it."""
+    def token_set(self, layer: int, request: int) -> list[int]:
+        """The set that the reference chooses by ``layer``'s queries."""
         q, k, _ = self.qkv(layer)
         keys = self.pool.get_key_buffer(layer)[self.slots[request]].clone()
         keys[-1] = k[request]
-        n = self.seq_lens[request]
-        if n <= BUDGET:
-            return list(range(n))
-        ranked = []
-        for head in range(HEADS):
-            scores = [float(q[request].view(HEADS, HEAD_DIM)[head] @ keys[t, head // 3]) for t in range(n)]
-            ranked.append(sorted(range(SINKS, n - RECENT), key=lambda t, scores=scores: (-scores[t], t)))
-        chosen: list[int] = []
-        for t in (own[rank] for rank in range(n - RECENT - SINKS) for own in ranked):
-            if t not in chosen and len(chosen) < BUDGET - SINKS - RECENT:
-                chosen.append(t)
-        return sorted([*range(SINKS), *chosen, *range(n - RECENT, n)])
+        scores = head_scores(q[request].view(HEADS, HEAD_DIM), keys)
+        chosen = select_token_set(scores[None], torch.tensor([len(keys)]), CONFIG.parts)
+        return chosen.positions[0, : int(chosen.lengths[0])].tolist()
 
 
 @pytest.mark.parametrize(
@@ -117,33 +109,9 @@ def test_every_layer_attends_to_what_its_role_says(seq_lens: list[int]) -> None:
         output = step.decode(layer)
         for request, n in enumerate(seq_lens):
             chooser = {2: 1, 4: 3}.get(layer)
-            positions = list(range(n)) if chooser is None else step.merged_set(chooser, request)
+            positions = list(range(n)) if chooser is None else step.token_set(chooser, request)
             expected = step.expected(layer, request, positions).flatten()
             torch.testing.assert_close(output[request].double(), expected, rtol=0, atol=2e-6)
-
-
-def test_a_sparse_layer_reads_the_budget_and_no_more() -> None:
-    """Rows of the cache outside the set hold NaN: reading one would show."""
-    step = Step([100])
-    step.backend.init_forward_metadata(step.batch)
-    for layer in (0, 1):
-        step.decode(layer)
-    outside = sorted(set(range(100)) - set(step.merged_set(1, 0)))
-    assert len(outside) == 100 - BUDGET
-    for buffer in (step.pool.get_key_buffer(2), step.pool.get_value_buffer(2)):
-        buffer[step.slots[0][outside]] = torch.nan
-    assert step.decode(2).isfinite().all()
-    assert not step.decode(0).isnan().any()
-
-
-def test_the_current_key_and_value_are_cached_in_every_layer() -> None:
-    step = Step([30, 8])
-    step.backend.init_forward_metadata(step.batch)
-    for layer in range(LAYERS):
-        step.decode(layer)
-        _, k, v = step.qkv(layer)
-        assert torch.equal(step.pool.get_key_buffer(layer)[step.batch.out_cache_loc], k)
-        assert torch.equal(step.pool.get_value_buffer(layer)[step.batch.out_cache_loc], v)
 
 
 def test_no_set_survives_a_step() -> None:
@@ -178,7 +146,3 @@ def test_rows_that_fill_up_a_batch_are_no_requests() -> None:
     step = Step([30, length, 8, length])
     step.backend.init_forward_metadata(step.batch)
     assert step.metrics.report()["counters"]["decode_rows"] == 2
-
-
-def test_triton_is_never_claimed() -> None:
-    assert Step([3]).backend.support_triton() is False

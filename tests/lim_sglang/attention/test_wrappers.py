@@ -105,26 +105,29 @@ def test_a_plan_fits_into_its_workspace(wrappers: Any, heads: int, kv_heads: int
         assert plan_bytes(batch, heads, kv_heads, 160, graph) <= int_workspace_bytes(batch)
 
 
-def test_any_batch_without_a_graph_takes_little_memory(wrappers: Any) -> None:
-    shape = wrappers.AttentionShape(32, 8, 128, torch.bfloat16, torch.bfloat16)
-    indptr, indices = torch.zeros(4097, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)
-    executor = wrappers.FlashInferSparse(torch.zeros(16, dtype=torch.uint8), indptr, indices, 8192, shape)
-    for size in range(17, 4097, 5):
-        executor.wrapper_without_graph(size)
-    assert 0 < sum(wrapper.int_workspace.nbytes for wrapper in RecordingWrapper.made) <= 64 << 20
-
-
 LENGTHS = [100, 7, 64, 65]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted shapes; a GPU serves in tests/e2e")
-@pytest.mark.parametrize("k_scale", [None, 0.5], ids=["plain", "scaled keys and values"])
-def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None) -> None:
-    """A SELECT layer, then a SPARSE one, as SGLang's backend calls them, on other keys and values."""
+@pytest.mark.parametrize(("k_scale", "ranks_share"), [(None, True), (0.5, False)], ids=["ranks", "scaled"])
+def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None, ranks_share: bool) -> None:
+    """A SELECT layer, then a SPARSE one, as SGLang's backend calls them, on other keys and values.
+
+    The other rank's heads, a copy of this one's, want the same tokens.
+    """
     heads, kv_heads, head_dim = 4, 2, 16
     shape = wrappers.AttentionShape(heads, kv_heads, head_dim, torch.float32, torch.float32)
     parts = split_budget(BUDGET, 0.25, 2)
-    buffers = wrappers.StepBuffers.allocate(MAX_BATCH, 128, parts, shape, torch.device("cpu"))
+    gathered = []
+
+    def all_gather(out: torch.Tensor, offered: torch.Tensor) -> None:
+        gathered.append(len(offered))
+        out.copy_(offered.expand_as(out))
+
+    shard = HeadShard(2 * heads, 0, 2, all_gather) if ranks_share else None
+    buffers = wrappers.StepBuffers.allocate(MAX_BATCH, 128, parts, shape, torch.device("cpu"), shard)
+    alone = wrappers.StepBuffers.allocate(MAX_BATCH, 128, parts, shape, torch.device("cpu"))
+    assert buffers.nbytes - alone.nbytes == (buffers.exchange.nbytes if ranks_share else 0)
     buffers.out.fill_(float("nan"))
     indptr = torch.tensor([0, *LENGTHS]).cumsum(0).int()
     slots = torch.randperm(sum(LENGTHS) + 2).int()
@@ -144,45 +147,11 @@ def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None) -> Non
         chosen = select_token_set(scores[None], torch.tensor([length]), parts)
         sets.append(own[chosen.positions[0, : int(chosen.lengths[0])]])
     assert buffers.sparse_indices[: int(buffers.sparse_indptr[len(LENGTHS)])].tolist() == torch.cat(sets).tolist()
+    assert gathered == [len(LENGTHS)] * ranks_share
 
     output = wrappers.SplitKVWrapper(buffers).forward(q, second, **scales)
     index = buffers.sparse_indptr, torch.cat(sets)
     torch.testing.assert_close(output, factor * decode_attention(q, *second, *index, 0.3 * factor))
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted shapes; a GPU serves in tests/e2e")
-def test_a_step_of_a_rank_selects_with_the_others_heads(wrappers: Any) -> None:
-    """The other rank's offer is put in its place by hand; the buffers are the step's, made once."""
-    heads, parts, lengths = 2, split_budget(BUDGET, 0.25, 2), [100, 70]
-    indptr, slots = torch.tensor([0, 100, 170]).int(), torch.randperm(172).int()
-    dense = SimpleNamespace(_paged_kv_indptr_buf=indptr, _paged_kv_indices_buf=slots)
-    q, cache = torch.randn(2, 2 * heads, 16), tuple(torch.randn(172, 2, 16) for _ in "kv")
-    scores = [head_scores(q[r], cache[0][slots[indptr[r] : indptr[r + 1]].long()])[None] for r in range(len(lengths))]
-    others: list[torch.Tensor] = []
-
-    def all_gather(out: torch.Tensor, offered: torch.Tensor) -> None:
-        out[0], out[1] = offered, others[0]
-
-    def offer(out: torch.Tensor, offered: torch.Tensor) -> None:
-        others.append(offered.clone())
-        out[0], out[1] = offered, offered
-
-    def run(first: int, gather: Any) -> Any:
-        shape = wrappers.AttentionShape(heads, 1, 16, torch.float32, torch.float32)
-        shard = HeadShard(2 * heads, first, 2, gather)
-        buffers = wrappers.StepBuffers.allocate(MAX_BATCH, 128, parts, shape, torch.device("cpu"), shard)
-        alone = wrappers.StepBuffers.allocate(MAX_BATCH, 128, parts, shape, torch.device("cpu"))
-        assert buffers.nbytes - alone.nbytes == buffers.exchange.nbytes > MAX_BATCH * parts.selected * 3 * 8
-        write_sparse_indptr(indptr, buffers.sparse_indptr, 2, BUDGET)
-        own = q[:, first : first + heads], tuple(part[:, first // heads : first // heads + 1] for part in cache)
-        wrappers.SelectWrapper(buffers, parts, dense).forward(*own, sm_scale=0.3)
-        return buffers.sparse_indices[: 2 * BUDGET].view(2, BUDGET)
-
-    run(heads, offer)
-    found = run(0, all_gather)
-    for request, length in enumerate(lengths):
-        chosen = select_token_set(scores[request], torch.tensor([length]), parts).positions[0]
-        assert found[request].tolist() == slots[indptr[request] + chosen].tolist()
 
 
 def test_memory_stays_within_what_is_promised(wrappers: Any) -> None:
