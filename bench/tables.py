@@ -59,7 +59,7 @@ def shape(row: FileRow) -> str:
 
 def step_cells(rows: Iterable[FileRow]) -> list[Cells]:
     """Shape, both times to 0.01 ms, and the speed-up; the first row says what they are."""
-    found = []
+    found: list[Cells] = []
     for number, row in enumerate(rows):
         dense, lim, speedup = (float(row[name]) for name in ("dense_ms", "lim_ms", "speedup"))
         found.append((shape(row), f"{dense:.2f}{'' if number else ' ms per step'}", f"{lim:.2f}", f"{speedup:.2f}×"))
@@ -101,7 +101,7 @@ def lossless_rows() -> list[FileRow]:
 
 def lossless_cells(rows: Iterable[FileRow]) -> list[Cells]:
     """Milliseconds per token and the speed-up; below 1 with a digit more."""
-    found = []
+    found: list[Cells] = []
     for row in rows:
         gpu = row["gpu"].removeprefix("NVIDIA ")
         of_gpus = gpu if row["tp"] == "1" else f"{row['tp']} × {gpu}"

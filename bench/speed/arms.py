@@ -145,7 +145,8 @@ def generate(running: Any, batch: int, context: int, tokens: int) -> tuple[float
 
 def decode_ms(running: Any, batch: int, context: int, tokens: int, repeats: int) -> tuple[list[float], list[list[int]]]:
     """Milliseconds per token of ``tokens``: long less short generations, both from the radix cache; the last tokens."""
-    times, found = [], []
+    times: list[float] = []
+    found: list[list[int]] = []
     for _ in range(repeats):
         short, _ = generate(running, batch, context, WARM_STEPS)
         long, found = generate(running, batch, context, WARM_STEPS + tokens)

@@ -111,7 +111,8 @@ def main() -> None:
     args = parser.parse_args()
     copy = copy_tb_s()
     driver.write_json(args.out / "decode_attention.json", copy_tb_s=copy)
-    shapes = [shape for shape in (GRID if args.grid else args.shapes) if fits(*shape, min(args.budgets))]
+    asked = GRID if args.grid else args.shapes
+    shapes = [(batch, context) for batch, context in asked if fits(batch, context, min(args.budgets))]
     with driver.row_writer(args.out / "decode_attention.csv", COLUMNS) as add:
         for number, shape in enumerate(shapes, 1):
             for row in measure_shape(*shape, args.budgets, copy):
