@@ -62,6 +62,7 @@ def construct() -> dict[str, Any]:
         "prefill_wrappers_paged": [DenseWrapper()],
         "decode_cuda_graph_metadata": {},
         "decode_backend": "fa2",
+        "decode_use_tensor_cores": False,
         "num_wrappers": 1,
         "kv_indptr": [torch.zeros(MAX_BATCH + 1)],
         "cuda_graph_kv_indices": [torch.zeros(MAX_BATCH * CONTEXT)],

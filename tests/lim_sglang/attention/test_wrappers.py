@@ -123,6 +123,7 @@ def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None, ranks_
     def all_gather(out: torch.Tensor, offered: torch.Tensor) -> None:
         gathered.append(len(offered))
         out.copy_(offered.expand_as(out))
+        out[1, ..., 0] += heads
 
     shard = HeadShard(2 * heads, 0, 2, all_gather) if ranks_share else None
     buffers = wrappers.StepBuffers.allocate(MAX_BATCH, 128, parts, shape, torch.device("cpu"), shard)
