@@ -188,14 +188,24 @@ def test_every_name_of_sglang_is_listed() -> None:
 LONGEST_FUNCTION = 50  # lines, Triton kernels aside
 
 
+def lines_of(function: ast.FunctionDef) -> int:
+    """Its lines; a kernel's launch, whose arguments stand one a line, counts as one."""
+    launches = [node for node in ast.walk(function) if is_call(node) and isinstance(node.func, ast.Subscript)]
+    return height(function) - sum(height(launch) - 1 for launch in launches)
+
+
+def height(node: ast.FunctionDef | ast.Call) -> int:
+    return (node.end_lineno or 0) - node.lineno + 1
+
+
 def test_functions_fit_a_screen() -> None:
     long = [
-        f"{module}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        f"{module}: {node.name} has {lines_of(node)} lines"
         for module, path in SOURCES.items()
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef)
         and not any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
-        and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION
+        and lines_of(node) > LONGEST_FUNCTION
     ]
     assert long == []
 
