@@ -58,8 +58,9 @@ def plain(case: VerifyCase) -> Tensor:
 
 @pytest.mark.parametrize("q_len", [1, 2, 5, 13])
 def test_the_reference_is_a_plain_softmax(q_len: int) -> None:
+    """The reference is float32, so up to its rounding."""
     case = verify([0, 1, 9, 40], q_len)
-    torch.testing.assert_close(case.expected().double().cpu(), plain(case), rtol=0, atol=5e-6)
+    torch.testing.assert_close(case.expected().double().cpu(), plain(case), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("group", [1, 3, 8])
