@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
@@ -26,6 +27,8 @@ if not torch.cuda.is_available():
 
 ROOT = Path(__file__).parents[1]
 SERVERS = "tests/e2e/"
+settings.register_profile("busy", deadline=None)  # an example takes as long as the machine lets it
+settings.load_profile("busy")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

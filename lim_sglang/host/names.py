@@ -64,6 +64,8 @@ PLUGIN_NAMES = _names(
         ),
         "plugins": ("load_plugins",),
         "mem_cache.allocation": ("get_last_loc", "get_last_loc_torch"),
+        "managers.tokenizer_manager": ("TokenizerManager._validate_one_request",),
+        "sampling.sampling_params": ("SamplingParams.verify",),
         "sampling.penaltylib.repetition_penalty": ("apply_scaling_penalties",),
     }
 )

@@ -181,6 +181,7 @@ SERVED: dict[str, tuple[str, Body, Check]] = {
 }
 
 
+# What SGLang refuses, and below it what SGLang takes and loses its scheduler to, so that our host refuses it.
 REFUSED: dict[str, tuple[str, Body]] = {
     "regex that is none": ("/generate", generation({"regex": "[0-9"})),
     "grammar that is none": ("/generate", generation({"ebnf": "root ::="})),
@@ -217,6 +218,22 @@ REFUSED: dict[str, tuple[str, Body]] = {
     "weights that are not there": ("/update_weights_from_disk", {"model_path": "/nope"}),
     "adapter that is not there": ("/load_lora_adapter", {"lora_name": "a", "lora_path": "/nope"}),
     "session that is not open": ("/close_session", {}),
+    "schema that is no text": ("/generate", generation({"json_schema": OBJECT})),
+    "grammar that is no text": ("/generate", generation({"ebnf": ["a"]})),
+    "half a token": ("/generate", generation({"max_new_tokens": 2.5})),
+    "bias that is no number": ("/generate", generation({"logit_bias": {"5": "x"}})),
+    "bias beyond float32": ("/generate", generation({"temperature": 1, "logit_bias": {"5": 1e39}})),
+    "top_k beyond int32": ("/generate", generation({"temperature": 1, "top_k": 2**40})),
+    "stop token outside the vocabulary": ("/generate", generation({"stop_token_ids": [-1], "min_new_tokens": 2})),
+    "SGLang's own mark": ("/generate", generation({"is_normalized": True})),
+    "token outside the vocabulary": ("/generate", {"input_ids": [1, 49152]}),
+    "negative token": ("/generate", {"input_ids": [1, -1]}),
+    "prompt without a token": ("/generate", {"input_ids": [[]]}),
+    "completion of an unknown token": ("/v1/completions", completion(prompt=[10**6])),
+    "more log-probabilities than tokens": ("/generate", generation(return_logprob=True, top_logprobs_num=100_000)),
+    "fewer log-probabilities than none": ("/generate", generation(return_logprob=True, top_logprobs_num=-3)),
+    "log-probabilities before the prompt": ("/generate", generation(return_logprob=True, logprob_start_len=-5)),
+    "embeddings by position": ("/generate", generation(positional_embed_overrides={"a": 1})),
 }
 STREAMED: dict[str, tuple[str, Body]] = {
     "generate": ("/generate", generation({"max_new_tokens": 8, "regex": "[0-9]{3}"}, stream=True)),
