@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +15,7 @@ from lim_sglang.tools.servers.embedded_model import ensure_model
 from lim_sglang.tools.servers.ports import free_port
 from lim_sglang.tools.servers.process import ServerProcess
 
+from . import fork_processes, record_sets
 from .hf_oracle import OracleSettings, SparseOracle
 
 # Their assertions tell both sides, as those of tests do; none of them is imported above.
@@ -32,6 +33,8 @@ THREADS = max(1, (os.cpu_count() or 1) // 2)
 # A small KV pool, so that several servers fit into memory; an idle server that leaves the cores to the oracle; a log
 # line per decode step, which tells the batch size.
 COMMON_ARGS = ["--dtype", "float32", "--max-total-tokens", "16384", "--sleep-on-idle", "--decode-log-interval", "1"]
+# How lim_server prefills what is longer.
+CHUNKS = ["--chunked-prefill-size", "1024"]
 
 
 @pytest.fixture(scope="session")
@@ -50,9 +53,21 @@ def oracle(model_path: Path) -> SparseOracle:
     return SparseOracle.load(str(model_path), SETTINGS)
 
 
-def start_server(model_path: Path, log_path: Path, *args: str, env: dict[str, str] | None = None) -> ServerProcess:
-    """A server that has been started and may not be ready yet."""
-    environment = {"OMP_NUM_THREADS": str(THREADS)} | (env or {})
+def start_server(
+    model_path: Path,
+    log_path: Path,
+    *args: str,
+    env: dict[str, str] | None = None,
+    plugins: Sequence[ModuleType] = (),
+) -> ServerProcess:
+    """A server that has been started and may not be ready yet; the log has its folder to itself.
+
+    ``plugins``: modules of the tests that SGLang loads as plugins. How a server starts for a user, processes spawned,
+    is what the tests see that launch it by a command line.
+    """
+    environment = (
+        {"OMP_NUM_THREADS": str(THREADS)} | _load_plugins(log_path.parent, fork_processes, *plugins) | (env or {})
+    )
     # SGLang 0.5.16's own choice is an ephemeral port, which may be another socket's when it is bound. Ranks of data
     # parallelism need one each.
     own_port = [] if "--dp-size" in args else ["--nccl-port", str(free_port())]
@@ -62,8 +77,8 @@ def start_server(model_path: Path, log_path: Path, *args: str, env: dict[str, st
     return server
 
 
-def plugins(folder: Path, *modules: ModuleType) -> dict[str, str]:
-    """Write what makes SGLang load these modules of the tests as plugins; the environment of a server that does."""
+def _load_plugins(folder: Path, *modules: ModuleType) -> dict[str, str]:
+    """Write what makes SGLang load these modules as plugins; the environment of a server that does."""
     for module in modules:
         add_metadata(folder, f"lim-test-{module.__name__.split('.')[-1].replace('_', '-')}", module.__name__)
     path = [str(folder), str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
@@ -79,16 +94,23 @@ def running(server: ServerProcess) -> Iterator[ServerProcess]:
         server.stop(grace=2)  # how a server ends is what test_faults.py sees
 
 
-def start_lim(model_path: Path, log_path: Path, *args: str) -> ServerProcess:
-    env = {"SGLANG_LIM_CONFIG": json.dumps(LIM_CONFIG)}
-    return start_server(model_path, log_path, "--attention-backend", "lim", *args, env=env)
+def start_lim(
+    model_path: Path,
+    log_path: Path,
+    *args: str,
+    env: dict[str, str] | None = None,
+    plugins: Sequence[ModuleType] = (),
+) -> ServerProcess:
+    env = {"SGLANG_LIM_CONFIG": json.dumps(LIM_CONFIG)} | (env or {})
+    return start_server(model_path, log_path, "--attention-backend", "lim", *args, env=env, plugins=plugins)
 
 
 @pytest.fixture(scope="session")
 def lim_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """`--attention-backend lim`; prompts of more than 1,024 tokens are prefilled in chunks."""
-    log_path = tmp_path_factory.mktemp("lim") / "server.log"
-    yield from running(start_lim(model_path, log_path, "--chunked-prefill-size", "1024"))
+    """`--attention-backend lim`; prompts of more than 1,024 tokens are prefilled in chunks, token sets written down."""
+    folder = tmp_path_factory.mktemp("lim")
+    env = {record_sets.FOLDER: str(folder)}
+    yield from running(start_lim(model_path, folder / "server.log", *CHUNKS, env=env, plugins=[record_sets]))
 
 
 @pytest.fixture(scope="session")

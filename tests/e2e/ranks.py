@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 
 from . import record_sets
-from .conftest import plugins, running, start_server
+from .conftest import running, start_server
 from .native_client import NativeClient
 
 
@@ -28,20 +28,18 @@ def ranked_server(
     more: Sequence[ModuleType] = (),
     env: Mapping[str, str] | None = None,
 ) -> Iterator[NativeClient]:
-    """A server of ``ranks`` processes that serve lim; ``record_sets.read`` finds its sets in ``folder / "sets"``.
+    """A server of ``ranks`` processes that serve lim; ``record_sets.read`` finds its sets in ``folder``.
 
     ``more``: plugins beside ``record_sets``, and ``env`` for them.
     """
-    sets = folder / "sets"
-    sets.mkdir(parents=True)
-    environment = plugins(folder, record_sets, *more) | {
+    environment = {
         "SGLANG_LIM_CONFIG": json.dumps(config),
         "SGLANG_CPU_OMP_THREADS_BIND": "|".join(str(rank % (os.cpu_count() or 1)) for rank in range(ranks)),
-        record_sets.FOLDER: str(sets),
+        record_sets.FOLDER: str(folder),
         **(env or {}),
     }
     flags = ["--attention-backend", "lim", "--enable-metrics", "--tp-size", str(ranks), *options]
-    server = start_server(model_path, folder / "server.log", *flags, env=environment)
+    server = start_server(model_path, folder / "server.log", *flags, env=environment, plugins=[record_sets, *more])
     with contextmanager(running)(server) as ready:
         yield NativeClient(ready.url)
 

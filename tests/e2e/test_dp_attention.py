@@ -81,7 +81,7 @@ def serve(model: Path, folder: Path, ranks: int, *options: str) -> Served:
             prompts = [prompt(length) for lengths in phase for length in lengths]
             tokens.append([answer.tokens for answer in client.generate_together(prompts, NEW_TOKENS, groups)])
             counters.append(counters_by_group(client))
-        return Served(tokens, counters, record_sets.read(folder / "sets"), attended_in_prometheus(client))
+        return Served(tokens, counters, record_sets.read(folder), attended_in_prometheus(client))
 
 
 def counted(served: Served) -> list[dict[str, Any]]:

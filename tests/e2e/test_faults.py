@@ -199,6 +199,7 @@ def test_a_full_disk_takes_the_log_and_nothing_else(relay: Relay, tokenizer: Pre
     assert server.log_path.stat().st_size > size
 
 
+@pytest.mark.parametrize("relay", ["lossless"], indirect=True)  # that it is gone SGLang sees, whatever decodes
 def test_a_killed_scheduler_ends_the_server(relay: Relay, tokenizer: PreTrainedTokenizerBase) -> None:
     load = Load(relay.serving(), tokenizer, 2000)
     scheduler(relay.server).kill()

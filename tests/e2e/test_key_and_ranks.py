@@ -22,7 +22,7 @@ from lim_sglang.tools.servers.access import AccessError, headers
 from lim_sglang.tools.servers.process import ServerProcess
 from lim_sglang.tools.servers.state import lim_state
 
-from .conftest import LIM_CONFIG, running, start_server
+from .conftest import running, start_lim
 
 pytestmark = pytest.mark.e2e
 
@@ -31,11 +31,11 @@ KEY = "secret"
 
 @pytest.fixture(scope="module")
 def server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    env = {"SGLANG_LIM_CONFIG": json.dumps(LIM_CONFIG)}
+    env = {}
     if "world_size" in inspect.signature(init_threads_binding).parameters:  # SGLang 0.5.23 asks for cores of every rank
         env["SGLANG_CPU_OMP_THREADS_BIND"] = "0|0"
-    options = ["--attention-backend", "lim", "--dp-size", "2", "--api-key", KEY]
-    yield from running(start_server(model_path, tmp_path_factory.mktemp("ranks") / "server.log", *options, env=env))
+    log = tmp_path_factory.mktemp("ranks") / "server.log"
+    yield from running(start_lim(model_path, log, "--dp-size", "2", "--api-key", KEY, env=env))
 
 
 @pytest.fixture(autouse=True)

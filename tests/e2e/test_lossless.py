@@ -65,7 +65,7 @@ def test_what_a_round_leaves_in_the_cache_is_denses(
 ) -> None:
     """A second turn behind a generated first one: its tokens come from the cache, drafts and all."""
     client, follow_up = NativeClient(lossless.url), prompts[3][:40]
-    for number in (0, 1, 4):
+    for number in (1, 4):
         first = client.generate(prompts[number], NEW_TOKENS)
         turn = [*prompts[number], *first.tokens, *follow_up]
         second = client.generate(turn, 12)
@@ -164,16 +164,15 @@ def test_log_probabilities_of_other_tokens(
 
 def test_sampled_tokens_follow_dense_attention(lossless: ServerProcess, tokenizer: PreTrainedTokenizerBase) -> None:
     """The second token, given the first: the first round's. Its probabilities are dense attention's, by prefill."""
-    prompt = encode(tokenizer, "The three most common colours of cars are black, white and grey. My car is")
-    draws = 400
-    sampling = {"temperature": 0.7, "max_new_tokens": 2, "n": draws // 8}
+    prompt = encode(tokenizer, "The three most common colours of cars are black, white and grey. The colour of my car")
+    sampling = {"temperature": 0.7, "max_new_tokens": 2, "n": 40}
     found: Counter[tuple[int, int]] = Counter()
-    for _ in range(8):
+    for _ in range(4):
         found.update(tuple(answer["output_ids"]) for answer in post(lossless, prompt, sampling))
     first = Counter(first for first, _ in found.elements()).most_common(1)[0][0]
     given = {second: count for (one, second), count in found.items() if one == first}
     total = sum(given.values())
-    assert total > 60
+    assert total > 100
     answer = post(
         lossless, [*prompt, first], {"max_new_tokens": 1, "temperature": 0.7}, return_logprob=True, top_logprobs_num=400
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from lim_sglang.tools.servers.process import ServerProcess
 
 from . import random_drafts
-from .conftest import LIM_CONFIG, plugins, running, start_lim, start_server
+from .conftest import running, start_lim
 from .lossless_requests import DRAFTS, LOSSLESS, NEW_TOKENS, counters, post, ragged_prompts
 from .native_client import NativeClient
 
@@ -31,14 +30,10 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def misled(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """Random drafts, prompts prefilled in chunks, requests put back every few steps, a short context."""
-    folder = tmp_path_factory.mktemp("misled")
-    env = plugins(folder, random_drafts) | {
-        "SGLANG_LIM_CONFIG": json.dumps(LIM_CONFIG),
-        "SGLANG_TEST_RETRACT": "1",
-        "SGLANG_TEST_RETRACT_INTERVAL": "9",
-    }
-    options = ["--attention-backend", "lim", *LOSSLESS, "--chunked-prefill-size", "256", "--context-length", str(LIMIT)]
-    yield from running(start_server(model_path, folder / "server.log", *options, env=env))
+    log = tmp_path_factory.mktemp("misled") / "server.log"
+    env = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "9"}
+    options = [*LOSSLESS, "--chunked-prefill-size", "256", "--context-length", str(LIMIT)]
+    yield from running(start_lim(model_path, log, *options, env=env, plugins=[random_drafts]))
 
 
 def test_a_wrong_draft_never_costs_a_token(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lim_sglang.config import ENV_DRAFTS
 from lim_sglang.tools.servers.process import ServerProcess
 
-from .conftest import LIM_CONFIG, SETTINGS, running, start_server
+from .conftest import SETTINGS, running, start_lim
 from .lossless_requests import LOSSLESS, NEW_TOKENS, counters, ragged_prompts
 from .native_client import NativeClient
 
@@ -26,9 +25,8 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(model_path: Path, log: Path) -> Iterator[ServerProcess]:
-    env = {"SGLANG_LIM_CONFIG": json.dumps(LIM_CONFIG), ENV_DRAFTS: "auto"}
     sizes = ["--max-running-requests", "2", "--context-length", "2048"]
-    yield from running(start_server(model_path, log, "--attention-backend", "lim", *LOSSLESS, *sizes, env=env))
+    yield from running(start_lim(model_path, log, *LOSSLESS, *sizes, env={ENV_DRAFTS: "auto"}))
 
 
 @pytest.fixture(scope="module")

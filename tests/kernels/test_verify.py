@@ -93,18 +93,18 @@ def test_the_reference_needs_no_triton() -> None:
 
 
 CASES = {
-    "ragged": verify([0, 1, 15, 16, 17, 63, 200], 5),
+    "ragged": verify([0, 11, 12, 63, 130], 5),
     "one split": verify([40, 3], 5, config=replace(SMALL.attend, min_splits=1, max_splits=1)),
-    "most tokens": verify([0, 63], 16),
-    "blocks of tokens": verify([0, 18], 13, 16, 2, head_dim=128),
-    "a block for every token": verify([0, 18], 3, 64, 1, head_dim=128),
+    "most tokens": verify([30], 16),
+    "blocks of tokens": verify([18], 13, 8, 1, head_dim=128),
+    "a block for every token": verify([18], 3, 64, 1, head_dim=128),
     "head dim 96": verify([63, 4], 5, head_dim=96),
     "soft cap": verify([63, 4], 5, soft_cap=2.0),
     "fp8": verify([63, 4], 5, k_dtype=FP8, value_scale=0.5),
     "fp8 under fp16": verify([0, 63], 7, dtype=torch.float16, k_dtype=FP8),
-    **{f"{q_len} tokens": verify([0, 3], q_len) for q_len in (1, 2, 4, 8, 9)},
+    **{f"{q_len} tokens": verify([0, 3], q_len) for q_len in (1, 9)},
     **{f"the last split holds {tail} of 6 tokens": verify([58 + tail], 6) for tail in (1, 5, 6)},  # it begins at 64
-    **{f"groups of {group}": verify([0, 11], 3, 2 * group) for group in (1, 2, 7, 8)},
+    **{f"groups of {group}": verify([11], 3, 2 * group) for group in (1, 7, 8)},
 }
 
 
@@ -121,7 +121,7 @@ def test_cases_with_several_blocks() -> None:
 
 def test_tokens_see_nothing_of_later_ones() -> None:
     """Another last token changes its own output and no bit of the others'."""
-    case = verify([0, 60], 5)
+    case = verify([0, 20], 5)
     before = case.run()
     last = case.requests.kv_indices[case.requests.kv_indptr[1:].long() - 1].long()
     case.cache.keys[last], case.cache.values[last] = 100.0, -50.0
