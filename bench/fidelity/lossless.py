@@ -17,8 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
@@ -26,6 +25,7 @@ from rich.console import Console
 from transformers import AutoTokenizer
 
 from bench import driver
+from bench.driver import Row
 from bench.fidelity.texts import TEXTS, encode
 from lim_sglang.errors import exit_with
 from lim_sglang.tools.common import positive
@@ -37,27 +37,10 @@ SETTINGS = ("128x3", "256x6", "512x8")
 SHORTEST, LONGEST, BATCH = 1000, 6000, 8
 QUESTION = "\nNow say in one sentence what the text above is about.\n"
 TIMEOUT = 3600.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """One answer.
-
-    Attributes:
-        part: ``alone``, ``batch`` or ``second turn``.
-        equal: tokens before the first that is not dense attention's; all of them if ``equal == tokens``.
-        accepted: drafts per round, as the server says of this request.
-    """
-
-    text: str
-    prompt_tokens: int
-    budget: int
-    drafts: int
-    part: str
-    cached_tokens: int
-    tokens: int
-    equal: int
-    accepted: float
+# ``part`` is alone, batch or second turn; ``equal`` counts the tokens before the first that is not dense attention's;
+# ``accepted`` is drafts per round, as the server says of this request.
+COLUMNS = ["text", "prompt_tokens", "budget", "drafts", "part", "cached_tokens", "tokens", "equal", "accepted"]
+Answer = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,24 +51,27 @@ class Prompt:
 
 def main() -> None:
     args = parse()
-    args.out.mkdir(parents=True, exist_ok=True)
-    note, rows = Console(stderr=True, highlight=False), []
+    rows: list[Row] = []
     prompts, question = make_prompts(args.prompts)
+    asked = [prompt.tokens for prompt in prompts]
     try:
-        with served(DENSE, [], args, note) as server:
-            first = [ask(server, prompt.tokens, args.tokens) for prompt in prompts]
-            turns = [[*p.tokens, *answer["output_ids"], *question] for p, answer in zip(prompts, first, strict=True)]
-            second = [ask(server, turn, args.tokens) for turn in turns]
+        with served(DENSE, [], args) as server:
+            first = ask(server, asked, args.tokens, 1)
+            turns = [[*tokens, *answer["output_ids"], *question] for tokens, answer in zip(asked, first, strict=True)]
+            second = ask(server, turns, args.tokens, 1)
+        parts = (("alone", asked, first, 1), ("batch", asked, first, BATCH), ("second turn", turns, second, BATCH))
         for budget, drafts in args.settings:
             options = [f"--lim-budget {budget}", f"--speculative-num-draft-tokens {drafts + 1}"]
-            with served(LOSSLESS, options, args, note) as server:
-                for part, expected, found in parts(server, prompts, turns, first, second, args.tokens):
-                    rows += compare(prompts, budget, drafts, part, expected, found)
-                    write(args.out, rows)
+            with served(LOSSLESS, options, args) as server:
+                for part, given, expected, at_once in parts:
+                    found = compare(prompts, expected, ask(server, given, args.tokens, at_once))
+                    rows += [row | {"budget": budget, "drafts": drafts, "part": part} for row in found]
+                    driver.write_rows(args.out / "lossless_tokens.csv", COLUMNS, rows)
+                    driver.write_json(args.out / "lossless_tokens.json")
                     show(rows[-len(prompts) :])
     except ServerError as error:
         exit_with(str(error))
-    if any(row.equal < row.tokens for row in rows):
+    if any(row["equal"] < row["tokens"] for row in rows):
         sys.exit("lossless: error: not dense attention's tokens; see lossless_tokens.csv")
 
 
@@ -123,69 +109,51 @@ def make_prompts(count: int) -> tuple[list[Prompt], list[int]]:
 
 
 @contextmanager
-def served(attention: str, options: Sequence[str], args: argparse.Namespace, note: Console) -> Iterator[ServerProcess]:
+def served(attention: str, options: Sequence[str], args: argparse.Namespace) -> Iterator[ServerProcess]:
     size = Size(tokens=BATCH * (LONGEST + 1000), requests=BATCH)
     given = ["--disable-overlap-schedule", *options]
-    log = args.out / f"lossless-{attention}.log"
+    log, note = args.out / f"lossless-{attention}.log", Console(stderr=True, highlight=False)
     with launched(attention, None, budget=None, size=size, given=given, log=log, note=note) as server:
         yield server
 
 
-def parts(
-    server: ServerProcess,
-    prompts: Sequence[Prompt],
-    turns: Sequence[list[int]],
-    first: Sequence[dict[str, Any]],
-    second: Sequence[dict[str, Any]],
-    tokens: int,
-) -> Iterator[tuple[str, Sequence[dict[str, Any]], list[dict[str, Any]]]]:
-    """Each part's name, what dense attention answered, and what this server answers."""
-    yield "alone", first, [ask(server, prompt.tokens, tokens) for prompt in prompts]
-    with ThreadPoolExecutor(BATCH) as pool:
-        yield "batch", first, list(pool.map(lambda prompt: ask(server, prompt.tokens, tokens), prompts))
-        yield "second turn", second, list(pool.map(lambda turn: ask(server, turn, tokens), turns))
+def ask(server: ServerProcess, prompts: Sequence[list[int]], tokens: int, at_once: int) -> list[Answer]:
+    def answer(prompt: list[int]) -> Answer:
+        sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": tokens}
+        body = {"input_ids": prompt, "sampling_params": sampling}
+        response = httpx.post(f"{server.url}/generate", json=body, timeout=TIMEOUT, trust_env=False)
+        found: Answer = response.raise_for_status().json()
+        return found
+
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(answer, prompts))
 
 
-def ask(server: ServerProcess, prompt: Sequence[int], tokens: int) -> dict[str, Any]:
-    sampling = {"temperature": 0, "ignore_eos": True, "max_new_tokens": tokens}
-    body = {"input_ids": list(prompt), "sampling_params": sampling}
-    response = httpx.post(f"{server.url}/generate", json=body, timeout=TIMEOUT, trust_env=False)
-    answer: dict[str, Any] = response.raise_for_status().json()
-    return answer
-
-
-def compare(
-    prompts: Sequence[Prompt],
-    budget: int,
-    drafts: int,
-    part: str,
-    expected: Sequence[dict[str, Any]],
-    found: Sequence[dict[str, Any]],
-) -> list[Row]:
+def compare(prompts: Sequence[Prompt], expected: Sequence[Answer], found: Sequence[Answer]) -> list[Row]:
     """A row per prompt."""
     rows = []
     for prompt, theirs, ours in zip(prompts, expected, found, strict=True):
-        pairs = list(zip(ours["output_ids"], theirs["output_ids"], strict=True))
-        equal = next((place for place, (one, other) in enumerate(pairs) if one != other), len(pairs))
+        same = [one == other for one, other in zip(ours["output_ids"], theirs["output_ids"], strict=True)]
         meta = ours["meta_info"]
-        accepted = round(meta["spec_accept_length"] - 1, 3)
-        sizes = len(prompt.tokens), budget, drafts
-        rows.append(Row(prompt.text, *sizes, part, meta["cached_tokens"], len(pairs), equal, accepted))
+        rows.append(
+            {
+                "text": prompt.text,
+                "prompt_tokens": len(prompt.tokens),
+                "cached_tokens": meta["cached_tokens"],
+                "tokens": len(same),
+                "equal": [*same, False].index(False),
+                "accepted": round(meta["spec_accept_length"] - 1, 3),
+            }
+        )
     return rows
 
 
-def write(out: Path, rows: Sequence[Row]) -> None:
-    columns = [field.name for field in fields(Row)]
-    driver.write_rows(out / "lossless_tokens.csv", columns, map(asdict, rows))
-    driver.write_json(out / "lossless_tokens.json")
-
-
 def show(rows: Sequence[Row]) -> None:
-    one, same = rows[0], sum(row.equal == row.tokens for row in rows)
-    mean = sum(row.accepted for row in rows) / len(rows)
+    one, same = rows[0], sum(row["equal"] == row["tokens"] for row in rows)
+    mean = sum(row["accepted"] for row in rows) / len(rows)
     print(
-        f"K = {one.budget}, {one.drafts} drafts, {one.part}: {same} of {len(rows)} answers of {one.tokens} tokens are "
-        f"dense attention's; {mean:.2f} drafts accepted per round",
+        f"K = {one['budget']}, {one['drafts']} drafts, {one['part']}: {same} of {len(rows)} answers of {one['tokens']} "
+        f"tokens are dense attention's; {mean:.2f} drafts accepted per round",
         flush=True,
     )
 

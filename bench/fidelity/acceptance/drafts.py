@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bench.fidelity.policies import SINKS, StreamingLLM
+from bench.fidelity.policies import SINKS, streaming_llm
 from lim_kernels.select.budget import split_budget
 from lim_kernels.select.reference import select_token_set
 from lim_sglang.layer_plan import LayerPlan, LayerRole
@@ -21,20 +21,17 @@ LIM, KEPT, WINDOW = KINDS = ("lim steps", "kept sets", "window")
 class KeptSets:
     """Every layer reads what the nearest SELECT layer chose for the last verified token, and the drafts so far.
 
-    Layers before the first SELECT layer read its set.
+    Layers before the first SELECT layer read its set. ``sets``: by SELECT layer, [n] bool over the ``n`` tokens before
+    the first that a draft step feeds.
     """
 
     name = KEPT
 
-    def __init__(self, plan: LayerPlan, sets: Mapping[int, Tensor]) -> None:
-        """``sets``: by SELECT layer, [n] bool over the ``n`` tokens before the first that a draft step feeds."""
-        self.plan = plan
+    def __init__(self, sets: Mapping[int, Tensor]) -> None:
         self.sets = sets
 
     def mask(self, view: LayerView) -> Tensor:
-        """[Q, 1, n + Q] bool."""
-        first, *_ = chosen_by = self.plan.select_layers
-        kept = self.sets[max((layer for layer in chosen_by if layer <= view.layer), default=first)]
+        kept = self.sets[max((layer for layer in self.sets if layer <= view.layer), default=min(self.sets))]
         drafts = kept.new_ones(view.scores.shape[2] - len(kept))
         return view.causal & torch.cat([kept, drafts])
 
@@ -48,7 +45,6 @@ class SetRecorder:
         self._sets: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, view: LayerView, _mask: Tensor) -> None:
-        """Record those of one layer."""
         if self.plan.role(view.layer) is not LayerRole.SELECT:
             return
         for split in self.splits:
@@ -64,4 +60,4 @@ def draft_policy(kind: str, plan: LayerPlan, budget: int, sets: Mapping[int, Ten
     """One of ``KINDS`` at ``K = budget``; ``sets`` are the last verified token's at that budget, as in ``KeptSets``."""
     if kind == LIM:
         return LessIsMore(plan, split_budget(budget, RECENCY_RATIO, SINKS), LIM)
-    return KeptSets(plan, sets) if kind == KEPT else StreamingLLM(budget, dense_layers=0, name=WINDOW)
+    return KeptSets(sets) if kind == KEPT else streaming_llm(budget, dense_layers=0, name=WINDOW)

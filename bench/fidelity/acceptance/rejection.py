@@ -22,15 +22,10 @@ def probabilities(logits: Tensor, temperature: float) -> Tensor:
 
 
 def chance_of_all(target: Tensor, draft: Tensor, ids: Tensor) -> Tensor:
-    """The chance that the drafts up to each one are accepted; summed over ``k`` drafts, how many are on average.
+    """[k] float64, the chance that drafts up to each one are accepted, as a mean over ``ids`` drawn from ``target``.
 
-    Args:
-        target: [k, V] float32, the verifier's probabilities of token ``i``, behind the ``ids`` before it.
-        draft: [k, V] float32, those that draft ``i`` is drawn from.
-        ids: [k] int64, tokens drawn from ``target`` one behind the other.
-
-    Returns:
-        [k] float64, an estimate whose mean over ``ids`` is the chance; exact at temperature 0.
+    Summed over ``k`` drafts, how many are accepted on average. ``target`` and ``draft``: [k, V] float32, the
+    verifier's probabilities of token ``i`` behind the ``ids`` before it, and those that draft ``i`` is drawn from.
     """
     overlap = torch.minimum(target, draft).double().sum(-1)
     at = ids[:, None]

@@ -25,21 +25,13 @@ class UnequalError(RuntimeError):
 
 @dataclass(frozen=True)
 class Written:
-    """What the dense model wrote behind a prompt of ``n`` tokens, and how it verifies it.
+    """What the dense model wrote behind a prompt, and how it verifies it."""
 
-    Attributes:
-        temperature: that of its choice, 0 for greedy.
-        ids: [N] int64.
-        logits: [N, V] float32, dense attention's for the token after each.
-        prefix: prompt and text.
-        recorder: what the SELECT layers chose at each of the ``N`` tokens.
-    """
-
-    temperature: float
-    ids: Tensor
-    logits: Tensor
-    prefix: Prefix
-    recorder: SetRecorder
+    temperature: float  # of its choice, 0 for greedy
+    ids: Tensor  # [N] int64
+    logits: Tensor  # [N, V] float32, dense attention's for the token after each
+    prefix: Prefix  # prompt and text
+    recorder: SetRecorder  # what the SELECT layers chose at each of the N tokens
 
     def before(self, start: int) -> Prefix:
         """Everything before token ``start``, at least 1, of the text."""
@@ -78,25 +70,17 @@ def sampler(temperature: float, seed: str) -> Callable[[Tensor], int]:
 
 @dataclass(frozen=True)
 class Round:
-    """Drafts behind token ``start`` of a text, and what the verifier made of the text's own tokens in their place.
+    """Drafts behind a token of a text, and what the verifier made of the text's own tokens in their place."""
 
-    Attributes:
-        target: [k, V] float32 logits of the verifier.
-        draft: [k, V] float32 logits of the drafts.
-        ids: [k] int64, the text's tokens behind ``start``.
-        temperature: the text's.
-    """
-
-    target: Tensor
-    draft: Tensor
-    ids: Tensor
+    target: Tensor  # [k, V] float32 logits of the verifier
+    draft: Tensor  # [k, V] float32 logits of the drafts
+    ids: Tensor  # [k] int64, the text's own tokens
     temperature: float
 
     def chances(self, greedy_drafts: bool = False) -> Tensor:
         """[k] float64, the chance that drafts 1 to ``i`` are all accepted, as in ``chance_of_all``.
 
-        Args:
-            greedy_drafts: drafts are the most likely tokens, and accepted with the verifier's probability.
+        With ``greedy_drafts`` they are the most likely tokens, and accepted with the verifier's probability.
         """
         draft = probabilities(self.draft, 0 if greedy_drafts else self.temperature)
         return chance_of_all(probabilities(self.target, self.temperature), draft, self.ids)
@@ -117,11 +101,7 @@ def run_round(
 
 
 def check(model: PolicyModel, plan: LayerPlan, written: Written, start: int, drafts: int) -> None:
-    """Drafts that read everything are accepted, whatever they are made by.
-
-    Raises:
-        UnequalError: one is not.
-    """
+    """Drafts that read everything are accepted, whatever they are made by; raises UnequalError where one is not."""
     everything = written.prefix.length
     for kind in KINDS:
         found = run_round(model, plan, written, start, drafts, kind, everything).chances()

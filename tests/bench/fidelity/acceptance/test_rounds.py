@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.fidelity.acceptance.drafts import KEPT, KINDS, WINDOW, draft_policy
 from bench.fidelity.acceptance.rounds import UnequalError, Written, check, run_round, write
-from lim_kernels.select.budget import BudgetParts, split_budget
+from lim_kernels.select.budget import split_budget
+from lim_kernels.select.reference import select_token_set
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.tools.analysis.model import LayerView, PolicyModel, Prefix
 from lim_sglang.tools.analysis.policies import Dense
@@ -114,30 +115,20 @@ def read_by(model: PolicyModel, written: Written, start: int, kind: str) -> dict
     return seen
 
 
-def merged(scores: Tensor, split: BudgetParts) -> list[int]:
-    """The set of one token by its heads' lists ([H, n] scores), read rank by rank."""
-    end = scores.shape[1] - split.recent
-    lists = [sorted(range(split.sinks, end), key=lambda t: (-float(head[t]), t)) for head in scores]
-    found = dict.fromkeys(token for rank in zip(*lists, strict=True) for token in rank)
-    return sorted([*range(split.sinks), *list(found)[: split.selected], *range(end, scores.shape[1])])
-
-
 @pytest.mark.parametrize("start", [1, 9])
 def test_kept_sets_are_the_last_verified_tokens(model: PolicyModel, texts: dict[float, Written], start: int) -> None:
-    written, scores = texts[0.0], {}
+    written, chosen = texts[0.0], {}
 
     def observe(view: LayerView, _mask: Tensor) -> None:
-        scores[view.layer] = view.scores[0]
+        [positions] = select_token_set(view.scores, view.lengths, split_budget(BUDGET, 0.25, 4)).positions.tolist()
+        chosen[view.layer] = sorted(positions)
 
     last = written.prefix.cut(PROMPT + start - 1, written.logits[0])
     model.decode(last, [int(written.ids[start - 1])], Dense(), observe)
-    split = split_budget(BUDGET, 0.25, 4)
     seen = read_by(model, written, start, KEPT)
     for layer, chooser in enumerate(CHOSEN_BY):
-        kept = merged(scores[chooser], split)
-        assert len(kept) == BUDGET
         own = range(PROMPT + start, PROMPT + start + DRAFTS)
-        assert seen[layer] == [[*kept, *own[: step + 1]] for step in range(DRAFTS)]
+        assert seen[layer] == [[*chosen[chooser], *own[: step + 1]] for step in range(DRAFTS)]
     assert seen[0] != seen[4], "two layers choose"
 
 
@@ -147,20 +138,14 @@ def test_the_window_is_sinks_and_the_latest_in_every_layer(model: PolicyModel, t
         assert read == [[0, 1, 2, 3, *range(length - BUDGET + 4, length)] for length in lengths]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_drafts_that_read_everything_are_accepted(
-    model: PolicyModel, texts: dict[float, Written], temperature: float
-) -> None:
-    written = texts[temperature]
-    check(model, PLAN, written, 1, DRAFTS)
-    for kind in KINDS:
+def test_drafts_that_read_everything_are_accepted(model: PolicyModel, texts: dict[float, Written]) -> None:
+    for written in texts.values():
         for start in STARTS:
-            found = run_round(model, PLAN, written, start, DRAFTS, kind, written.prefix.length)
-            assert found.chances().cumsum(0).tolist() == pytest.approx([1, 2, 3, 4], abs=1e-3)
+            check(model, PLAN, written, start, DRAFTS)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("off", [1, 3], ids=["from the first draft", "from the third"])
+@pytest.mark.parametrize("off", [1, 3])
 def test_a_verifier_that_is_off_is_noticed(
     model: PolicyModel, texts: dict[float, Written], temperature: float, off: int
 ) -> None:
