@@ -26,14 +26,18 @@ from rich.progress import Progress
 from torch import Tensor
 
 from bench.fidelity.files import Table, write_facts
-from bench.fidelity.plans import BY_HAND, HELD_OUT, Plan, calibrated, plan_name
 from bench.fidelity.policies import policies
 from bench.fidelity.subject import Subject, subject_parser
-from bench.fidelity.texts import Recall, recall_prompt
-from lim_kernels.select.budget import split_budget
+from bench.fidelity.texts import CALIBRATION_TEXT, TEXTS, Recall, recall_prompt
+from lim_kernels.select.budget import BudgetParts, split_budget
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.tools.analysis.model import LayerView, Policy, Prefix
+from lim_sglang.tools.analysis.plan_search import best_plan, best_plan_within
 from lim_sglang.tools.analysis.policies import Dense, LessIsMore
+from lim_sglang.tools.analysis.recall import ReuseMeter
+from lim_sglang.tools.analysis.streaming import StreamedModel
+from lim_sglang.tools.analysis.texts import cut_windows
+from lim_sglang.tools.calibrate.command import CONTEXT, DENSE_LAYERS, SAMPLES, WINDOWS
 
 PARTS = ("curves", "plans", "recall", "free")
 CURVE_COLUMNS = [
@@ -44,11 +48,16 @@ RECALL_COLUMNS = ["task", "context", "depth", "seed", "budget", "policy", "dense
 FREE_COLUMNS = ["prompt", "budget", "policy", "same_tokens", "length", "dense_length"]
 CONTEXTS = [1024, 2048, 4096, 7168]
 PLAN_CONTEXT, PLAN_BUDGET = 4800, 256
+PLANS_BY_HAND = (
+    "1+20 2 2+20 2+10 2+15 2+12+20 2+10+15+20 2+8+14+20 2+8+14+20+26 2+6+10+14+18+22+26 2+5+8+11+14+17+20+23+26+28"
+)
+SIZES = range(3, 13)  # layers that attend to everything, of calibrated plans
 FREE_PROMPTS = (
     "Explain step by step why the sky is blue.",
     "A shop sells pens at 3 coins and books at 7 coins. What do 4 pens and 2 books cost? Think step by step.",
     "Write a short story about a lighthouse keeper who finds a letter.",
 )
+Plan = tuple[int, ...]  # select layers
 Arm = tuple[int, str, Plan, Policy]  # a row's budget, policy and plan, and who reads what
 
 
@@ -146,7 +155,7 @@ class Bench:
         for text, context, number in progress.track(places, description=file):
             left = []
             for budget, name, plan, policy in arms:
-                key = [text, context, budget, name, plan_name(plan), number]
+                key = [text, context, budget, name, "+".join(map(str, plan)), number]
                 if budget < context and not table.has(key):
                     left.append((key, policy))
             if left:
@@ -168,16 +177,29 @@ class Bench:
     def plans(self, progress: Progress) -> None:
         """LessIsMore at K = 256 by which layers attend to everything, on texts held out from calibration."""
         split = split_budget(PLAN_BUDGET, 0.25, 4)
-        found = calibrated(self.subject, self.args.device, split, progress)
-        given = [tuple(map(int, re.split(r"[+,]", plan))) for plan in (*BY_HAND.split(), *self.args.plan)]
+        found = self.calibrated(split, progress)
+        given = [tuple(map(int, re.split(r"[+,]", plan))) for plan in (*PLANS_BY_HAND.split(), *self.args.plan)]
         by_hand = [plan for plan in given if plan[-1] < self.model.num_layers]
         arms = [
             (PLAN_BUDGET, origin, plan, LessIsMore(LayerPlan.from_select_layers(self.model.num_layers, plan), split))
             for origin, plans in (("by hand", by_hand), ("calibrated", found))
             for plan in plans
         ]
-        texts = [text for text in self.args.texts if text in HELD_OUT]
+        texts = [text for text in self.args.texts if text != CALIBRATION_TEXT]
         self.compare_all("fidelity_plans.csv", texts, [PLAN_CONTEXT], arms, progress)
+
+    def calibrated(self, split: BudgetParts, progress: Progress) -> list[Plan]:
+        """What `lim-sglang calibrate` chooses by the number of layers that attend to everything, and the best two."""
+        model = StreamedModel(self.subject.folder, self.args.device, torch.float32)
+        windows = cut_windows(self.tokenizer, TEXTS[CALIBRATION_TEXT](), CONTEXT, WINDOWS, SAMPLES)
+        meter = ReuseMeter(model.num_layers, split)
+        layers = model.forward(windows, SAMPLES, meter)
+        for _ in progress.track(layers, model.num_layers + 1, description="calibration"):
+            pass
+        costs = meter.error.tolist()
+        found = [best_plan_within(costs, full) for full in SIZES if full <= model.num_layers]
+        found.append(best_plan(costs, 2, DENSE_LAYERS + 2))
+        return list(dict.fromkeys(plan.select_layers for plan in found))
 
     def recall(self, progress: Progress) -> None:
         """Facts hidden at depths of a long context; the question is fed by decode steps."""

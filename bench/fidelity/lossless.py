@@ -14,10 +14,9 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
@@ -33,7 +32,7 @@ from lim_sglang.tools.servers.embedded_model import ensure_model
 from lim_sglang.tools.servers.local import DENSE, LOSSLESS, Size, launched
 from lim_sglang.tools.servers.process import ServerError, ServerProcess
 
-SETTINGS = ("128x3", "256x6", "512x8")
+SETTINGS = [(128, 3), (256, 6), (512, 8)]
 SHORTEST, LONGEST, BATCH = 1000, 6000, 8
 QUESTION = "\nNow say in one sentence what the text above is about.\n"
 TIMEOUT = 3600.0
@@ -41,19 +40,14 @@ TIMEOUT = 3600.0
 # ``accepted`` is drafts per round, as the server says of this request.
 COLUMNS = ["text", "prompt_tokens", "budget", "drafts", "part", "cached_tokens", "tokens", "equal", "accepted"]
 Answer = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    text: str
-    tokens: list[int]
+Prompt = tuple[str, list[int]]  # the name of its text, and its tokens
 
 
 def main() -> None:
     args = parse()
     rows: list[Row] = []
     prompts, question = make_prompts(args.prompts)
-    asked = [prompt.tokens for prompt in prompts]
+    asked = [tokens for _, tokens in prompts]
     try:
         with served(DENSE, [], args) as server:
             first = ask(server, asked, args.tokens, 1)
@@ -77,8 +71,8 @@ def main() -> None:
 
 def parse() -> argparse.Namespace:
     parser = driver.parser(__doc__)
-    settings, shown = [*map(setting, SETTINGS)], " ".join(SETTINGS)
-    parser.add_argument("--settings", type=setting, nargs="+", default=settings, help=f"budget x drafts ({shown})")
+    shown = " ".join(f"{budget}x{drafts}" for budget, drafts in SETTINGS)
+    parser.add_argument("--settings", type=setting, nargs="+", default=SETTINGS, help=f"budget x drafts ({shown})")
     parser.add_argument("--prompts", type=positive, default=24, help="of five kinds of text (24)")
     parser.add_argument("--tokens", type=positive, default=128, help="generated per answer (128)")
     driver.add_out(parser, "lossless_tokens.csv and .json")
@@ -104,17 +98,15 @@ def make_prompts(count: int) -> tuple[list[Prompt], list[int]]:
     for number, length in enumerate(lengths):
         name = names[number % len(names)]
         start = number * 997 % max(1, len(texts[name]) - length)
-        prompts.append(Prompt(name, texts[name][start : start + length]))
+        prompts.append((name, texts[name][start : start + length]))
     return prompts, encode(tokenizer, QUESTION)
 
 
-@contextmanager
-def served(attention: str, options: Sequence[str], args: argparse.Namespace) -> Iterator[ServerProcess]:
+def served(attention: str, options: Sequence[str], args: argparse.Namespace) -> AbstractContextManager[ServerProcess]:
     size = Size(tokens=BATCH * (LONGEST + 1000), requests=BATCH)
     given = ["--disable-overlap-schedule", *options]
     log, note = args.out / f"lossless-{attention}.log", Console(stderr=True, highlight=False)
-    with launched(attention, None, budget=None, size=size, given=given, log=log, note=note) as server:
-        yield server
+    return launched(attention, None, budget=None, size=size, given=given, log=log, note=note)
 
 
 def ask(server: ServerProcess, prompts: Sequence[list[int]], tokens: int, at_once: int) -> list[Answer]:
@@ -132,13 +124,13 @@ def ask(server: ServerProcess, prompts: Sequence[list[int]], tokens: int, at_onc
 def compare(prompts: Sequence[Prompt], expected: Sequence[Answer], found: Sequence[Answer]) -> list[Row]:
     """A row per prompt."""
     rows = []
-    for prompt, theirs, ours in zip(prompts, expected, found, strict=True):
+    for (text, tokens), theirs, ours in zip(prompts, expected, found, strict=True):
         same = [one == other for one, other in zip(ours["output_ids"], theirs["output_ids"], strict=True)]
         meta = ours["meta_info"]
         rows.append(
             {
-                "text": prompt.text,
-                "prompt_tokens": len(prompt.tokens),
+                "text": text,
+                "prompt_tokens": len(tokens),
                 "cached_tokens": meta["cached_tokens"],
                 "tokens": len(same),
                 "equal": [*same, False].index(False),

@@ -87,13 +87,13 @@ def oracle(plan: LayerPlan, budget: int) -> Chosen:
     return Chosen("oracle", lambda layer: plan.role(layer) is LayerRole.SPARSE, best_of(budget))
 
 
+@dataclass
 class Reused:
     """Sets chosen in select layers and reused by the layers after them."""
 
-    def __init__(self, name: str, plan: LayerPlan, choose: Choose) -> None:
-        self.name = name
-        self.plan = plan
-        self.choose = choose
+    name: str
+    plan: LayerPlan
+    choose: Choose
 
     def mask(self, view: LayerView) -> Tensor:
         role = self.plan.role(view.layer)

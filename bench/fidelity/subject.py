@@ -35,17 +35,12 @@ def subject_parser(description: str | None, contexts: Sequence[int]) -> driver.P
 
 @dataclass(frozen=True)
 class Subject:
-    """A model, float32, and what belongs to it.
+    """A model, float32, and what belongs to it."""
 
-    Attributes:
-        folder: in Hugging Face's format.
-        select_layers: those that serving this model takes by default.
-    """
-
-    folder: Path
+    folder: Path  # in Hugging Face's format
     model: PolicyModel
     tokenizer: Any
-    select_layers: tuple[int, ...]
+    select_layers: tuple[int, ...]  # those that serving this model takes by default
     _ids: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod

@@ -36,9 +36,8 @@ def source_code() -> str:
 
 def package_descriptions() -> str:
     """What installed packages say of themselves, in the order of their names."""
-    found = sorted(distributions(), key=lambda d: d.metadata["Name"].lower())
-    metadata: list[Any] = [d.metadata for d in found]
-    texts = [str(m.get_payload() or m["Description"] or "") for m in metadata]
+    found: list[Any] = sorted((d.metadata for d in distributions()), key=lambda m: m["Name"].lower())
+    texts = [str(m.get_payload() or m["Description"] or "") for m in found]
     return "\n\n".join(text for text in texts if len(text) > 1000)
 
 

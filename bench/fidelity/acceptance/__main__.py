@@ -17,24 +17,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import Progress
 
-from bench.fidelity.acceptance.drafts import KINDS
-from bench.fidelity.acceptance.rounds import UnequalError, Written, check, run_round, write
+from bench.fidelity.acceptance.rounds import KINDS, UnequalError, Written, check, run_round, write
 from bench.fidelity.files import Table, write_facts
 from bench.fidelity.subject import Subject, subject_parser
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.tools.common import positive
 
 COLUMNS = ["text", "context", "window", "temperature", "drafts", "budget", "k", "accepted", "accepted_greedy_drafts"]
-Prompt = tuple[int, int, str]  # window, context and text
-Arm = tuple[float, str, int]  # temperature, kind of drafts and K
 
 
 def main() -> None:
@@ -103,31 +98,26 @@ class Bench:
         """All rows that are missing; a run that is cut short has every text as often, but for one prompt."""
         args = self.args
         table = Table(args.out / "acceptance.csv", COLUMNS, keys=7)
-        arms = [*product(args.temperatures, args.drafts, args.budgets)]
         prompts = [*product(range(args.windows), args.contexts, args.texts)]
-        for prompt in progress.track(prompts, description="prompts"):
-            left = [arm for arm in arms if not all(table.has(row_key(prompt, arm, k)) for k in args.k)]
-            for arm, written in self.texts(prompt, left):
-                means = self.measure(written, arm)
-                for k in args.k:
-                    if not table.has(row_key(prompt, arm, k)):
-                        table.add(row_key(prompt, arm, k), means[k])
+        for window, context, text in progress.track(prompts, description="prompts"):
+            prefix = None
+            for value in args.temperatures:
+                of_text = [text, context, window, f"{value:g}"]
+                arms = product(args.drafts, args.budgets)
+                left = [arm for arm in arms if not all(table.has([*of_text, *arm, k]) for k in args.k)]
+                if left:
+                    prefix = prefix or self.model.prefill(self.subject.stretch(text, context, window, args.windows))
+                    seed = f"{text} {context} {window} {value}"
+                    written = write(self.model, prefix, self.plan, args.budgets, args.tokens, value, seed)
+                    check(self.model, self.plan, written, self.starts[0], max(args.k))
+                for arm in left:
+                    means = self.measure(written, *arm)
+                    for k in args.k:
+                        if not table.has([*of_text, *arm, k]):
+                            table.add([*of_text, *arm, k], means[k])
 
-    def texts(self, prompt: Prompt, arms: Sequence[Arm]) -> Iterator[tuple[Arm, Written]]:
-        """Every arm with the text it is measured on, which is written when its first arm comes, and checked."""
-        if not arms:
-            return
-        window, context, text = prompt
-        prefix = self.model.prefill(self.subject.stretch(text, context, window, self.args.windows))
-        for value in dict.fromkeys(arm[0] for arm in arms):
-            seed = f"{text} {context} {window} {value}"
-            written = write(self.model, prefix, self.plan, self.args.budgets, self.args.tokens, value, seed)
-            check(self.model, self.plan, written, self.starts[0], max(self.args.k))
-            yield from ((arm, written) for arm in arms if arm[0] == value)
-
-    def measure(self, written: Written, arm: Arm) -> dict[int, dict[str, float]]:
+    def measure(self, written: Written, kind: str, budget: int) -> dict[int, dict[str, float]]:
         """By ``k``: accepted drafts per round, means over the rounds."""
-        _, kind, budget = arm
         longest = max(self.args.k)
         rounds = [run_round(self.model, self.plan, written, start, longest, kind, budget) for start in self.starts]
         accepted = torch.stack([one.chances().cumsum(0) for one in rounds]).mean(0)
@@ -135,12 +125,6 @@ class Bench:
         return {
             k: {"accepted": float(accepted[k - 1]), "accepted_greedy_drafts": float(greedy[k - 1])} for k in self.args.k
         }
-
-
-def row_key(prompt: Prompt, arm: Arm, k: int) -> list[Any]:
-    window, context, text = prompt
-    value, kind, budget = arm
-    return [text, context, window, f"{value:g}", kind, budget, k]
 
 
 if __name__ == "__main__":

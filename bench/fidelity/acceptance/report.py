@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import driver
 from bench.driver import markdown, read_rows
-from bench.fidelity.acceptance.drafts import KINDS
+from bench.fidelity.acceptance.rounds import KINDS
 from bench.fidelity.report import Row, count, group, interval, mean, plt, same_windows, save, values, window
 
 ARM = ("temperature", "drafts", "budget", "k")
@@ -77,16 +77,14 @@ Cells are mean accepted drafts of a round, without the token that verification a
 
 
 def intro(rows: Sequence[Row], facts: dict[str, Any]) -> str:
-    return INTRO.lstrip().format(
-        model=facts["model"],
-        prompts=count(rows),
-        contexts=" and ".join(f"{int(context):,}" for context in values(rows, "context")),
-        texts=", ".join(sorted(group(rows, "text"))),
-        tokens=facts["tokens"],
-        rounds=len(range(1, facts["tokens"] - facts["most_drafts"], facts["every"])),
-        every=facts["every"],
-        plan="+".join(map(str, facts["plan"])),
-    )
+    found = {
+        "prompts": count(rows),
+        "contexts": " and ".join(f"{int(context):,}" for context in values(rows, "context")),
+        "texts": ", ".join(sorted(group(rows, "text"))),
+        "rounds": len(range(1, facts["tokens"] - facts["most_drafts"], facts["every"])),
+        "plan": "+".join(map(str, facts["plan"])),
+    }
+    return INTRO.lstrip().format(**facts | found)
 
 
 def tables(rows: Sequence[Row], temperature: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bench.fidelity.lossless import LONGEST, SHORTEST, Prompt, compare, make_prompts, setting
+from bench.fidelity.lossless import LONGEST, SHORTEST, compare, make_prompts, setting
 
 
 def answer(*tokens: int) -> dict[str, Any]:
@@ -15,7 +15,7 @@ def answer(*tokens: int) -> dict[str, Any]:
 
 
 def test_the_first_difference_counts() -> None:
-    prompts = [Prompt("a", [1] * 10), Prompt("b", [1] * 20)]
+    prompts = [("a", [1] * 10), ("b", [1] * 20)]
     found = compare(prompts, [answer(1, 2, 3), answer(1, 2, 3)], [answer(1, 2, 3), answer(1, 7, 3)])
     of_both = {"tokens": 3, "cached_tokens": 5, "accepted": 2.5}
     assert found == [
@@ -23,7 +23,7 @@ def test_the_first_difference_counts() -> None:
         {"text": "b", "prompt_tokens": 20, "equal": 1} | of_both,
     ]
     with pytest.raises(ValueError, match="zip"):
-        compare([Prompt("a", [1])], [answer(1, 2)], [answer(1)])
+        compare([("a", [1])], [answer(1, 2)], [answer(1)])
 
 
 def test_settings() -> None:
@@ -35,8 +35,8 @@ def test_settings() -> None:
 
 def test_prompts_are_ragged_and_of_every_kind() -> None:
     prompts, question = make_prompts(24)
-    lengths = sorted(len(prompt.tokens) for prompt in prompts)
+    lengths = sorted(len(tokens) for _, tokens in prompts)
     assert (lengths[0], lengths[-1], len(set(lengths))) == (SHORTEST, LONGEST, 24)
-    assert len({prompt.text for prompt in prompts}) == 5
-    assert len({tuple(prompt.tokens[:50]) for prompt in prompts}) == len(prompts)
+    assert len({text for text, _ in prompts}) == 5
+    assert len({tuple(tokens[:50]) for _, tokens in prompts}) == len(prompts)
     assert question

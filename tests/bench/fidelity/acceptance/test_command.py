@@ -15,13 +15,9 @@ from bench.fidelity.acceptance.rounds import Round
 from bench.fidelity.subject import Subject
 from lim_sglang.tools.servers.embedded_model import ensure_model
 
-SIZES = {"contexts": 300, "windows": 1, "tokens": 16, "every": 4, "budgets": 64}
-SMALL = ["--quiet", "--texts", "worked steps", "--k", "2", "4", *(f"--{name}={value}" for name, value in SIZES.items())]
+SMALL = ["--quiet", "--contexts=300", "--windows=1", "--tokens=16", "--every=4", "--budgets=64", "--k", "2", "4"]
+SMALL += ["--texts", "worked steps", "--drafts", "lim steps", "window", "--temperatures", "0", "2"]
 Run = Callable[..., list[dict[str, str]]]
-
-
-BOTH = ("--temperatures", "0", "2", "--drafts", "lim steps", "window")
-ONE = ("--temperatures", "0", "--drafts", "lim steps")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +43,7 @@ def run(subject: Subject) -> Run:
 def measured(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that has ended."""
     folder = tmp_path_factory.mktemp("acceptance")
-    run(folder, *BOTH)
+    run(folder)
     return folder
 
 
@@ -74,22 +70,22 @@ def test_a_second_run_adds_what_is_missing(
     path = folder / "acceptance.csv"
     whole = read_rows(path)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))  # stopped between two values of k
-    assert run(folder, *BOTH) == whole
+    assert run(folder) == whole
     monkeypatch.setattr(command, "write", None)
-    assert run(folder, *BOTH) == whole, "nothing is left to do"
+    assert run(folder) == whole, "nothing is left to do"
 
 
 def test_rows_of_other_sizes_are_not_mixed(run: Run, measured: Path) -> None:
     message = r"^acceptance: error: .*json was begun with every 4, not 5; name another --out"
     with pytest.raises(SystemExit, match=message):
-        run(measured, *BOTH, "--every", "5")
+        run(measured, "--every", "5")
 
 
 def test_nothing_is_reported_where_the_check_fails(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = Round.chances
     monkeypatch.setattr(Round, "chances", lambda *args, **named: 0.99 * exact(*args, **named))
     with pytest.raises(SystemExit, match=r"^acceptance: error: lim steps at K = 316, which leaves nothing out: 3.96"):
-        run(tmp_path, *ONE)
+        run(tmp_path)
     assert len((tmp_path / "acceptance.csv").read_text().splitlines()) == 1
 
 
