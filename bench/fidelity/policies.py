@@ -7,6 +7,7 @@ the select layers with TidalDecode, LessIsMore and the oracle; 0 and the anchors
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,39 +20,43 @@ from lim_sglang.tools.analysis.policies import LessIsMore
 PAGE = 16
 DENSE_LAYERS = 2
 SINKS = 4
+Choose = Callable[[LayerView], Tensor]
+"""Makes a layer's mask, within ``view.causal``."""
 
 
-class StreamingLLM:
-    """Four sinks and the latest ``K - 4`` tokens (arXiv 2309.17453), behind ``dense_layers`` that read everything."""
+@dataclass
+class Chosen:
+    """Every layer that is ``sparse`` chooses for itself."""
 
-    def __init__(self, budget: int, dense_layers: int = DENSE_LAYERS, name: str = "streamingllm") -> None:
-        self.name = name
-        self.budget = budget
-        self.dense_layers = dense_layers
+    name: str
+    sparse: Callable[[int], bool]
+    choose: Choose
 
     def mask(self, view: LayerView) -> Tensor:
-        if view.layer < self.dense_layers:
-            return view.causal
-        position = torch.arange(view.scores.shape[2], device=view.scores.device)
-        recent = position >= (view.lengths - (self.budget - SINKS))[:, None]
-        return view.causal & ((position < SINKS) | recent)[:, None, :]
+        return self.choose(view) if self.sparse(view.layer) else view.causal
 
 
-class Quest:
+def streaming_llm(budget: int, dense_layers: int = DENSE_LAYERS, name: str = "streamingllm") -> Chosen:
+    """Four sinks and the latest ``K - 4`` tokens (arXiv 2309.17453), behind ``dense_layers`` that read everything."""
+    return Chosen(name, lambda layer: layer >= dense_layers, lambda view: fixed(view, SINKS, budget - SINKS))
+
+
+def fixed(view: LayerView, sinks: int, recent: int) -> Tensor:
+    """[Q, 1, n] bool, the first and the latest tokens that each step may read."""
+    position = torch.arange(view.scores.shape[2], device=view.scores.device)
+    kept = (position < sinks) | (position >= (view.lengths - recent)[:, None])
+    return view.causal & kept[:, None, :]
+
+
+def quest(budget: int) -> Chosen:
     """Pages of 16 tokens by an upper bound of their scores, top ``K / 16`` per query head (arXiv 2406.10774)."""
 
-    name = "quest"
-
-    def __init__(self, budget: int) -> None:
-        self.pages = max(1, budget // PAGE)
-
-    def mask(self, view: LayerView) -> Tensor:
-        if view.layer < DENSE_LAYERS:
-            return view.causal
+    def choose(view: LayerView) -> Tensor:
         bounds = page_bounds(view)  # [Q, H, P]
-        chosen = bounds.topk(min(self.pages, bounds.shape[2]), dim=2).indices
-        kept = torch.zeros_like(bounds, dtype=torch.bool).scatter_(2, chosen, True)
+        kept = top_per_row(bounds, torch.ones_like(bounds, dtype=torch.bool), max(1, budget // PAGE))
         return view.causal & kept.repeat_interleave(PAGE, dim=2)[:, :, : view.scores.shape[2]]
+
+    return Chosen("quest", lambda layer: layer >= DENSE_LAYERS, choose)
 
 
 def page_bounds(view: LayerView) -> Tensor:
@@ -60,11 +65,10 @@ def page_bounds(view: LayerView) -> Tensor:
     A step's last page holds the tokens up to its own; pages behind it have -inf.
     """
     tokens, kv_heads, head_dim = view.keys.shape
-    group = view.queries.shape[1] // kv_heads
     missing = -tokens % PAGE
     padded = torch.cat([view.keys, view.keys[-1:].expand(missing, -1, -1)]).view(-1, PAGE, kv_heads, head_dim)
     lowest, highest = padded.cummin(1).values, padded.cummax(1).values  # by how many of the page's tokens exist
-    grouped = view.queries.unflatten(1, (kv_heads, group))
+    grouped = view.queries.unflatten(1, (kv_heads, -1))
 
     def bound(low: Tensor, high: Tensor, equation: str) -> Tensor:
         up = torch.einsum(equation, grouped.clamp(min=0), high)
@@ -78,43 +82,29 @@ def page_bounds(view: LayerView) -> Tensor:
     return torch.where(page == last[:, None, None], own[:, :, None], bounds)
 
 
-class Oracle:
+def oracle(plan: LayerPlan, budget: int) -> Chosen:
     """Every query head's exact top ``K`` in the layers that LessIsMore keeps sparse: the floor of what a set costs."""
-
-    name = "oracle"
-
-    def __init__(self, plan: LayerPlan, budget: int) -> None:
-        self.plan = plan
-        self.budget = budget
-
-    def mask(self, view: LayerView) -> Tensor:
-        if self.plan.role(view.layer) is not LayerRole.SPARSE:
-            return view.causal
-        return top_per_row(view.scores, view.causal, self.budget)
+    return Chosen("oracle", lambda layer: plan.role(layer) is LayerRole.SPARSE, best_of(budget))
 
 
+@dataclass
 class Reused:
-    """Sets chosen in select layers and reused by the layers after them; ``choose`` makes the mask."""
+    """Sets chosen in select layers and reused by the layers after them."""
 
-    def __init__(self, name: str, plan: LayerPlan, choose: Callable[[LayerView], Tensor]) -> None:
-        self.name = name
-        self.plan = plan
-        self.choose = choose
-        self._mask: Tensor | None = None
+    name: str
+    plan: LayerPlan
+    choose: Choose
 
     def mask(self, view: LayerView) -> Tensor:
         role = self.plan.role(view.layer)
         if role is LayerRole.SELECT:
             self._mask = self.choose(view)
-        if role is LayerRole.SPARSE:
-            assert self._mask is not None, "a plan starts with a select layer"
-            return self._mask
-        return view.causal
+        return self._mask if role is LayerRole.SPARSE else view.causal
 
 
 def tidal_decode(plan: LayerPlan, budget: int) -> Reused:
     """Every query head reuses its own top ``K`` (arXiv 2410.05076)."""
-    return Reused("tidaldecode", plan, lambda view: top_per_row(view.scores, view.causal, budget))
+    return Reused("tidaldecode", plan, best_of(budget))
 
 
 def kascade(plan: LayerPlan, budget: int) -> Reused:
@@ -133,12 +123,14 @@ def without_unification(plan: LayerPlan, split: BudgetParts) -> Reused:
     """LessIsMore, but every query head keeps its own ``m`` tokens beside sinks and window."""
 
     def choose(view: LayerView) -> Tensor:
-        position = torch.arange(view.scores.shape[2], device=view.scores.device)
-        fixed = (position < split.sinks) | (position >= (view.lengths - split.recent)[:, None])
-        fixed = fixed[:, None, :] & view.causal
-        return fixed | top_per_row(view.scores, view.causal & ~fixed, split.selected)
+        always = fixed(view, split.sinks, split.recent)
+        return always | top_per_row(view.scores, view.causal & ~always, split.selected)
 
     return Reused("no unification", plan, choose)
+
+
+def best_of(budget: int) -> Choose:
+    return lambda view: top_per_row(view.scores, view.causal, budget)
 
 
 def top_per_row(values: Tensor, allowed: Tensor, count: int) -> Tensor:
@@ -163,10 +155,10 @@ def policies(num_layers: int, budget: int, select_layers: tuple[int, ...]) -> li
         lim(select_layers, split, "lessismore"),
         lim(paper_like, split, "paper-like plan"),
         (tidal_decode(plan, budget), select_layers),
-        (Quest(budget), ()),
-        (StreamingLLM(budget), ()),
+        (quest(budget), ()),
+        (streaming_llm(budget), ()),
         (kascade(LayerPlan.from_select_layers(num_layers, anchors), budget), anchors),
-        (Oracle(plan, budget), select_layers),
+        (oracle(plan, budget), select_layers),
         (without_unification(plan, split), select_layers),
         lim(select_layers, BudgetParts(budget, budget - SINKS, SINKS, 0), "no recency"),
         lim(select_layers, split_budget(budget, 0.25, 0), "no sinks"),

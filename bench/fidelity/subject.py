@@ -3,33 +3,44 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from bench import driver
 from bench.fidelity.texts import TEXTS
 from lim_sglang.layer_plan import select_layers_for_model
 from lim_sglang.tools.analysis.model import PolicyModel
+from lim_sglang.tools.common import positive
 from lim_sglang.tools.servers.embedded_model import ensure_model
 
 MOST_TOKENS = 200_000  # of a text
 
 
+def subject_parser(description: str | None, contexts: Sequence[int]) -> driver.Parser:
+    """The command line of what measures a subject behind stretches of its texts, ``contexts`` tokens long."""
+    parser = driver.parser(description)
+    parser.add_argument("--model", help="folder of a model; the embedded one if left out")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--texts", nargs="+", choices=list(TEXTS), default=list(TEXTS))
+    parser.add_argument("--contexts", nargs="+", type=positive, default=contexts, help="tokens before what is measured")
+    parser.add_argument("--windows", type=positive, default=2, help="stretches per text and context")
+    driver.add_out(parser)
+    parser.add_argument("--quiet", action="store_true")
+    return parser
+
+
 @dataclass(frozen=True)
 class Subject:
-    """A model, float32, and what belongs to it.
+    """A model, float32, and what belongs to it."""
 
-    Attributes:
-        folder: in Hugging Face's format.
-        select_layers: those that serving this model takes by default.
-    """
-
-    folder: Path
+    folder: Path  # in Hugging Face's format
     model: PolicyModel
     tokenizer: Any
-    select_layers: tuple[int, ...]
+    select_layers: tuple[int, ...]  # those that serving this model takes by default
     _ids: dict[str, list[int]] = field(default_factory=dict)
 
     @classmethod

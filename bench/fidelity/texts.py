@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import inspect
 import random
+import statistics
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -29,18 +31,13 @@ def language_reference() -> str:
 
 def source_code() -> str:
     """Modules of Python's standard library."""
-    import argparse
-    import dataclasses
-    import statistics
-
     return "\n\n".join(inspect.getsource(module) for module in (statistics, typing, dataclasses, argparse))
 
 
 def package_descriptions() -> str:
     """What installed packages say of themselves, in the order of their names."""
-    found = sorted(distributions(), key=lambda d: d.metadata["Name"].lower())
-    metadata: list[Any] = [d.metadata for d in found]
-    texts = [str(m.get_payload() or m["Description"] or "") for m in metadata]
+    found: list[Any] = sorted((d.metadata for d in distributions()), key=lambda m: m["Name"].lower())
+    texts = [str(m.get_payload() or m["Description"] or "") for m in found]
     return "\n\n".join(text for text in texts if len(text) > 1000)
 
 
@@ -74,26 +71,17 @@ TEXTS: dict[str, Callable[[], str]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Recall:
-    """A prompt whose answer is in it.
+    """A prompt whose answer is in it: ``prefix`` to prefill, ``question`` to feed, ``answer`` to expect, token ids."""
 
-    Attributes:
-        task: "needle", or "keys" with other keys of the same form beside it.
-        context: tokens before the question; ``depth``: where the answer lies, 0 to 1.
-        prefix: token ids to prefill; ``question``: fed by decode steps; ``answer``: the ids to expect after it.
-    """
-
-    task: str
-    context: int
-    depth: float
     prefix: list[int]
     question: list[int]
     answer: list[int]
 
 
 def recall_prompt(tokenizer: Any, filler: list[int], task: str, context: int, depth: float, seed: int) -> Recall:
-    """Hide one fact, or four of a kind, in ``context`` tokens of ``filler``; ask for the one at ``depth``."""
+    """Hide one fact, or four where ``task`` is "keys", in ``context`` tokens; ask for the one at ``depth``, 0 to 1."""
     draw = random.Random(f"{task} {context} {depth} {seed}")
     names = draw.sample(["Amber", "Boris", "Clara", "Dmitri", "Elena", "Felix", "Greta", "Hugo"], 4)
     codes = {name: "".join(draw.choices("0123456789", k=5)) for name in names}
@@ -110,7 +98,7 @@ def recall_prompt(tokenizer: Any, filler: list[int], task: str, context: int, de
     question = encode(
         tokenizer, f"\nQuestion: What is the secret code of {names[0]}?\nAnswer: The secret code of {names[0]} is"
     )
-    return Recall(task, context, depth, body, question, encode(tokenizer, f" {codes[names[0]]}"))
+    return Recall(body, question, encode(tokenizer, f" {codes[names[0]]}"))
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -17,30 +17,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.progress import Progress
 
-from bench import driver
-from bench.fidelity.acceptance.drafts import KINDS
-from bench.fidelity.acceptance.rounds import UnequalError, Written, check, run_round, write
+from bench.fidelity.acceptance.rounds import KINDS, UnequalError, Written, check, run_round, write
 from bench.fidelity.files import Table, write_facts
-from bench.fidelity.subject import Subject
-from bench.fidelity.texts import TEXTS
+from bench.fidelity.subject import Subject, subject_parser
 from lim_sglang.layer_plan import LayerPlan
+from lim_sglang.tools.common import positive
 
 COLUMNS = ["text", "context", "window", "temperature", "drafts", "budget", "k", "accepted", "accepted_greedy_drafts"]
-KEYS = 7
-SIZES = ("tokens", "every", "most_drafts")  # what all rows of a folder share
 
 
 def main() -> None:
     args = parse()
-    args.out.mkdir(parents=True, exist_ok=True)
     subject = Subject.load(args.model, args.device)
     facts = {"model": subject.folder.name, "layers": subject.model.num_layers, "plan": list(subject.select_layers)}
     sizes = {"tokens": args.tokens, "every": args.every, "most_drafts": max(args.k)}
@@ -48,28 +41,21 @@ def main() -> None:
     check_sizes(path, sizes)
     write_facts(path, {**facts, **sizes})
     bench = Bench(subject, args)
-    with Table(args.out / "acceptance.csv", COLUMNS, KEYS) as table, Progress(disable=args.quiet) as progress:
+    with Progress(disable=args.quiet) as progress:
         try:
-            bench.run(table, progress)
+            bench.run(progress)
         except UnequalError as error:
             sys.exit(f"acceptance: error: {error}; nothing is reported for this text")
 
 
 def parse() -> argparse.Namespace:
-    parser = driver.parser(__doc__)
-    parser.add_argument("--model", help="folder of a model; the embedded one if left out")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--texts", nargs="+", choices=list(TEXTS), default=list(TEXTS))
-    parser.add_argument("--contexts", nargs="+", type=at_least(1), default=[2000, 5000], help="tokens of the prompts")
-    parser.add_argument("--windows", type=at_least(1), default=2, help="prompts per text and context")
-    parser.add_argument("--tokens", type=at_least(1), default=108, help="tokens that the dense model writes")
-    parser.add_argument("--every", type=at_least(1), default=6, help="tokens from the start of a round to the next")
+    parser = subject_parser(__doc__, [2000, 5000])
+    parser.add_argument("--tokens", type=positive, default=108, help="tokens that the dense model writes")
+    parser.add_argument("--every", type=positive, default=6, help="tokens from the start of a round to the next")
     parser.add_argument("--temperatures", nargs="+", type=temperature, default=[0.0, 0.6, 1.0])
-    parser.add_argument("--drafts", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--budgets", nargs="+", type=at_least(1), default=[128, 256, 512])
-    parser.add_argument("--k", nargs="+", type=at_least(1), default=[4, 6, 8, 12], help="drafts per round")
-    driver.add_out(parser)
-    parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--drafts", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--budgets", nargs="+", type=positive, default=[128, 256, 512])
+    parser.add_argument("--k", nargs="+", type=positive, default=[4, 6, 8, 12], help="drafts per round")
     args = parser.parse_args()
     if args.tokens < max(args.k) + 2:
         parser.error(f"--tokens {args.tokens}: expected at least {max(args.k) + 2}, two more than --k {max(args.k)}")
@@ -78,15 +64,6 @@ def parse() -> argparse.Namespace:
             f"--budgets {max(args.budgets)}: expected less than --contexts {min(args.contexts)}, or nothing is left out"
         )
     return args
-
-
-def at_least(lowest: int) -> Any:
-    def number(text: str) -> int:
-        if not text.isdecimal() or int(text) < lowest:
-            raise argparse.ArgumentTypeError(f"{text}: expected a whole number of at least {lowest}")
-        return int(text)
-
-    return number
 
 
 def temperature(text: str) -> float:
@@ -109,15 +86,6 @@ def check_sizes(path: Path, sizes: dict[str, int]) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Arm:
-    """What is measured on every text."""
-
-    temperature: float
-    drafts: str
-    budget: int
-
-
 class Bench:
     """One model's measurements."""
 
@@ -126,48 +94,37 @@ class Bench:
         self.plan = LayerPlan.from_select_layers(subject.model.num_layers, subject.select_layers)
         self.starts = range(1, args.tokens - max(args.k), args.every)
 
-    def run(self, table: Table, progress: Progress) -> None:
-        """All rows that ``table`` lacks; a run that is cut short has every text as often, but for one prompt."""
+    def run(self, progress: Progress) -> None:
+        """All rows that are missing; a run that is cut short has every text as often, but for one prompt."""
         args = self.args
-        prompts = [(t, c, w) for w in range(args.windows) for c in args.contexts for t in args.texts]
-        for prompt in progress.track(prompts, description="prompts"):
-            left = [arm for arm in self.arms() if not all(table.has(row_key(prompt, arm, k)) for k in args.k)]
-            for arm, written in self.texts(prompt, left):
-                means = self.measure(written, arm)
-                for k in (k for k in args.k if not table.has(row_key(prompt, arm, k))):
-                    table.add(row_key(prompt, arm, k), means[k])
+        table = Table(args.out / "acceptance.csv", COLUMNS, keys=7)
+        prompts = [*product(range(args.windows), args.contexts, args.texts)]
+        for window, context, text in progress.track(prompts, description="prompts"):
+            prefix = None
+            for value in args.temperatures:
+                of_text = [text, context, window, f"{value:g}"]
+                arms = product(args.drafts, args.budgets)
+                left = [arm for arm in arms if not all(table.has([*of_text, *arm, k]) for k in args.k)]
+                if left:
+                    prefix = prefix or self.model.prefill(self.subject.stretch(text, context, window, args.windows))
+                    seed = f"{text} {context} {window} {value}"
+                    written = write(self.model, prefix, self.plan, args.budgets, args.tokens, value, seed)
+                    check(self.model, self.plan, written, self.starts[0], max(args.k))
+                for arm in left:
+                    means = self.measure(written, *arm)
+                    for k in args.k:
+                        if not table.has([*of_text, *arm, k]):
+                            table.add([*of_text, *arm, k], means[k])
 
-    def arms(self) -> list[Arm]:
-        args = self.args
-        return [Arm(t, d, b) for t in args.temperatures for d in args.drafts for b in args.budgets]
-
-    def texts(self, prompt: tuple[str, int, int], arms: Sequence[Arm]) -> Iterator[tuple[Arm, Written]]:
-        """Every arm with the text it is measured on, which is written when its first arm comes, and checked."""
-        if not arms:
-            return
-        text, context, window = prompt
-        prefix = self.model.prefill(self.subject.stretch(text, context, window, self.args.windows))
-        for value in dict.fromkeys(arm.temperature for arm in arms):
-            seed = f"{text} {context} {window} {value}"
-            written = write(self.model, prefix, self.plan, self.args.budgets, self.args.tokens, value, seed)
-            check(self.model, self.plan, written, self.starts[0], max(self.args.k))
-            yield from ((arm, written) for arm in arms if arm.temperature == value)
-
-    def measure(self, written: Written, arm: Arm) -> dict[int, dict[str, float]]:
+    def measure(self, written: Written, kind: str, budget: int) -> dict[int, dict[str, float]]:
         """By ``k``: accepted drafts per round, means over the rounds."""
         longest = max(self.args.k)
-        rounds = [
-            run_round(self.model, self.plan, written, start, longest, arm.drafts, arm.budget) for start in self.starts
-        ]
+        rounds = [run_round(self.model, self.plan, written, start, longest, kind, budget) for start in self.starts]
         accepted = torch.stack([one.chances().cumsum(0) for one in rounds]).mean(0)
         greedy = torch.stack([one.chances(greedy_drafts=True).cumsum(0) for one in rounds]).mean(0)
         return {
             k: {"accepted": float(accepted[k - 1]), "accepted_greedy_drafts": float(greedy[k - 1])} for k in self.args.k
         }
-
-
-def row_key(prompt: tuple[str, int, int], arm: Arm, k: int) -> list[Any]:
-    return [*prompt, f"{arm.temperature:g}", arm.drafts, arm.budget, k]
 
 
 if __name__ == "__main__":

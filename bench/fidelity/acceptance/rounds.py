@@ -1,21 +1,32 @@
-"""Rounds of drafts that start inside of what the dense model itself wrote."""
+"""Rounds of drafts that start inside of what the dense model itself wrote, and how many of them it accepts.
+
+A draft ``x ~ q`` is accepted with probability ``min(1, p(x) / q(x))``, and the first that is not ends the round
+(arXiv 2211.17192). Whatever the draft was, the token that comes out is ``p``'s. So a draft is accepted, given the
+token ``y`` that came out in its place, with probability ``min(1, q(y) / p(y))``, and text that the verifier wrote by
+itself serves to follow a round: one forward pass over it instead of one draft after the other.
+
+Greedy choice is the same with all probability on one token: accepted where both choose the same one.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import torch
 from torch import Tensor
 
-from bench.fidelity.acceptance.drafts import KINDS, SetRecorder, draft_policy
-from bench.fidelity.acceptance.rejection import chance_of_all, probabilities
-from lim_sglang.layer_plan import LayerPlan
-from lim_sglang.tools.analysis.model import PolicyModel, Prefix
-from lim_sglang.tools.analysis.policies import Dense
+from bench.fidelity.policies import SINKS, streaming_llm
+from lim_kernels.select.budget import split_budget
+from lim_kernels.select.reference import select_token_set
+from lim_sglang.layer_plan import LayerPlan, LayerRole
+from lim_sglang.tools.analysis.model import LayerView, Policy, PolicyModel, Prefix
+from lim_sglang.tools.analysis.policies import Dense, LessIsMore, set_mask
 
+RECENCY_RATIO = 0.25
+LIM, KEPT, WINDOW = KINDS = ("lim steps", "kept sets", "window")
 TOLERANCE = 1e-3  # of a draft's chance; two shapes of one float32 product differ by less
 
 
@@ -23,23 +34,60 @@ class UnequalError(RuntimeError):
     """What must be equal is not; the message is one line."""
 
 
-@dataclass(frozen=True)
-class Written:
-    """What the dense model wrote behind a prompt of ``n`` tokens, and how it verifies it.
+class KeptSets:
+    """Every layer reads what the nearest SELECT layer chose for the last verified token, and the drafts so far.
 
-    Attributes:
-        temperature: that of its choice, 0 for greedy.
-        ids: [N] int64.
-        logits: [N, V] float32, dense attention's for the token after each.
-        prefix: prompt and text.
-        recorder: what the SELECT layers chose at each of the ``N`` tokens.
+    Layers before the first SELECT layer read its set. ``sets``: by SELECT layer, [n] bool over the ``n`` tokens before
+    the first that a draft step feeds.
     """
 
-    temperature: float
-    ids: Tensor
-    logits: Tensor
-    prefix: Prefix
-    recorder: SetRecorder
+    name = KEPT
+
+    def __init__(self, sets: Mapping[int, Tensor]) -> None:
+        self.sets = sets
+
+    def mask(self, view: LayerView) -> Tensor:
+        kept = self.sets[max((layer for layer in self.sets if layer <= view.layer), default=min(self.sets))]
+        drafts = kept.new_ones(view.scores.shape[2] - len(kept))
+        return view.causal & torch.cat([kept, drafts])
+
+
+class SetRecorder:
+    """An observer of ``PolicyModel.decode``: the sets of every step and SELECT layer, at several budgets."""
+
+    def __init__(self, plan: LayerPlan, budgets: Sequence[int]) -> None:
+        self.plan = plan
+        self.splits = [split_budget(budget, RECENCY_RATIO, SINKS) for budget in budgets]
+        self._sets: dict[tuple[int, int], Tensor] = {}
+
+    def __call__(self, view: LayerView, _mask: Tensor) -> None:
+        if self.plan.role(view.layer) is not LayerRole.SELECT:
+            return
+        for split in self.splits:
+            chosen = select_token_set(view.scores, view.lengths, split)
+            self._sets[split.budget, view.layer] = set_mask(chosen, view.scores.shape[2])[:, 0]
+
+    def sets(self, budget: int, step: int, length: int) -> dict[int, Tensor]:
+        """By SELECT layer, [length] bool: what it chose in ``step``, which saw ``length`` tokens."""
+        return {layer: self._sets[budget, layer][step, :length] for layer in self.plan.select_layers}
+
+
+def draft_policy(kind: str, plan: LayerPlan, budget: int, sets: Mapping[int, Tensor]) -> Policy:
+    """One of ``KINDS`` at ``K = budget``; ``sets`` are the last verified token's at that budget, as in ``KeptSets``."""
+    if kind == LIM:
+        return LessIsMore(plan, split_budget(budget, RECENCY_RATIO, SINKS), LIM)
+    return KeptSets(sets) if kind == KEPT else streaming_llm(budget, dense_layers=0, name=WINDOW)
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the dense model wrote behind a prompt, and how it verifies it."""
+
+    temperature: float  # of its choice, 0 for greedy
+    ids: Tensor  # [N] int64
+    logits: Tensor  # [N, V] float32, dense attention's for the token after each
+    prefix: Prefix  # prompt and text
+    recorder: SetRecorder  # what the SELECT layers chose at each of the N tokens
 
     def before(self, start: int) -> Prefix:
         """Everything before token ``start``, at least 1, of the text."""
@@ -76,30 +124,35 @@ def sampler(temperature: float, seed: str) -> Callable[[Tensor], int]:
     return lambda logits: int(torch.multinomial(probabilities(logits.cpu(), temperature), 1, generator=generator))
 
 
+def probabilities(logits: Tensor, temperature: float) -> Tensor:
+    """[..., V] float32 logits to probabilities; at temperature 0 all of it lies on the most likely token."""
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1)
+    return (logits / temperature).softmax(-1)
+
+
 @dataclass(frozen=True)
 class Round:
-    """Drafts behind token ``start`` of a text, and what the verifier made of the text's own tokens in their place.
+    """Drafts behind a token of a text, and what the verifier made of the text's own tokens in their place."""
 
-    Attributes:
-        target: [k, V] float32 logits of the verifier.
-        draft: [k, V] float32 logits of the drafts.
-        ids: [k] int64, the text's tokens behind ``start``.
-        temperature: the text's.
-    """
-
-    target: Tensor
-    draft: Tensor
-    ids: Tensor
+    target: Tensor  # [k, V] float32 logits of the verifier
+    draft: Tensor  # [k, V] float32 logits of the drafts
+    ids: Tensor  # [k] int64, the text's own tokens
     temperature: float
 
     def chances(self, greedy_drafts: bool = False) -> Tensor:
-        """[k] float64, the chance that drafts 1 to ``i`` are all accepted, as in ``chance_of_all``.
+        """[k] float64, the chance that drafts 1 to ``i`` are all accepted; summed, how many are on average.
 
-        Args:
-            greedy_drafts: drafts are the most likely tokens, and accepted with the verifier's probability.
+        An estimate whose mean over all texts is the chance, exact at temperature 0. With ``greedy_drafts`` they are the
+        most likely tokens, and accepted with the verifier's probability.
         """
+        target = probabilities(self.target, self.temperature)
         draft = probabilities(self.draft, 0 if greedy_drafts else self.temperature)
-        return chance_of_all(probabilities(self.target, self.temperature), draft, self.ids)
+        overlap = torch.minimum(target, draft).double().sum(-1)
+        at = self.ids[:, None]
+        accepted = (draft.gather(-1, at) / target.gather(-1, at)).double().clamp(max=1)[:, 0]
+        before = torch.cat([accepted.new_ones(1), accepted[:-1]]).cumprod(0)
+        return before * overlap
 
 
 def run_round(
@@ -117,11 +170,7 @@ def run_round(
 
 
 def check(model: PolicyModel, plan: LayerPlan, written: Written, start: int, drafts: int) -> None:
-    """Drafts that read everything are accepted, whatever they are made by.
-
-    Raises:
-        UnequalError: one is not.
-    """
+    """Drafts that read everything are accepted, whatever they are made by; raises UnequalError where one is not."""
     everything = written.prefix.length
     for kind in KINDS:
         found = run_round(model, plan, written, start, drafts, kind, everything).chances()
