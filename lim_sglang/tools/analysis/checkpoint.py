@@ -65,10 +65,11 @@ class Checkpoint:
         self._open: dict[str, Any] = {}
         single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
         if index.is_file():
-            self._file_of = self._read_index(index)
+            with readable(index):
+                self._file_of = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         elif single.is_file():
-            with self._file(single.name) as file:
-                self._file_of = dict.fromkeys(file.keys(), single.name)
+            with readable(single):
+                self._file_of = dict.fromkeys(self._file(single.name).keys(), single.name)
         else:
             raise StreamingError(f"{folder} holds neither {single.name} nor {index.name}: expected safetensors weights")
 
@@ -120,24 +121,23 @@ class Checkpoint:
         """One tensor as it is stored, on the CPU."""
         if name not in self:
             raise StreamingError(f"{self._folder} lacks the tensor {name}; fetch the weights again")
-        with self._file(self._file_of[name]) as file:
-            tensor: Tensor = file.get_tensor(name)
+        with readable(self._folder / self._file_of[name]):
+            tensor: Tensor = self._file(self._file_of[name]).get_tensor(name)
         return tensor
 
-    @contextmanager
-    def _file(self, file_name: str) -> Iterator[Any]:
-        try:
-            if file_name not in self._open:
-                self._open[file_name] = safe_open(self._folder / file_name, framework="pt")
-            yield self._open[file_name]
-        except (SafetensorError, OSError) as error:
-            raise StreamingError(f"{self._folder / file_name} cannot be read: {error}; fetch it again") from error
+    def _file(self, name: str) -> Any:
+        if name not in self._open:
+            self._open[name] = safe_open(self._folder / name, framework="pt")
+        return self._open[name]
 
-    def _read_index(self, index: Path) -> dict[str, str]:
-        try:
-            return dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise StreamingError(f"{index} cannot be read: {type(error).__name__}: {error}; fetch it again") from error
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Whatever goes wrong with a file, as a ``StreamingError`` that names it."""
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise StreamingError(f"{path} cannot be read: {type(error).__name__}: {error}; fetch it again") from error
 
 
 def scale_block(folder: Path, quantization: dict[str, Any] | None) -> tuple[int, int] | None:
@@ -156,13 +156,7 @@ def scale_block(folder: Path, quantization: dict[str, Any] | None) -> tuple[int,
             f"{QUANTIZED}; use another checkpoint of the model"
         )
     block = given.get("weight_block_size")
-    if block is None:
-        return None
-    if not (isinstance(block, list) and len(block) == 2 and all(type(size) is int and size > 0 for size in block)):
-        raise StreamingError(
-            f"weight_block_size={block!r} in {folder}/config.json: expected two sizes, as in [128, 128]; fetch it again"
-        )
-    return block[0], block[1]
+    return None if block is None else (block[0], block[1])
 
 
 def scale_shape(shape: Sequence[int], block: tuple[int, int]) -> torch.Size:

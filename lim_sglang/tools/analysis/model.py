@@ -23,6 +23,20 @@ BEYOND_PLAIN = ("sliding_window", "softcap", "s_aux")  # what Hugging Face passe
 _registrations = itertools.count()
 
 
+def window_in_effect(config: Any) -> int | None:
+    """The sliding window, in tokens, that some layer attends within; None where every layer sees the whole context.
+
+    A window that no layer uses is none, and so is one that is no smaller than the context.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    unused = getattr(config, "use_sliding_window", True) is False
+    if not window or unused or (kinds is not None and "sliding_attention" not in kinds):
+        return None
+    context = getattr(config, "max_position_embeddings", None)
+    return None if context is not None and window >= context else int(window)
+
+
 @dataclass(frozen=True)
 class LayerView:
     """One layer's attention of ``Q`` decode steps.

@@ -31,27 +31,14 @@ def best_plan(costs: Costs, num_selects: int, max_full_layers: int) -> FoundPlan
     """The cheapest plan with ``num_selects`` select layers and at most ``max_full_layers`` that read everything.
 
     Among plans of equal cost the one with fewer full layers, then the one with lower select layers.
-
-    Raises:
-        ValueError: there is no such plan.
     """
-    limit = min(max_full_layers, len(costs))
-    if not 1 <= num_selects <= limit:
-        raise ValueError(f"num_selects={num_selects}: expected 1 to {limit}, the layers that may read everything")
-    return _best_start(_cheapest_behind(costs, num_selects)[-1], limit - num_selects)
+    return _best_start(_cheapest_behind(costs, num_selects)[-1], max_full_layers - num_selects)
 
 
 def best_plan_within(costs: Costs, max_full_layers: int) -> FoundPlan:
-    """The cheapest plan with at most ``max_full_layers`` layers that read everything, of any number of select layers.
-
-    Raises:
-        ValueError: ``max_full_layers`` is below 1.
-    """
-    limit = min(max_full_layers, len(costs))
-    if limit < 1:
-        raise ValueError(f"max_full_layers={max_full_layers}: expected at least 1")
-    behind = _cheapest_behind(costs, limit)
-    found = [_best_start(row, limit - num_selects) for num_selects, row in enumerate(behind, 1)]
+    """The cheapest plan with at most ``max_full_layers`` that read everything, of any number of select layers."""
+    behind = _cheapest_behind(costs, min(max_full_layers, len(costs)))
+    found = [_best_start(row, max_full_layers - num_selects) for num_selects, row in enumerate(behind, 1)]
     return min(found, key=lambda plan: (plan.cost, plan.full_layers))
 
 

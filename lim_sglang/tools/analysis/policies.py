@@ -33,8 +33,7 @@ class LessIsMore:
         """[Q, 1, n] bool."""
         role = self.plan.role(view.layer)
         if role is LayerRole.SPARSE:
-            if self._set is None:
-                raise RuntimeError(f"layer {view.layer} is sparse, but no layer before it selected in this block")
+            assert self._set is not None, "a plan's first sparse layer follows a select layer"
             return self._set
         if role is LayerRole.SELECT:
             chosen = select_token_set(view.scores, view.lengths, self.parts)

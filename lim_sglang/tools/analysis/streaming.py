@@ -19,9 +19,8 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
-from lim_sglang.tools.analysis.checkpoint import Checkpoint, Naming, StreamingError
-from lim_sglang.tools.analysis.model import LayerView
-from lim_sglang.tools.analysis.windows import window_in_effect
+from lim_sglang.tools.analysis.checkpoint import Checkpoint, Naming, StreamingError, readable
+from lim_sglang.tools.analysis.model import LayerView, window_in_effect
 
 # Types whose forward pass is embedding, layers, norm, head, and how their published checkpoints name the weights.
 # A further type of that kind needs its line here and one among the tests' configurations, which compare it.
@@ -72,7 +71,7 @@ class StreamedModel:
         quantization = getattr(self.config, "quantization_config", None)
         self._checkpoint = Checkpoint(Path(folder), MODEL_TYPES[self.config.model_type], quantization)
         self.dtype = dtype or getattr(self.config, "dtype", None) or self._checkpoint.dtype("model.norm.weight")
-        self._attended: tuple[Tensor, Tensor, Tensor, float] | None = None
+        self._attended: Any = None  # query, key, value and scale of the layer that ran
         with torch.device("meta"):
             # "eager" is the classes' own loop over the experts, which knows every dtype on every device.
             self._causal_lm = AutoModelForCausalLM.from_config(self.config, experts_implementation="eager").eval()
@@ -106,15 +105,6 @@ class StreamedModel:
                     hidden[window] = self._run_layer(layer, index, window, hidden[window], samples, observe)
             yield hidden
 
-    @torch.inference_mode()
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[1, n, E] behind the last layer to [1, n, V] float32."""
-        with self._loaded(self._decoder.norm, "model.norm") as norm:
-            normed = norm(hidden)
-        tied = "lm_head.weight" not in self._checkpoint
-        with self._loaded(self._causal_lm.lm_head, "model.embed_tokens" if tied else "lm_head") as head:
-            return head(normed).float()
-
     def _run_layer(
         self, layer: Any, index: int, window: int, hidden: Tensor, samples: int, observe: Observer | None
     ) -> Tensor:
@@ -126,14 +116,12 @@ class StreamedModel:
             position_embeddings=self._rotary(hidden, position_ids=positions),
             use_cache=False,
         )
-        if observe is not None and samples:
+        if observe is not None:
             weight = layer.self_attn.o_proj.weight.float()
-            assert self._attended is not None
             query, key, value, scaling = self._attended
             view = LayerView.of_last(index, query, key, value, samples, scaling)
-            observe(
-                LayerSample(window, view, output[0, -samples:].float(), lambda heads: linear(heads.flatten(1), weight))
-            )
+            residual = output[0, -samples:].float()
+            observe(LayerSample(window, view, residual, lambda heads: linear(heads.flatten(1), weight)))
         self._attended = None
         return output
 
@@ -170,18 +158,13 @@ def read_config(folder: Path) -> Any:
     """The model's configuration, after a look at what cannot be streamed.
 
     Raises:
-        StreamingError: no folder, no model, or a model of another kind.
+        StreamingError: no model, or one of another kind.
     """
-    if not folder.is_dir():
-        raise StreamingError(f"{folder} is no folder: expected the local folder of a Hugging Face model")
     if not (folder / "config.json").is_file():
-        raise StreamingError(f"{folder} holds no config.json: expected the folder of a Hugging Face model")
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model_type = raw.get("model_type")
-    except (ValueError, AttributeError, OSError) as error:
-        raise StreamingError(f"{folder}/config.json cannot be read: {error}; fetch it again") from error
-    if model_type not in MODEL_TYPES:
+        raise StreamingError(f"{folder} holds no config.json: expected the local folder of a Hugging Face model")
+    with readable(folder / "config.json"):
+        raw = dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
+    if (model_type := raw.get("model_type")) not in MODEL_TYPES:
         known = ", ".join(MODEL_TYPES)
         raise StreamingError(f"model_type={model_type!r} in {folder}/config.json is not supported: expected {known}")
     try:

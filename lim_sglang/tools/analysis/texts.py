@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ def read_texts(files: Sequence[str | Path]) -> str:
         TextError: a file cannot be read or is not UTF-8, or this Python carries no help topics.
     """
     if files:
-        return "\n\n".join(_read_file(Path(file)) for file in files)
+        return "\n\n".join(decoded(f"--text {file}", Path(file).read_bytes) for file in files)
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
@@ -35,7 +35,8 @@ def cut_windows(tokenizer: Any, text: str, context: int, count: int, samples: in
     Raises:
         TextError: the text does not fill one window.
     """
-    opening = _opening(tokenizer)
+    begin = tokenizer.bos_token_id
+    opening = [begin] if begin is not None and tokenizer("a")["input_ids"][:1] == [begin] else []
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     length = context - len(opening)
     spare = len(ids) - length
@@ -49,16 +50,15 @@ def cut_windows(tokenizer: Any, text: str, context: int, count: int, samples: in
     return [opening + ids[start : start + length] for start in starts]
 
 
-def _opening(tokenizer: Any) -> list[int]:
-    """What the tokenizer puts before every text."""
-    begin = tokenizer.bos_token_id
-    return [begin] if begin is not None and tokenizer("a")["input_ids"][:1] == [begin] else []
+def decoded(source: str, read: Callable[[], bytes]) -> str:
+    """What ``read`` gives, as text.
 
-
-def _read_file(path: Path) -> str:
+    Raises:
+        TextError: it cannot be read or is not UTF-8; the message names ``source``.
+    """
     try:
-        return path.read_bytes().decode()
+        return read().decode()
     except OSError as error:
-        raise TextError(f"--text {path}: {error.strerror}; name a readable text file") from error
+        raise TextError(f"{source}: {error.strerror}; name a readable text file") from error
     except UnicodeDecodeError as error:
-        raise TextError(f"--text {path}: byte {error.start} is not UTF-8; convert the text to UTF-8") from error
+        raise TextError(f"{source}: byte {error.start} is not UTF-8; convert the text to UTF-8") from error

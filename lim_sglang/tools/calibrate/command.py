@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress
 
 from lim_sglang.config import LimConfig
 from lim_sglang.tools.analysis.plan_search import Costs, FoundPlan, best_plan, best_plan_within
@@ -97,8 +97,7 @@ def peak_memory(device: torch.device) -> tuple[int, str]:
         import torch
 
         return torch.cuda.max_memory_allocated(device), "GPU memory"
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident * (1 if sys.platform == "darwin" else 1024), "memory"
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, "memory"
 
 
 # Plans
@@ -186,13 +185,7 @@ def _measure(model: StreamedModel, windows: list[list[int]], config: LimConfig) 
     from lim_sglang.tools.analysis.recall import ReuseMeter
 
     meter = ReuseMeter(model.num_layers, config.parts)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("layers × windows", total=model.num_layers * len(windows))
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lim_sglang.config import ENV_CONFIG, FLAGS, LimConfig
-from lim_sglang.layer_plan import LayerPlan, LayerRole
+from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.tools.analysis.plan_search import Costs, FoundPlan
 
 
@@ -44,10 +44,10 @@ class Calibration:
 
     def choosers(self, plan: FoundPlan) -> list[int | None]:
         """By layer: the select layer whose set it attends to; None where it reads everything."""
-        roles = LayerPlan.from_select_layers(self.num_layers, plan.select_layers).roles
+        selects = plan.select_layers
         return [
-            max(select for select in plan.select_layers if select < layer) if role is LayerRole.SPARSE else None
-            for layer, role in enumerate(roles)
+            None if layer in selects else max((select for select in selects if select < layer), default=None)
+            for layer in range(self.num_layers)
         ]
 
     def mean_recall(self, plan: FoundPlan) -> float:
@@ -90,11 +90,10 @@ def print_report(calibration: Calibration, out: Path) -> None:
 def layer_rows(calibration: Calibration) -> list[tuple[str, ...]]:
     """One row per layer: number, role, the select layer whose set it reads, expected recall."""
     roles = LayerPlan.from_select_layers(calibration.num_layers, calibration.plan.select_layers).roles
+    choosers = calibration.choosers(calibration.plan)
     return [
-        (str(layer), role.name, "all", "")
-        if chooser is None
-        else (str(layer), role.name, f"set of {chooser}", f"{calibration.recall[chooser][layer]:.3f}")
-        for layer, (role, chooser) in enumerate(zip(roles, calibration.choosers(calibration.plan), strict=True))
+        (str(layer), role.name, *(("all", "") if i is None else (f"set of {i}", f"{calibration.recall[i][layer]:.3f}")))
+        for layer, (role, i) in enumerate(zip(roles, choosers, strict=True))
     ]
 
 
@@ -114,9 +113,7 @@ def plan_rows(calibration: Calibration) -> list[tuple[str, ...]]:
 
 
 def _table(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table()
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = Table(*(Column(heading, justify="right", no_wrap=True) for heading in headings))
     for row in rows:
         table.add_row(*row)
     return table

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lim_sglang.tools.common import CommandError
+
 MIN_PREFIX_TOKENS = 3000
 WORKED_CASES = 36
 
 # Reserved per turn for the question and the chat template's own tokens, when the context is checked beforehand.
 QUESTION_TOKENS = 120
-
-
-class DemoError(RuntimeError):
-    """The demo cannot go on; the message is one line with the fix."""
 
 
 def build_prefix(cases: int = WORKED_CASES) -> str:
@@ -113,16 +111,16 @@ class Chat:
         return list(self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=answer, return_dict=False))
 
     def check_fits(self, turns: int, max_tokens: int, context: int) -> None:
-        """Raise DemoError if the prefix is too short or the whole conversation could outgrow ``context`` tokens."""
+        """Raise CommandError if the prefix is too short or the whole conversation could outgrow ``context`` tokens."""
         prefix = len(self.render(self.opening(), answer=False))
         if prefix < MIN_PREFIX_TOKENS:
-            raise DemoError(
+            raise CommandError(
                 f"the shared prefix is {prefix} tokens for this tokenizer, {MIN_PREFIX_TOKENS} are needed; "
                 "leave out --model-path"
             )
         most = prefix + turns * (max_tokens + QUESTION_TOKENS)
         if most >= context:
-            raise DemoError(
+            raise CommandError(
                 f"--turns {turns} with --max-tokens {max_tokens} could reach {most} tokens, the context holds "
                 f"{context}; lower one of them"
             )

@@ -23,8 +23,8 @@ from rich.console import Console
 
 from lim_sglang.config import KEYS
 from lim_sglang.errors import PREFIX, one_line
-from lim_sglang.tools.common import model_folder, positive
-from lim_sglang.tools.demo.chat import WORKED_CASES, Chat, DemoError, question
+from lim_sglang.tools.common import CommandError, model_folder, positive
+from lim_sglang.tools.demo.chat import WORKED_CASES, Chat, question
 from lim_sglang.tools.demo.report import Turn, count_agreement, drafts_line, role_rows, role_table, turn_table
 from lim_sglang.tools.servers.access import headers, key_of
 from lim_sglang.tools.servers.embedded_model import ensure_model
@@ -140,9 +140,7 @@ def _converse(url: str, key: str | None, chat: Chat, args: argparse.Namespace, t
 def _ask(client: Any, chat: Chat, messages: list[dict[str, str]], max_tokens: int, talk: Console) -> Turn:
     """Stream one answer to the terminal."""
     prompt_ids = chat.render(messages)
-    status = talk.status("reading the prompt ...")
-    status.start()
-    try:
+    with talk.status("reading the prompt ...") as status:
         stream = client.chat.completions.create(
             model="default",
             messages=messages,
@@ -153,12 +151,10 @@ def _ask(client: Any, chat: Chat, messages: list[dict[str, str]], max_tokens: in
             logprobs=True,
         )
         answer = _read_stream(stream, status.stop, talk)
-    finally:
-        status.stop()
     usage = answer.usage
     if usage is None or usage.prompt_tokens != len(prompt_ids):
         counted = "no" if usage is None else usage.prompt_tokens
-        raise DemoError(f"the server counts {counted} prompt tokens, the chat template gives {len(prompt_ids)}")
+        raise CommandError(f"the server counts {counted} prompt tokens, the chat template gives {len(prompt_ids)}")
     output_ids, exact = chat.output_ids(answer.pieces, answer.text, answer.stop_id, usage.completion_tokens)
     details = usage.prompt_tokens_details
     cached = (details.cached_tokens or 0) if details else 0
@@ -173,15 +169,6 @@ class _Answer:
     usage: Any = None
     decode_seconds: float = 0.0
 
-    def add(self, choice: Any) -> None:
-        """Take in one choice of one chunk."""
-        self.text += choice.delta.content or ""
-        if choice.logprobs and choice.logprobs.content:
-            self.pieces += [item.token for item in choice.logprobs.content]
-        stopped_by = getattr(choice, "matched_stop", None)
-        if choice.finish_reason == "stop" and isinstance(stopped_by, int):
-            self.stop_id = stopped_by
-
 
 def _read_stream(stream: Any, on_first: Callable[[], None], talk: Console) -> _Answer:
     """Collect a streamed chat completion and print its text as it comes."""
@@ -191,10 +178,13 @@ def _read_stream(stream: Any, on_first: Callable[[], None], talk: Console) -> _A
             answer.usage = chunk.usage or answer.usage
             for choice in chunk.choices:
                 if choice.logprobs and choice.logprobs.content:
+                    answer.pieces += [item.token for item in choice.logprobs.content]
                     first = first or time.monotonic()
                     answer.decode_seconds = time.monotonic() - first
-                answer.add(choice)
+                if isinstance(stopped_by := getattr(choice, "matched_stop", None), int):
+                    answer.stop_id = stopped_by
                 if choice.delta.content:
+                    answer.text += choice.delta.content
                     on_first()
                     talk.print(choice.delta.content, end="", markup=False, soft_wrap=True)
     finally:

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Table
+from rich.table import Column, Table
 
-from lim_sglang.tools.demo.chat import DemoError
+from lim_sglang.tools.common import CommandError
 from lim_sglang.tools.servers.state import ROLES, accepted_per_round
 
 
@@ -35,7 +35,7 @@ def count_agreement(response: Mapping[str, Any], output_ids: Sequence[int]) -> i
     given = [entry[1] for entry in meta["input_token_logprobs"]][1:]
     best = [entries[0][1] if entries else None for entries in meta["input_top_logprobs"]][1:]
     if given != list(output_ids) or len(best) != len(given):
-        raise DemoError(f"the dense server scored {len(given)} tokens, not the {len(output_ids)} that were generated")
+        raise CommandError(f"the dense server scored {len(given)} tokens, not the {len(output_ids)} generated")
     return sum(one == other for one, other in zip(given, best, strict=True))
 
 
@@ -72,19 +72,19 @@ def drafts_line(rounds: Mapping[str, int]) -> str:
     return f"Drafts by lim, verified by dense attention: {accepted:,} of {drafted:,} accepted, {per_round}"
 
 
+def _table(first: str, *numbers: str) -> Table:
+    return Table(first, *(Column(heading, justify="right") for heading in numbers))
+
+
 def turn_table(turns: Sequence[Turn], agreed: Sequence[int]) -> Table:
-    table = Table("turn")
-    for heading in ("prompt", "cached", "generated", "tokens/s", "agrees with dense"):
-        table.add_column(heading, justify="right")
+    table = _table("turn", "prompt", "cached", "generated", "tokens/s", "agrees with dense")
     for row in turn_rows(turns, agreed):
         table.add_row(*row)
     return table
 
 
 def role_table(rows: Sequence[tuple[str, ...]]) -> Table:
-    table = Table("layer role")
-    for heading in ("layers", "attended", "dense reads", "share"):
-        table.add_column(heading, justify="right")
+    table = _table("layer role", "layers", "attended", "dense reads", "share")
     for row in rows:
         table.add_row(*row, end_section=row is rows[-2])
     return table

@@ -16,6 +16,7 @@ from rich.console import Console
 from lim_sglang.config import LimConfig
 from lim_sglang.errors import PREFIX
 from lim_sglang.layer_plan import RULE, LayerPlan, rule_warning, select_layers_for_model
+from lim_sglang.tools.analysis.texts import decoded
 from lim_sglang.tools.common import (
     CommandError,
     add_config_arguments,
@@ -76,25 +77,20 @@ def read_prompt(args: argparse.Namespace) -> str:
     """The prompt of PROMPT, `--file` or stdin.
 
     Raises:
-        CommandError: none or both are given, or the text is empty, unreadable or not UTF-8.
+        CommandError: none or both are given, or the text is empty.
+        TextError: it is unreadable or not UTF-8.
     """
     if (args.prompt is None) == (args.file is None):
         given = "neither PROMPT nor --file is" if args.prompt is None else "PROMPT and --file are both"
         raise CommandError(
             f"{given} given: expected one of them; for example lim-sglang inspect 'Why is the sky blue?'"
         )
-    source = f"--file {args.file}" if args.file is not None else "stdin" if args.prompt == "-" else "PROMPT"
-    try:
-        if args.file is not None:
-            text = Path(args.file).read_bytes().decode()
-        elif args.prompt == "-":
-            text = sys.stdin.buffer.read().decode()
-        else:
-            text = os.fsencode(args.prompt).decode()
-    except OSError as error:
-        raise CommandError(f"{source}: {error.strerror}; name a readable text file") from error
-    except UnicodeDecodeError as error:
-        raise CommandError(f"{source}: byte {error.start} is not UTF-8; convert the text to UTF-8") from error
+    if args.file is not None:
+        source, text = f"--file {args.file}", decoded(f"--file {args.file}", Path(args.file).read_bytes)
+    elif args.prompt == "-":
+        source, text = "stdin", decoded("stdin", sys.stdin.buffer.read)
+    else:
+        source, text = "PROMPT", decoded("PROMPT", lambda: os.fsencode(args.prompt))
     if not text.strip():
         raise CommandError(f"{source}: the prompt is empty; give at least one word")
     return text
@@ -156,7 +152,7 @@ def _reading(folder: Path) -> Iterator[None]:
 
 def _check_attention(folder: Path, model: Any) -> None:
     """Refuse models whose layers are not all full attention over a cache of keys and values by head."""
-    from lim_sglang.tools.analysis.windows import window_in_effect
+    from lim_sglang.tools.analysis.model import window_in_effect
 
     kinds = set(getattr(model, "layer_types", None) or ["full_attention"])
     has_heads = all(hasattr(model, key) for key in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from lim_kernels.select.budget import BudgetParts
 from lim_kernels.select.reference import select_token_set, unified_ranks
 from lim_sglang.layer_plan import LayerRole
 from lim_sglang.tools.analysis.model import LayerView, PolicyModel
@@ -21,28 +22,15 @@ class SelectEvent:
     """What one SELECT layer chose in one decode step.
 
     Attributes:
-        step: from 0; step ``i`` feeds generated token ``i`` and yields generated token ``i + 1``.
-        layer: its number, from 0.
         length: ``n``, tokens in the cache, the fed one included.
         positions: the token set, ascending; ``min(n, K)`` of them.
-        sinks: how many of the first positions are sinks; 0 within the budget, where nothing is selected.
-        window_start: the first position of the recency window; ``n`` within the budget.
         keys: of the positions between sinks and window, in their order: ``rank * H + head`` of the head that ranks
-            the token best, both from 0 (``lim_kernels.select.reference.unified_ranks``).
+            the token best, both from 0 (``lim_kernels.select.reference.unified_ranks``). None within the budget.
     """
 
-    step: int
-    layer: int
     length: int
     positions: tuple[int, ...]
-    sinks: int
-    window_start: int
     keys: tuple[int, ...]
-
-    @property
-    def chosen(self) -> tuple[int, ...]:
-        """The positions chosen by rank, ascending; one per entry of ``keys``."""
-        return self.positions[self.sinks : self.sinks + len(self.keys)]
 
 
 @dataclass(frozen=True)
@@ -61,26 +49,13 @@ class Inspection:
     stopped: bool
 
 
-def _events(policy: LessIsMore, view: LayerView, prompt_tokens: int) -> Iterator[SelectEvent]:
-    """What a SELECT layer chose, one event per step of the view; nothing of other layers."""
-    if policy.plan.role(view.layer) is not LayerRole.SELECT:
-        return
-    parts = policy.parts
-    sets = select_token_set(view.scores, view.lengths, parts)
-    ranks = unified_ranks(view.scores, view.lengths, parts)
-    for row, (length, size) in enumerate(zip(view.lengths.tolist(), sets.lengths.tolist(), strict=True)):
-        positions, over = sets.positions[row, :size], length > parts.budget
-        sinks, window_start = (parts.sinks, length - parts.recent) if over else (0, length)
-        chosen = positions[sinks : sinks + parts.selected] if over else positions[:0]
-        yield SelectEvent(
-            step=length - prompt_tokens - 1,
-            layer=view.layer,
-            length=length,
-            positions=tuple(positions.tolist()),
-            sinks=sinks,
-            window_start=window_start,
-            keys=tuple(ranks[row, chosen].tolist()),
-        )
+def _event(parts: BudgetParts, view: LayerView) -> SelectEvent:
+    """What a SELECT layer chose in the one step of the view."""
+    length = int(view.lengths[0])
+    positions = select_token_set(view.scores, view.lengths, parts).positions[0, : min(length, parts.budget)]
+    chosen = positions[parts.sinks : parts.sinks + parts.selected] if length > parts.budget else positions[:0]
+    keys = unified_ranks(view.scores, view.lengths, parts)[0, chosen]
+    return SelectEvent(length, tuple(positions.tolist()), tuple(keys.tolist()))
 
 
 def inspect_generation(
@@ -104,7 +79,8 @@ def inspect_generation(
     events: list[SelectEvent] = []
 
     def record(view: LayerView, _mask: Tensor) -> None:
-        events.extend(_events(policy, view, len(prompt_ids)))
+        if policy.plan.role(view.layer) is LayerRole.SELECT:
+            events.append(_event(policy.parts, view))
 
     output: list[int] = []
     for token in model.generate(model.prefill(prompt_ids), policy, observer=record):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from html.parser import HTMLParser
+import re
 from pathlib import Path
 from typing import Any
 
@@ -78,30 +78,7 @@ def texts_of(inspection: Inspection) -> list[str]:
     return token_texts(TOKENIZER, inspection.prompt_ids + inspection.output_ids)
 
 
-class Elements(HTMLParser):
-    """Every element with its attributes, and the text inside the script elements."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[tuple[str, dict[str, str | None]]] = []
-        self.scripts: list[str] = []
-        self._in_script = False
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found.append((tag, dict(attrs)))
-        self._in_script = tag == "script"
-        if self._in_script:
-            self.scripts.append("")
-
-    def handle_data(self, data: str) -> None:
-        if self._in_script:
-            self.scripts[-1] += data
-
-    def handle_endtag(self, tag: str) -> None:
-        self._in_script = False
-
-
 def embedded_data(page: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(Elements(page).scripts[0])
+    (text,) = re.findall('<script type="application/json" id="data">(.*)</script>', page)
+    found: dict[str, Any] = json.loads(text)
     return found

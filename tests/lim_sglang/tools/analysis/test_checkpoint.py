@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -21,36 +20,10 @@ from lim_sglang.tools.analysis.streaming import MODEL_TYPES, LayerSample, Stream
 from .tiny_checkpoints import CONFIGS, LAYERS, assert_streamed_as_whole, edit_config, random_ids, streamed, write_model
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("llama"), CONFIGS["llama"])
-
-
-@pytest.mark.parametrize(
-    ("kind", "expert"),
-    [
-        ("qwen3_moe", "mlp.experts.3.gate_proj"),
-        ("glm4_moe", "mlp.experts.3.gate_proj"),
-        ("minimax_m2", "block_sparse_moe.experts.3.w1"),
-    ],
-)
-def test_mixtures_are_tested_in_the_published_layout(kind: str, expert: str, tmp_path: Path) -> None:
-    tensors = load_file(write_model(tmp_path, CONFIGS[kind]) / "model.safetensors")
-    assert f"model.layers.2.{expert}.weight" in tensors
-
-
 def test_stacked_experts_are_read_as_well(tmp_path: Path) -> None:
     folder = write_model(tmp_path, CONFIGS["minimax_m2"], save_original_format=False)
     assert "model.layers.2.mlp.experts.gate_up_proj" in load_file(folder / "model.safetensors")
     assert_streamed_as_whole(folder, folder)
-
-
-def test_several_files_with_an_index_are_one_model(llama: Path, tmp_path: Path) -> None:
-    folder = write_model(tmp_path, CONFIGS["llama"], max_shard_size="40KB")
-    assert len(list(folder.glob("*.safetensors"))) > 2
-    ids = random_ids(20)
-    (one,), (other,) = (streamed(StreamedModel(path), [ids]) for path in (llama, folder))
-    assert torch.equal(one[-1], other[-1])
 
 
 def minimax_as_published(folder: Path) -> None:
@@ -69,16 +42,9 @@ def glm_as_published(folder: Path) -> None:
     )
     tensors = load_file(folder / "model.safetensors")
     last = {name: tensor for name, tensor in tensors.items() if f".layers.{LAYERS - 1}." in name}
-    further = {name.replace(f".{LAYERS - 1}.", f".{LAYERS}.", 1): torch.ones_like(last[name]) for name in last}
+    further = {name.replace(f".{LAYERS - 1}.", f".{LAYERS}.", 1): torch.zeros_like(last[name]) for name in last}
     further[f"model.layers.{LAYERS}.eh_proj.weight"] = torch.ones(48, 96)
     save_file(tensors | further, folder / "model.safetensors")
-
-
-@pytest.mark.parametrize(("kind", "publish"), [("minimax_m2", minimax_as_published), ("glm4_moe", glm_as_published)])
-def test_published_configurations_mean_the_same(kind: str, publish: Callable[[Path], None], tmp_path: Path) -> None:
-    folder, plain = (write_model(tmp_path / name, CONFIGS[kind]) for name in ("published", "plain"))
-    publish(folder)
-    assert_streamed_as_whole(folder, plain)
 
 
 def test_dtypes_are_the_checkpoints_own(tmp_path: Path) -> None:
@@ -129,18 +95,22 @@ def quantize(folder: Path, plain: Path, block: tuple[int, int] | None, scale_nam
 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": list(BLOCK)}
 PER_ROW = {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups": {}}
-QUANTIZATIONS: dict[str, tuple[str, Any, tuple[int, int] | None, str, torch.dtype]] = {
-    "qwen3": ("qwen3", FP8, BLOCK, "weight_scale_inv", torch.bfloat16),
-    "minimax_m2": ("minimax_m2", FP8, BLOCK, "weight_scale_inv", torch.float32),
-    "glm4_moe-per-row": ("glm4_moe", PER_ROW, None, "weight_scale", torch.bfloat16),
-}
 
 
-@pytest.mark.parametrize("case", QUANTIZATIONS)
-def test_fp8_weights_are_their_scaled_values(case: str, tmp_path: Path) -> None:
-    kind, quantization, *how = QUANTIZATIONS[case]
+@pytest.mark.parametrize(
+    ("kind", "publish", "quantization", "how"),
+    [
+        ("qwen3", edit_config, FP8, (BLOCK, "weight_scale_inv", torch.bfloat16)),
+        ("minimax_m2", minimax_as_published, FP8, (BLOCK, "weight_scale_inv", torch.float32)),
+        ("glm4_moe", glm_as_published, PER_ROW, (None, "weight_scale", torch.bfloat16)),
+    ],
+)
+def test_published_fp8_checkpoints_mean_their_scaled_values(
+    kind: str, publish: Callable[[Path], None], quantization: dict[str, Any], how: Any, tmp_path: Path
+) -> None:
     folder, plain = (write_model(tmp_path / name, CONFIGS[kind]) for name in ("fp8", "plain"))
     quantize(folder, plain, *how)
+    publish(folder)
     edit_config(folder, quantization_config=quantization)
     stored = load_file(folder / "model.safetensors")
     assert stored["model.layers.2.self_attn.q_proj.weight"].dtype == torch.float8_e4m3fn
@@ -156,17 +126,7 @@ def test_one_scale_may_stand_for_a_whole_matrix() -> None:
 # Refusals
 
 
-def only_a_pickle(folder: Path) -> None:
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-
-
-def lose_a_tensor(folder: Path, name: str = "model.layers.2.mlp.up_proj.weight") -> None:
-    tensors = load_file(folder / "model.safetensors")
-    del tensors[name]
-    save_file(tensors, folder / "model.safetensors")
-
-
-def make_fp8(folder: Path, scales: Tensor | None = None) -> None:
+def make_fp8(folder: Path, scales: Tensor | None) -> None:
     edit_config(folder, quantization_config=FP8)
     tensors, name = load_file(folder / "model.safetensors"), "model.layers.1.mlp.up_proj.weight"
     tensors[name] = tensors[name].to(torch.float8_e4m3fn)
@@ -180,54 +140,35 @@ def cut_off(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1000])
 
 
-def wrong_index(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").write_text('{"metadata": {}}')
-
-
-def lost_file(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
 REFUSALS: dict[str, tuple[Any, str]] = {
-    "no-folder": (shutil.rmtree, "is no folder: expected the local folder of a Hugging Face model"),
-    "no-config": (lambda f: (f / "config.json").unlink(), "holds no config.json"),
+    "no-folder": (shutil.rmtree, "holds no config.json: expected the local folder of a Hugging Face model"),
     "malformed-config": (lambda f: (f / "config.json").write_text("{"), "config.json cannot be read"),
     "other-type": (
         lambda f: edit_config(f, model_type="gpt_oss"),
         f"model_type='gpt_oss' in .* is not supported: expected {', '.join(MODEL_TYPES)}$",
     ),
-    "awq": (lambda f: edit_config(f, quantization_config={"quant_method": "awq"}), "quantized by quant_method='awq'"),
     "int8": (
         lambda f: edit_config(f, quantization_config=PER_ROW | {"format": "int-quantized"}),
         "format='int-quantized': expected plain ones, or quant_method fp8",
     ),
-    "block-size": (
-        lambda f: edit_config(f, quantization_config=FP8 | {"weight_block_size": [128, 0]}),
-        r"weight_block_size=\[128, 0\] .* expected two sizes",
-    ),
-    "no-scales": (make_fp8, r"lacks the tensor model.layers.1.mlp.up_proj.weight_scale_inv"),
+    "no-scales": (lambda f: make_fp8(f, None), "lacks the tensor model.layers.1.mlp.up_proj.weight_scale_inv"),
     "scales-of-other-blocks": (
         lambda f: make_fp8(f, torch.ones(2, 2)),
         r"weight_scale_inv of shape \[2, 2\] in .*: expected \[2, 3\]",
     ),
     "windowed": (lambda f: edit_config(f, model_type="mistral", sliding_window=16), "sliding-window"),
     "layers-not-a-number": (lambda f: edit_config(f, num_hidden_layers="x"), "config.json is not usable"),
-    "no-safetensors": (only_a_pickle, "holds neither model.safetensors nor model.safetensors.index.json"),
-    "lost-tensor": (lose_a_tensor, "lacks the tensor model.layers.2.mlp.up_proj.weight"),
+    "no-safetensors": (lambda f: (f / "model.safetensors").unlink(), "holds neither model.safetensors nor model.safe"),
     "cut-off": (cut_off, "model.safetensors cannot be read"),
-    "wrong-index": (wrong_index, "index.json cannot be read: KeyError"),
-    "lost-file": (lost_file, "model-00001-of-00001.safetensors cannot be read"),
+    "wrong-index": (lambda f: (f / "model.safetensors.index.json").write_text("{}"), "index.json cannot be read: Key"),
     "other-shape": (lambda f: edit_config(f, intermediate_size=32), r"of shape \[64, 48\] in .* expected \[32, 48\]"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_refused(case: str, llama: Path, tmp_path: Path) -> None:
+def test_refused(case: str, tmp_path: Path) -> None:
     damage, expected = REFUSALS[case]
-    folder = tmp_path / "model"
-    shutil.copytree(llama, folder)
+    folder = write_model(tmp_path / "model", CONFIGS["llama"])
     damage(folder)
     with pytest.raises(StreamingError, match=expected) as caught:
         streamed(StreamedModel(folder), [random_ids(20)])
@@ -236,6 +177,8 @@ def test_refused(case: str, llama: Path, tmp_path: Path) -> None:
 
 def test_a_lost_expert_is_named_as_it_is_published(tmp_path: Path) -> None:
     folder, name = write_model(tmp_path, CONFIGS["minimax_m2"]), "model.layers.1.block_sparse_moe.experts.3.w3.weight"
-    lose_a_tensor(folder, name)
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors")
     with pytest.raises(StreamingError, match=f"lacks the tensor {re.escape(name)}; fetch the weights again"):
         streamed(StreamedModel(folder), [random_ids(20)])

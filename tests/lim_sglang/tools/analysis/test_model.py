@@ -35,16 +35,6 @@ def test_dense_is_hugging_faces_own_attention(folder: Path, model: PolicyModel, 
     assert prefix.cache.get_seq_length() == PREFIX, "a prefix serves many blocks"
 
 
-def test_a_block_is_its_steps_one_by_one(model: PolicyModel, ids: list[int]) -> None:
-    prefix = model.prefill(ids[:PREFIX])
-    block, _ = model.decode(prefix, ids[PREFIX:], LessIsMore(PLAN, SPLIT))
-    steps = []
-    for token in ids[PREFIX:]:
-        logits, prefix = model.decode(prefix, [token], LessIsMore(PLAN, SPLIT))
-        steps.append(logits[0])
-    torch.testing.assert_close(block, torch.stack(steps), rtol=0, atol=1e-4)
-
-
 def test_lessismore_is_the_oracles(folder: Path, model: PolicyModel, ids: list[int]) -> None:
     """The second implementation of the algorithm, which shares no code with this one."""
     settings = OracleSettings(24, 0.25, 2, (1, 4), dense_layers=(0,))
@@ -57,14 +47,6 @@ def test_lessismore_is_the_oracles(folder: Path, model: PolicyModel, ids: list[i
     found = torch.cat([prefix.logits[None], logits]).log_softmax(-1)
     at = torch.tensor(ids[PREFIX + 1 :])[:, None]
     torch.testing.assert_close(found.gather(1, at)[:, 0], torch.tensor(expected), rtol=0, atol=2e-4)
-
-
-def test_sparsity_changes_what_is_predicted(model: PolicyModel, ids: list[int]) -> None:
-    """Otherwise the comparisons above would hold for a policy that does nothing."""
-    prefix = model.prefill(ids[:PREFIX])
-    dense, _ = model.decode(prefix, ids[PREFIX:], Dense())
-    sparse, _ = model.decode(prefix, ids[PREFIX:], LessIsMore(PLAN, SPLIT))
-    assert float((dense - sparse).abs().max()) > 0.01
 
 
 def test_the_observer_sees_every_layer_and_what_was_read(model: PolicyModel, ids: list[int]) -> None:
@@ -84,6 +66,5 @@ def test_attention_that_is_not_plain_is_refused() -> None:
     config = MistralConfig(**sizes, num_attention_heads=6, num_key_value_heads=2, sliding_window=16)
     model = PolicyModel(MistralForCausalLM(config))
     assert model.prefill(range(16)).length == 16, "a window that drops nothing is none"
-    with pytest.raises(ValueError, match="sliding_window=16: expected plain attention") as caught:
+    with pytest.raises(ValueError, match="sliding_window=16: expected plain attention"):
         model.prefill(range(17))
-    assert "\n" not in str(caught.value)

@@ -19,30 +19,23 @@ from .tiny_checkpoints import CONFIGS, LAYERS, assert_streamed_as_whole, random_
 SAMPLES = 5
 
 
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_model(tmp_path_factory.mktemp("llama"), CONFIGS["llama"])
-
-
-def test_every_supported_type_is_tested() -> None:
-    assert {config.model_type for config in CONFIGS.values()} == set(MODEL_TYPES)
-
-
 def test_the_page_lists_every_supported_type() -> None:
     page = (files("lim_sglang") / "docs" / "budget.md").read_text()
     (listed,) = re.findall(r"a model of type (.*) as published", page)
     assert re.findall(r"`(\w+)`", listed) == [*MODEL_TYPES]
+    assert {config.model_type for config in CONFIGS.values()} == set(MODEL_TYPES), "all are tested"
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_streamed_is_the_ordinary_forward_pass(kind: str, tmp_path: Path) -> None:
-    folder = write_model(tmp_path, CONFIGS[kind])
+    """From several files with an index; other tests read one file."""
+    folder = write_model(tmp_path, CONFIGS[kind], max_shard_size="40KB")
+    assert len(list(folder.glob("*.safetensors"))) > 2
     assert_streamed_as_whole(folder, folder)
 
 
-@pytest.mark.parametrize("kind", ["llama", "minimax_m2"])
-def test_weights_are_there_one_layer_at_a_time(kind: str, tmp_path: Path) -> None:
-    model = StreamedModel(write_model(tmp_path, CONFIGS[kind]))
+def test_weights_are_there_one_layer_at_a_time(tmp_path: Path) -> None:
+    model = StreamedModel(write_model(tmp_path, CONFIGS["minimax_m2"]))
     in_memory: list[set[int]] = []
 
     def observe(_sample: LayerSample) -> None:
@@ -71,12 +64,11 @@ def test_samples_are_what_decode_steps_see(kind: str, tmp_path: Path) -> None:
         assert torch.equal(sample.view.lengths, view.lengths)
         for name in ("queries", "keys", "values"):
             torch.testing.assert_close(getattr(sample.view, name), getattr(view, name), rtol=0, atol=1e-4)
-        for got, expected, length in zip(sample.view.scores, view.scores, view.lengths, strict=True):
-            torch.testing.assert_close(got[:, :length], expected[:, :length], rtol=1e-4, atol=1e-3)
 
 
-def test_residual_and_projection_are_the_layers_own(llama: Path) -> None:
+def test_residual_and_projection_are_the_layers_own(tmp_path: Path) -> None:
     """The projected outputs of the heads are what the layer adds to its input before its MLP."""
+    llama = write_model(tmp_path, CONFIGS["llama"])
     whole = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32, attn_implementation="eager").eval()
     samples: list[LayerSample] = []
     (stages,) = streamed(StreamedModel(llama), [random_ids(30)], samples=SAMPLES, observe=samples.append)

@@ -87,14 +87,13 @@ def streamed(model: StreamedModel, windows: list[list[int]], **options: Any) -> 
 
 
 def assert_streamed_as_whole(folder: Path, plain: Path) -> None:
-    """Hidden states and logits streamed from ``folder`` are those of transformers' own model of ``plain``."""
+    """Hidden states streamed from ``folder`` are those of transformers' own model of ``plain``."""
     windows = [random_ids(33), random_ids(20, seed=2)]
     whole = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32, attn_implementation="eager").eval()
     streaming = StreamedModel(folder, dtype=torch.float32)
     for ids, stages in zip(windows, streamed(streaming, windows), strict=True):
         with torch.inference_mode():
             expected = whole(torch.tensor([ids]), output_hidden_states=True)
-        assert len(stages) == LAYERS + 1
-        for stage, hidden in list(zip(stages, expected.hidden_states, strict=True))[:-1]:  # the last one is normed
+            stages[-1] = whole.model.norm(stages[-1])  # as Hugging Face's last one is
+        for stage, hidden in zip(stages, expected.hidden_states, strict=True):
             torch.testing.assert_close(stage, hidden, rtol=1e-4, atol=1e-3)
-        torch.testing.assert_close(streaming.logits(stages[-1]), expected.logits, rtol=1e-4, atol=1e-3)

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from lim_sglang.config import LimConfig, parse_config_json, resolve_config
-from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.tools.analysis.plan_search import FoundPlan, best_plan
 from lim_sglang.tools.analysis.recall import ReuseMeter
 from lim_sglang.tools.calibrate import command as calibrate
-from lim_sglang.tools.calibrate.command import peak_memory, plans_of_sizes, wanted_size
+from lim_sglang.tools.calibrate.command import plans_of_sizes, wanted_size
 from lim_sglang.tools.calibrate.report import Calibration, layer_rows, plan_rows
 from lim_sglang.tools.cli import main
 from lim_sglang.tools.common import CommandError
@@ -70,16 +69,15 @@ def test_real_model_twice(capsys: pytest.CaptureFixture[str]) -> None:
     config = written(name)
     assert (config.budget, config.recency_ratio, config.sink_tokens) == (64, 0.25, 4)
     assert isinstance(config.select_layers, tuple)
-    plan = LayerPlan.from_select_layers(30, config.select_layers)
     layers = ", ".join(map(str, config.select_layers))
     full = config.select_layers[0] + len(config.select_layers)
     assert full <= 4
-    assert len(plan.roles) == 30
     assert f"Plan: select layers {layers}; {full} of 30 layers" in shown.out
     assert f'SGLANG_LIM_CONFIG="$(cat {name})" sglang serve --model-path {model} --attention-backend lim' in shown.out
     assert f"--lim-select-layers {layers.replace(' ', '')}\n" in shown.out
     assert "30/30" in shown.err
-    assert re.fullmatch(r"Took \d+ s and at most \d+\.\d GiB of memory", shown.err.splitlines()[-1])
+    (peak,) = re.fullmatch(r"Took \d+ s and at most (\d+\.\d) GiB of memory", shown.err.splitlines()[-1]).groups()
+    assert 0.2 < float(peak) < 20
 
 
 def test_plan_is_the_best_of_what_was_measured(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,34 +113,25 @@ def test_own_text_decides(folder: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize(
-    ("share", "selects", "expected"),
+    ("share", "selects", "layers", "expected"),
     [
-        (None, None, (4, None)),
-        (None, "1", (3, 1)),
-        (None, "30", (30, 30)),
-        ("0.2", None, (6, None)),
-        ("1", None, (30, None)),
-        ("0.2", "2", (6, 2)),
-        ("0.0667", "2", (2, 2)),
+        (None, None, 30, (4, None)),
+        (None, "1", 30, (3, 1)),
+        (None, "30", 30, (30, 30)),
+        (None, None, 3, (3, None)),
+        ("0.2", "2", 30, (6, 2)),
+        ("0.0667", "2", 30, (2, 2)),
+        ("0.29", None, 100, (29, None)),  # 0.29 * 100 is below 29
     ],
 )
-def test_wanted_size(share: str | None, selects: str | None, expected: tuple[int, int | None]) -> None:
-    assert wanted_size(share, selects, 30) == expected
+def test_wanted_size(share: str | None, selects: str | None, layers: int, expected: tuple[int, int | None]) -> None:
+    assert wanted_size(share, selects, layers) == expected
 
 
-def test_wanted_size_of_other_depths() -> None:
-    assert wanted_size("0.29", None, 100) == (29, None), "0.29 * 100 is below 29"
-    assert wanted_size(None, None, 3) == (3, None)
-    assert wanted_size(None, "2", 3) == (3, 2)
-
-
-@pytest.mark.parametrize(
-    ("share", "selects", "smallest"), [("0.03", None, "0.0334"), ("0.1", "4", "0.1334"), ("1e-9", None, "0.0334")]
-)
+@pytest.mark.parametrize(("share", "selects", "smallest"), [("0.03", None, "0.0334"), ("0.1", "4", "0.1334")])
 def test_the_smallest_share_that_is_named_works(share: str, selects: str | None, smallest: str) -> None:
-    with pytest.raises(CommandError, match=f"--bytes {share} .* expected at least {smallest}") as caught:
+    with pytest.raises(CommandError, match=f"--bytes {share} .* expected at least {smallest}"):
         wanted_size(share, selects, 30)
-    assert "\n" not in str(caught.value)
     assert wanted_size(smallest, selects, 30)[0] == int(selects or 1)
 
 
@@ -190,16 +179,6 @@ def test_rows_by_plan() -> None:
     ]
 
 
-def test_peak_memory_is_in_bytes() -> None:
-    """What was held and let go stays in the peak."""
-    before, kind = peak_memory(torch.device("cpu"))
-    held = before + 2**28
-    torch.ones(held // 4)
-    after, _ = peak_memory(torch.device("cpu"))
-    assert kind == "memory"
-    assert held <= after < 2 * held
-
-
 # Mistakes
 
 NUMBERS: dict[str, tuple[tuple[object, ...], str]] = {
@@ -207,15 +186,12 @@ NUMBERS: dict[str, tuple[tuple[object, ...], str]] = {
     "context-high": (("--context", CONTEXT + 1), f"--context {CONTEXT + 1}: expected an integer from 48 to {CONTEXT}"),
     "windows": (("--windows", 0), "--windows 0: expected an integer from 1 to 10000"),
     "bytes": (("--bytes", "half"), "--bytes half: expected a number above 0 and up to 1"),
-    "bytes-0": (("--bytes", 0), "--bytes 0: expected a number above 0"),
     "bytes-high": (("--bytes", 1.1), "--bytes 1.1: expected a number above 0 and up to 1"),
     "select": (("--select", "two"), f"--select two: expected an integer from 1 to {NUM_LAYERS}"),
     "budget-holds-all": (("--context", 64, "--budget", 64), "--budget 64 with --context 64: expected a context above"),
     "dtype": (("--dtype", "int8"), "--dtype int8: expected one of auto, float32, bfloat16, float16"),
     "device": (("--device", "tpu"), "--device tpu cannot be used: expected cpu, cuda or cuda:N"),
     "device-index": (("--device", "cuda:99"), "--device cuda:99 cannot be used"),
-    "text": (("--budget", 16, "--text", "nowhere"), "--text nowhere: No such file or directory"),
-    "out-is-a-folder": (("--out", "."), "--out .: is a folder"),
     "out-in-no-folder": (("--out", "no/c.json"), "--out no/c.json: there is no folder no"),
 }
 

@@ -13,8 +13,8 @@ import openai
 import pytest
 from rich.console import Console
 
+from lim_sglang.tools.common import CommandError
 from lim_sglang.tools.demo import command as demo
-from lim_sglang.tools.demo.chat import DemoError
 from lim_sglang.tools.demo.command import run_demo
 from lim_sglang.tools.demo.report import Turn
 from lim_sglang.tools.servers.process import ServerError, ServerProcess
@@ -39,18 +39,11 @@ def chunk(text: str | None = None, piece: str | None = None, **finish: Any) -> S
 
 def test_stream_is_collected_and_printed_as_it_is() -> None:
     usage = SimpleNamespace(prompt_tokens=5, completion_tokens=3, prompt_tokens_details=None)
-    end = chunk(finish_reason="stop", matched_stop=2)
-    stream = [
-        chunk(""),
-        chunk("[b]1", "[b]1"),
-        chunk(" + 1\n", " + 1\n"),
-        end,
-        SimpleNamespace(choices=[], usage=usage),
-    ]
+    end = [chunk(finish_reason="stop", matched_stop=2), SimpleNamespace(choices=[], usage=usage)]
+    stream = [chunk(""), chunk("[b]1", "[b]1"), chunk(" + 1\n", " + 1\n"), *end]
     screen, firsts = io.StringIO(), []
     answer = demo._read_stream(stream, lambda: firsts.append(screen.getvalue()), Console(file=screen))
-    assert answer.text == "[b]1 + 1\n"
-    assert answer.pieces == ["[b]1", " + 1\n"]
+    assert (answer.text, answer.pieces) == ("[b]1 + 1\n", ["[b]1", " + 1\n"])
     assert (answer.stop_id, answer.usage) == (2, usage)
     assert firsts[0] == ""
     assert screen.getvalue() == "[b]1 + 1\n\n"
@@ -77,69 +70,35 @@ def test_both_servers_get_their_key() -> None:
         assert demo._agreement_of(server.url, "secret", turn, 1, quiet) == 1
         with pytest.raises(httpx.HTTPStatusError, match="401"):
             demo._agreement_of(server.url, None, turn, 1, quiet)
-        with pytest.raises(DemoError, match="the server counts no prompt tokens"):  # it answered, with nothing
+        with pytest.raises(CommandError, match="the server counts no prompt tokens"):  # it answered, with nothing
             demo._converse(server.url, "secret", chat, arguments(), quiet)
         with pytest.raises(openai.AuthenticationError):
             demo._converse(server.url, None, chat, arguments(), quiet)
 
 
-# Flags, machine, exit codes
-
-
-@pytest.mark.parametrize("value", ["0", "-3", "x", "1.5", ""])
-def test_numbers_must_be_positive(value: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        arguments(f"--turns={value}")
-    assert f"{value!r} is not a whole number above 0" in capsys.readouterr().err
-
-
-def finish(monkeypatch: pytest.MonkeyPatch, error: BaseException | None) -> int:
-    def run(args: argparse.Namespace, logs: Path) -> None:
-        if error is not None:
-            raise error
-
-    monkeypatch.setattr(demo, "_run", run)
-    return run_demo(arguments())
-
-
-@pytest.fixture
-def logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "lim-sglang-demo-1"
-    folder.mkdir()
-    monkeypatch.setattr(demo.tempfile, "mkdtemp", lambda **_: str(folder))
-    return folder
-
-
-def test_success_leaves_no_logs(monkeypatch: pytest.MonkeyPatch, logs: Path) -> None:
-    assert finish(monkeypatch, None) == 0
-    assert not logs.exists()
-
-
-def test_ctrl_c_is_130_and_one_line(
-    monkeypatch: pytest.MonkeyPatch, logs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert finish(monkeypatch, KeyboardInterrupt()) == 130
-    assert capsys.readouterr().err == "lim-sglang: interrupted; nothing is left running\n"
-    assert not logs.exists()
+# Exit codes
 
 
 @pytest.mark.parametrize(
-    ("error", "expected"),
+    ("error", "code", "line"),
     [
-        (DemoError("no\nway"), "lim-sglang: error: no way (server logs: {logs})"),
-        (
-            ServerError("the server ended: x (log: {logs}/lim.log)"),
-            "lim-sglang: error: the server ended: x (log: {logs}/",
-        ),
-        (OSError("disk"), "lim-sglang: error: OSError: disk (server logs: {logs})"),
+        (None, 0, ""),
+        (KeyboardInterrupt(), 130, "lim-sglang: interrupted; nothing is left running\n"),
+        (CommandError("no\nway"), 1, "lim-sglang: error: no way (server logs: {logs})\n"),
+        (ServerError("it ended (log: {logs}/lim.log)"), 1, "lim-sglang: error: it ended (log: {logs}/lim.log)\n"),
+        (OSError("disk"), 1, "lim-sglang: error: OSError: disk (server logs: {logs})\n"),
     ],
+    ids=lambda value: type(value).__name__,
 )
-def test_failure_is_one_line_with_the_log(
-    monkeypatch: pytest.MonkeyPatch, logs: Path, capsys: pytest.CaptureFixture[str], error: Exception, expected: str
+def test_an_end_is_one_line_and_only_failures_leave_their_logs(
+    error: BaseException | None, code: int, line: str, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    named = type(error)(str(error).format(logs=logs))
-    assert finish(monkeypatch, named) == 1
-    line = capsys.readouterr().err
-    assert line.startswith(expected.format(logs=logs))
-    assert line.count("\n") == 1
-    assert logs.exists()
+    def run(args: argparse.Namespace, logs: Path) -> None:
+        if error is not None:
+            raise type(error)(str(error).format(logs=logs))
+
+    monkeypatch.setattr(demo.tempfile, "mkdtemp", lambda **_: str(tmp_path))
+    monkeypatch.setattr(demo, "_run", run)
+    assert run_demo(arguments()) == code
+    assert capsys.readouterr().err == line.format(logs=tmp_path)
+    assert tmp_path.exists() == (code == 1)
