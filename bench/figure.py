@@ -12,13 +12,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from bench import driver
 from bench.driver import read_rows
+from bench.speed.report import save_lines
 
 COLORS = {"dense": "tab:gray", "lim": "tab:orange", "lossless": "tab:blue"}
 LINES = {"H100": "--", "H200": "-"}
@@ -31,13 +29,7 @@ def main() -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6))
     draw_generation(left, results)
     draw_steps(right, results)
-    for axes in (left, right):
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=10, frameon=False)
-    figure.tight_layout()
-    figure.savefig(results / "overview.png", dpi=110)
-    plt.close(figure)
+    save_lines(figure, results / "overview.png", fontsize=10, frameon=False)
     print(results / "overview.png")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,7 +19,14 @@ def add_metadata(folder: Path, name: str, module: str) -> Path:
     return folder
 
 
-def install(folder: Path, module: str) -> None:
-    """Make this process and those it spawns load ``module``, of ``bench``, from metadata in ``folder``."""
+def install(folder: Path, module: str, variable: str) -> Path:
+    """Make this process and those it spawns load ``module``, of ``bench``, from metadata in ``folder``.
+
+    Returns an empty file that the environment names to them by ``variable``.
+    """
+    file = folder / "exchange"
+    file.touch()
+    os.environ[variable] = str(file)
     name = "lim-bench-" + module.rpartition(".")[2].replace("_", "-")
     sys.path[:0] = [str(add_metadata(folder, name, module)), str(Path(__file__).parents[1])]
+    return file

@@ -73,10 +73,6 @@ def steps() -> str:
     return markdown(STEPS, [*step_cells(read_rows(RESULTS / "decode_engine.csv")), long])
 
 
-def newest_steps() -> str:
-    return markdown(STEPS, step_cells(read_rows(RESULTS / "decode_engine_0_5_23.csv")))
-
-
 def several_gpus(file: str, title: str) -> str:
     rows, found, before = read_rows(RESULTS / file), [], ""
     for row, cells in zip(rows, step_cells(rows), strict=True):
@@ -174,19 +170,14 @@ def soak() -> str:
     rows += [(label, *(f"{run[name]:,}" for run in runs.values())) for label, name in SOAK.items()]
     whole = (f"{run['rss_growth_mib']:+,}" for run in runs.values())
     rows.append(("resident memory, first request to last, MiB", *whole))
-    rows.append(("resident memory, second minute to last, MiB", *(f"{growth(run):+}" for run in runs.values())))
+    minutes = (run["rss_mib_by_minute"] for run in runs.values())  # modules are loaded after the first one
+    rows.append(("resident memory, second minute to last, MiB", *(f"{of[-1] - of[1]:+}" for of in minutes)))
     return markdown(("", *runs), rows)
-
-
-def growth(run: dict[str, Any]) -> int:
-    """MiB of resident memory, once modules are loaded and arenas have come into being."""
-    minutes: list[int] = run["rss_mib_by_minute"]
-    return minutes[-1] - minutes[1]
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "steps": steps,
-    "steps-newest": newest_steps,
+    "steps-newest": lambda: markdown(STEPS, step_cells(read_rows(RESULTS / "decode_engine_0_5_23.csv"))),
     "two-gpus": lambda: several_gpus("tp2.csv", "two H100, `--tp 2`"),
     "four-gpus": lambda: several_gpus("tp4.csv", "four H200, `--tp 4`"),
     "lossless": lossless,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,16 +113,12 @@ class Problem:
     def stages(self) -> dict[str, Stage]:
         """What to time at this budget; the argument is the layer."""
         found: dict[str, Stage] = {
-            "select": lambda layer: self.attend(self.select, layer),
-            "attend": lambda layer: self.run_part("attend", layer),
-            "shortlist": lambda layer: self.run_part("shortlist", layer),
-            "emit": lambda layer: self.run_part("emit", layer),
-            "finish": lambda layer: self.run_part("finish", layer),
-            "sparse": lambda layer: self.attend(self.sparse_by_flashinfer, layer),
-            "sparse_triton": lambda layer: self.attend(self.sparse_by_triton, layer),
+            "select": partial(self.attend, self.select),
+            **{name: partial(self.run_part, name) for name in ("attend", "shortlist", "emit", "finish")},
+            "sparse": partial(self.attend, self.sparse_by_flashinfer),
         }
-        if self.sparse_by_triton is None:
-            del found["sparse_triton"]
+        if self.sparse_by_triton is not None:
+            found["sparse_triton"] = partial(self.attend, self.sparse_by_triton)
         return found
 
     def run_part(self, name: str, layer: int) -> None:
@@ -132,11 +129,10 @@ class Problem:
 
     def dense_stages(self) -> dict[str, Stage]:
         """What to time once for all budgets."""
-        found: dict[str, Stage | None] = {
-            "dense": lambda layer: self.attend(self.dense, layer),
-            "dense_fa3": self.fa3(),
-        }
-        return {name: stage for name, stage in found.items() if stage}
+        found: dict[str, Stage] = {"dense": partial(self.attend, self.dense)}
+        if fa3 := self.fa3():
+            found["dense_fa3"] = fa3
+        return found
 
     def fa3(self) -> Stage | None:
         """FlashAttention-3 over the same bytes, contiguous by request; None where it is not installed."""

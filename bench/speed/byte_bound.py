@@ -16,29 +16,16 @@ def step_bytes(config: dict[str, Any], name: str, batch: int, context: int, budg
         budget: ``K``, tokens.
     """
     bytes_per_weight = 1 if config.get("quantization_config") else 2  # FP8 or bfloat16
-    head_dim, kv_heads = _head_dim(config), config["num_key_value_heads"]
-    kv_bytes = 2 * max(kv_heads // tp, 1) * head_dim * 2  # of one token in one layer, bfloat16
-    return bytes_per_weight * _weights(config, batch) // tp + batch * kv_bytes * _tokens(config, name, context, budget)
-
-
-def _head_dim(config: dict[str, Any]) -> int:
-    return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
-
-
-def _tokens(config: dict[str, Any], name: str, context: int, budget: int) -> int:
-    """Tokens of one request that all layers read together."""
-    layers, kv_heads = config["num_hidden_layers"], config["num_key_value_heads"]
-    selects, _ = select_layers_for_model(layers, config["architectures"][0], config["hidden_size"], kv_heads, name)
+    hidden, layers = config["hidden_size"], config["num_hidden_layers"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    head_dim = config.get("head_dim") or hidden // heads
+    per_layer = hidden * head_dim * 2 * (heads + kv_heads) + 3 * hidden * _width(config, batch)
+    weights = layers * per_layer + config["vocab_size"] * hidden
+    selects, _ = select_layers_for_model(layers, config["architectures"][0], hidden, kv_heads, name)
     sparse = LayerPlan.from_select_layers(layers, selects).count(LayerRole.SPARSE)
-    return (layers - sparse) * context + sparse * min(context, budget)
-
-
-def _weights(config: dict[str, Any], batch: int) -> int:
-    """Weights that a step of ``batch`` tokens reads."""
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    attention = hidden * _head_dim(config) * 2 * (heads + config["num_key_value_heads"])
-    per_layer = attention + 3 * hidden * _width(config, batch)
-    return int(config["num_hidden_layers"] * per_layer + config["vocab_size"] * hidden)
+    tokens = (layers - sparse) * context + sparse * min(context, budget)  # of one request, in all layers
+    kv_bytes = 2 * max(kv_heads // tp, 1) * head_dim * 2  # of one token in one layer, bfloat16
+    return int(bytes_per_weight * weights // tp + batch * kv_bytes * tokens)
 
 
 def _width(config: dict[str, Any], batch: int) -> int:

@@ -27,29 +27,13 @@ from bench.timing import copy_tb_s, graph_us, layer_us
 
 STAGES = ["dense", "dense_fa3", "select", "attend", "shortlist", "emit", "finish", "sparse", "sparse_triton"]
 COLUMNS = [
-    "gpu",
-    "batch",
-    "context",
-    "budget",
-    "dense_us",
-    "lim_us",
-    "speedup",
-    "selection_share",
-    "byte_bound_share",
-    "select_beyond_dense",
-    "unfinished",
-    "step_dense_us",
-    "step_spread_us",
+    *("gpu", "batch", "context", "budget", "dense_us", "lim_us", "speedup", "selection_share", "byte_bound_share"),
+    *("select_beyond_dense", "unfinished", "step_dense_us", "step_spread_us"),
     *(f"{stage}_us" for stage in STAGES if stage != "dense"),
-    "dense_tb_s",
-    "select_tb_s",
-    "sparse_tb_s",
-    "copy_tb_s",
+    *("dense_tb_s", "select_tb_s", "sparse_tb_s", "copy_tb_s"),
 ]
 FREE_SHARE = 0.75  # of the device's memory, for the caches
 GRID = [(batch, context) for batch in (1, 8, 16, 64) for context in (2048, 8192, 16384, 32768, 65536, 131072)]
-
-
 Row = dict[str, Any]
 
 
@@ -97,10 +81,6 @@ def measure(problem: Problem, budget: int, dense_us: dict[str, float], step_dens
     }
 
 
-def fits(batch: int, context: int, budget: int) -> bool:
-    return Problem.nbytes(batch, context, budget) < FREE_SHARE * torch.cuda.get_device_properties(0).total_memory
-
-
 def main() -> None:
     parser = driver.parser(__doc__)
     shapes = [(8, 32768), (16, 16384), (1, 32768), (16, 1500)]
@@ -112,7 +92,9 @@ def main() -> None:
     copy = copy_tb_s()
     driver.write_json(args.out / "decode_attention.json", copy_tb_s=copy)
     asked = GRID if args.grid else args.shapes
-    shapes = [(batch, context) for batch, context in asked if fits(batch, context, min(args.budgets))]
+    free = FREE_SHARE * torch.cuda.get_device_properties(0).total_memory
+    least = min(args.budgets)
+    shapes = [(batch, context) for batch, context in asked if Problem.nbytes(batch, context, least) < free]
     with driver.row_writer(args.out / "decode_attention.csv", COLUMNS) as add:
         for number, shape in enumerate(shapes, 1):
             for row in measure_shape(*shape, args.budgets, copy):

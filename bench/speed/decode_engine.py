@@ -17,6 +17,8 @@ Byte bound: what one GPU must read (``byte_bound``), over the copy bandwidth of 
 from __future__ import annotations
 
 import argparse
+import copy
+import itertools
 import json
 import shlex
 import statistics
@@ -29,24 +31,8 @@ from bench.speed.byte_bound import step_bytes
 from lim_sglang.tools.common import positive
 
 COLUMNS = [
-    "gpu",
-    "model",
-    "tp",
-    "dp",
-    "layers",
-    "batch",
-    "context",
-    "budget",
-    "dense_ms",
-    "lim_ms",
-    "speedup",
-    "dense_spread_ms",
-    "lim_spread_ms",
-    "dense_tok_s",
-    "lim_tok_s",
-    "byte_bound_share",
-    "extra_mib",
-    "same_tokens",
+    *("gpu", "model", "tp", "dp", "layers", "batch", "context", "budget", "dense_ms", "lim_ms", "speedup"),
+    *("dense_spread_ms", "lim_spread_ms", "dense_tok_s", "lim_tok_s", "byte_bound_share", "extra_mib", "same_tokens"),
     "collective_share",
 ]
 Arms = dict[str, list[dict[str, Any]]]
@@ -59,7 +45,7 @@ def main() -> None:
         for arm, runs in arms.items():
             runs.append(start_arm("bench.speed.engine_arm", vars(args) | {"arm": arm}))
             save(args.out / "decode_engine.json", arms, args.note)  # what is measured so far
-        rows = compare(args, arms)
+        rows = [compare_shape(args, arms, *shape) for shape in args.shapes]
         driver.write_rows(args.out / "decode_engine.csv", COLUMNS, rows)
     driver.print_rows(rows, COLUMNS[2:])
     driver.exit_on_problems(rows)
@@ -88,11 +74,6 @@ def parse() -> argparse.Namespace:
     if args.layers is not None and args.layers > (most := config_of(args)["num_hidden_layers"]):
         parser.error(f"--layers {args.layers}: the model has {most}; expected 1 to {most}")
     return args
-
-
-def compare(args: argparse.Namespace, arms: Arms) -> list[dict[str, Any]]:
-    """A row per shape."""
-    return [compare_shape(args, arms, batch, context) for batch, context in args.shapes]
 
 
 def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int) -> dict[str, Any]:
@@ -127,11 +108,11 @@ def compare_shape(args: argparse.Namespace, arms: Arms, batch: int, context: int
     if not why_not:
         row |= {"dense_tok_s": round(batch / dense_ms * 1e3, 1), "lim_tok_s": round(batch / lim_ms * 1e3, 1)}
     if args.device == "cuda":
-        copy = statistics.median(run["copy_tb_s"] for run in (*arms["dense"], *arms["lim"]))
+        copied = statistics.median(run["copy_tb_s"] for run in (*arms["dense"], *arms["lim"]))
         if not (args.dp_attention or why_not):
             ran, middle = config | {"num_hidden_layers": layers}, context + args.steps // 2
             least = step_bytes(ran, Path(args.model).name, batch, middle, args.budget, args.tp)
-            row["byte_bound_share"] = round(least / copy / 1e9 / lim_ms, 3)
+            row["byte_bound_share"] = round(least / copied / 1e9 / lim_ms, 3)
         row["extra_mib"] = arms["lim"][0]["memory_mib"] - arms["dense"][0]["memory_mib"]
         row["collective_share"] = collective_share(*(arms[arm][0]["shapes"][shape] for arm in ("dense", "lim")))
     return row
@@ -157,15 +138,11 @@ def save(path: Path, arms: Arms, note: str | None) -> None:
     facts = driver.about()
     if note:
         facts |= {"command": facts["command"].replace(" " + shlex.join(["--note", note]), ""), "note": note}
-    kept = {
-        arm: [run | {"shapes": {name: without_tokens(of) for name, of in run["shapes"].items()}} for run in runs]
-        for arm, runs in arms.items()
-    }
+    kept = copy.deepcopy(arms)
+    for run in itertools.chain(*kept.values()):
+        for measured in run["shapes"].values():
+            del measured["tokens"]
     driver.write_json(path, about=facts, arms=kept)
-
-
-def without_tokens(measured: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in measured.items() if name != "tokens"}
 
 
 if __name__ == "__main__":

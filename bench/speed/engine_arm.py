@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import heapq
 import json
 import shutil
 import statistics
@@ -15,8 +16,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.speed import host_timer
 from bench.speed.arms import WARM_STEPS, decode_ms, engine, generate
+from bench.timing import copy_tb_s, used_mib
 
 WARM_CALLS = 2  # kernels compile at first use, some in a prefill and some in one that finds the cache filled
 SELECTION = (
@@ -29,10 +33,6 @@ def run_arm(args: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds per step and the generated tokens, by shape."""
     result: dict[str, Any] = {"shapes": {}}
     if args.device == "cuda":
-        import torch
-
-        from bench.timing import copy_tb_s
-
         result |= {"gpu": torch.cuda.get_device_name(), "copy_tb_s": copy_tb_s()}
         torch.cuda.empty_cache()
         with tempfile.TemporaryDirectory() as folder:
@@ -46,30 +46,21 @@ def run_arm(args: argparse.Namespace) -> dict[str, Any]:
 
 def measure_all(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Every shape in one engine, into ``result``."""
-    from bench.timing import used_mib
-
     longest = max(context for _, context in args.shapes) + args.steps + WARM_STEPS + 8
     with engine(args, max(batch for batch, _ in args.shapes), longest) as running:
         for batch, context in args.shapes:
-            measured = measure(running, batch, context, args)
+            # With DP attention each GPU's requests come in batches of their own, so more has to be compiled before.
+            for _ in range(WARM_CALLS * (args.tp if args.dp_attention else 1)):
+                generate(running, batch, context, WARM_STEPS)
+            times, tokens = decode_ms(running, batch, context, args.steps, args.repeats)
+            measured: dict[str, Any] = {"ms": times, "tokens": tokens}
             if f"{batch}x{context}" in args.profile and args.device == "cuda":
                 trace = Path(args.out) / "traces" / f"{args.arm}_{batch}x{context}.json.gz"
                 measured["profile"] = profile(running, batch, context, trace)
             result["shapes"][f"{batch}x{context}"] = measured
-            print(f"{args.arm}: {batch}x{context} {statistics.median(measured['ms']):.3f} ms/step", flush=True)
+            print(f"{args.arm}: {batch}x{context} {statistics.median(times):.3f} ms/step", flush=True)
         if args.device == "cuda":
             result["memory_mib"] = used_mib()
-
-
-def measure(running: Any, batch: int, context: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds per step, and the tokens.
-
-    With DP attention each GPU's requests come in batches of their own, so more has to be compiled before.
-    """
-    for _ in range(WARM_CALLS * (args.tp if args.dp_attention else 1)):
-        generate(running, batch, context, WARM_STEPS)
-    times, tokens = decode_ms(running, batch, context, args.steps, args.repeats)
-    return {"ms": times, "tokens": tokens}
 
 
 def profile(running: Any, batch: int, context: int, trace: Path) -> dict[str, Any]:
@@ -99,26 +90,23 @@ def digest(events: list[dict[str, Any]]) -> dict[str, Any]:
         by_step[kernel["args"]["correlation"]].append(kernel)
     fewest = min((len(durations) for (name, _), durations in groups.items() if name == "attend_kernel"), default=0)
     us: dict[str, float] = defaultdict(float)
+    us_by_name: dict[str, float] = defaultdict(float)
     for (name, _), durations in groups.items():
-        us[kind(name, name == "attend_kernel" and len(durations) == fewest)] += sum(durations) / len(steps)
+        spent = sum(durations) / len(steps)
+        us[kind(name, name == "attend_kernel" and len(durations) == fewest)] += spent
+        us_by_name[name] += spent
+    largest = heapq.nlargest(14, us_by_name.items(), key=lambda item: item[1])
     return {
         "steps": len(steps),
         "graph_us": round(statistics.median(map(duration, by_step.values())), 1) if by_step else None,
         "us_per_step": {name: round(value, 1) for name, value in sorted(us.items())},
-        "largest": {name[:90]: round(value, 1) for name, value in largest(groups, max(1, len(steps)))},
+        "largest": {name[:90]: round(value, 1) for name, value in largest},
     }
 
 
 def duration(kernels: list[dict[str, Any]]) -> float:
     """Microseconds from the first start to the last end."""
     return max(kernel["ts"] + kernel["dur"] for kernel in kernels) - min(kernel["ts"] for kernel in kernels)
-
-
-def largest(groups: dict[tuple[str, tuple[int, ...]], list[float]], steps: int) -> list[tuple[str, float]]:
-    totals: dict[str, float] = defaultdict(float)
-    for (name, _), durations in groups.items():
-        totals[name] += sum(durations) / steps
-    return sorted(totals.items(), key=lambda item: -item[1])[:14]
 
 
 def kind(name: str, selects: bool) -> str:

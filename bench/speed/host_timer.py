@@ -60,7 +60,7 @@ def collect(name: str, microseconds: float) -> None:
 def read(path: Path) -> dict[str, float]:
     """The median microseconds of a call by owner; empty where no captured step ran."""
     by_name = defaultdict(list)
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_text().splitlines():
         entry = json.loads(line)
         by_name[entry["name"]].append(entry["us"])
     return {name: round(statistics.median(found), 1) for name, found in by_name.items()}
@@ -68,7 +68,4 @@ def read(path: Path) -> dict[str, float]:
 
 def install(folder: Path) -> Path:
     """Make engines that this process starts load the plugin; the file it writes."""
-    plugins.install(folder, __name__)
-    times = folder / "host_times.jsonl"
-    os.environ[FILE] = str(times)
-    return times
+    return plugins.install(folder, __name__, FILE)

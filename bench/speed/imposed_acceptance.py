@@ -54,8 +54,4 @@ def run_length(share: float, drafts: int) -> int:
 
 def install(folder: Path) -> Path:
     """Make this plugin known to engines that this process starts; the file that says which share to accept."""
-    file = folder / "share"
-    file.touch()
-    os.environ[FILE] = str(file)
-    plugins.install(folder, __name__)
-    return file
+    return plugins.install(folder, __name__, FILE)

@@ -80,9 +80,7 @@ def parse() -> argparse.Namespace:
 def check_same(same: Sequence[int], compared: int) -> None:
     """End with one line, and no speed, where a request leaves dense's tokens among its first ``SURE``.
 
-    Args:
-        same: tokens of every request before its first difference.
-        compared: tokens that are generated within the budget.
+    ``same``: tokens of every request before its first difference; ``compared``: of those generated within the budget.
     """
     if min(same) < min(SURE, compared):
         sys.exit(f"long_decode: error: tokens differ from dense's at token {min(same)}; no speed is reported")

@@ -21,6 +21,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bench import driver
 from bench.speed import imposed_acceptance
 from bench.speed.arms import (
@@ -96,11 +98,8 @@ def distance(row: dict[str, str], budget: int, context: int) -> float:
 
 def share_of(accepted: float, drafts: int) -> float:
     """The share of which ``accepted`` of ``drafts`` drafts are accepted on average."""
-    low, high = 0.0, 1.0
-    for _ in range(40):
-        share = (low + high) / 2
-        low, high = (share, high) if sum(share**n for n in range(1, drafts + 1)) < accepted else (low, share)
-    return low
+    shares = np.linspace(0, 1, 10_001)
+    return float(np.interp(accepted, sum(shares**n for n in range(1, drafts + 1)), shares))
 
 
 def compare(args: argparse.Namespace, arms: dict[str, Any]) -> list[Row]:
@@ -155,17 +154,13 @@ def run_arm(args: argparse.Namespace) -> dict[str, Any]:
         with engine(args, max(batch for batch, _ in args.shapes), longest) as running:
             shapes = zip(args.shapes, args.shares_by_shape, strict=True)
             rows = [measure(running, batch, context, file, shares, args) for (batch, context), shares in shapes]
-            return {"rows": rows} | on_gpu(args)
+            if args.device == "cpu":
+                return {"rows": rows}
+            import torch
 
+            from bench.timing import used_mib
 
-def on_gpu(args: argparse.Namespace) -> dict[str, Any]:
-    if args.device == "cpu":
-        return {}
-    import torch
-
-    from bench.timing import used_mib
-
-    return {"gpu": torch.cuda.get_device_name(), "memory_mib": used_mib()}
+            return {"rows": rows, "gpu": torch.cuda.get_device_name(), "memory_mib": used_mib()}
 
 
 def measure(
@@ -187,16 +182,11 @@ def measure(
 
 def timed(running: Any, batch: int, context: int, args: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds per token, and what the server counted of the rounds."""
-    before = state(running, args)
+    counted = args.arm == "lossless"
+    before = lim_part(running.get_server_info()) if counted else {}
     times, _ = decode_ms(running, batch, context, args.tokens, args.repeats)
-    after = state(running, args)
-    rounds = rounds_since(before, after) if before and after else {}
+    rounds = rounds_since(before, lim_part(running.get_server_info())) if counted else {}
     return {"ms": round(statistics.median(times), 3), "spread_ms": round(max(times) - min(times), 3), "rounds": rounds}
-
-
-def state(running: Any, args: argparse.Namespace) -> dict[str, Any] | None:
-    """What lim reports, with the totals of the lossless mode; None in the other arms."""
-    return lim_part(running.get_server_info()) if args.arm == "lossless" else None
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from bench import driver
 from lim_sglang.tools.analysis.checkpoint import SCALES, scale_block, scale_shape
 from lim_sglang.tools.analysis.streaming import MODEL_TYPES, read_config
 
@@ -32,7 +33,7 @@ def main() -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = driver.parser(__doc__)
     parser.add_argument("config", type=Path, help="config.json of the model")
     parser.add_argument("folder", type=Path, help="folder to make")
     parser.add_argument("--tokenizer", type=Path, help="folder that holds a tokenizer (the embedded model's)")

@@ -18,23 +18,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import httpx
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from bench import driver
 from lim_sglang.errors import exit_with, one_line
 from lim_sglang.tools.common import positive
-from lim_sglang.tools.servers.access import VARIABLE, AccessError, add_key_argument, check_access, headers, key_of
-from lim_sglang.tools.servers.embedded_model import EmbeddedModelError
+from lim_sglang.tools.servers.access import VARIABLE, add_key_argument, check_access, headers, key_of
 from lim_sglang.tools.servers.local import BENCH_SIZE, BUDGETS, DENSE, launched
-from lim_sglang.tools.servers.process import ServerError
 from lim_sglang.tools.servers.state import LimStateError, NoLimError, lim_state
 
 COLUMNS = {
@@ -72,7 +71,8 @@ def main() -> None:
     runs = list(product([workload for workload in workloads(args) if workload.name in args.workloads], args.rates))
     rows: list[Row] = []
     try:
-        check_client()
+        if find_spec("datasets") is None:  # which serving does not need
+            raise ServingError("sglang.bench_serving needs the package datasets; fix: pip install datasets")
         driver.write_json(args.out / "serving.json")
         for attention in (DENSE, "lim"):
             with server(attention, args, note) as (url, key):
@@ -82,7 +82,7 @@ def main() -> None:
                         measured = run_client(url, workload, rate, args, key)
                     rows.append({"attention": attention, "workload": workload.name, "rate": rate} | measured)
                     driver.write_rows(args.out / "serving.csv", list(COLUMNS), rows)  # what is measured so far
-    except (ServingError, ServerError, EmbeddedModelError, AccessError) as error:
+    except (RuntimeError, httpx.HTTPError) as error:
         exit_with(str(error))
     except KeyboardInterrupt:
         exit_with("interrupted; nothing is left running", code=130)
@@ -101,7 +101,7 @@ def parse() -> argparse.Namespace:
     flag("--server-arg", action="append", default=[], metavar="'--OPTION VALUE'", help="more options of --launch")
     flag("--tokenizer", help="of the client, where the server's model has none")
     flag("--workloads", nargs="+", choices=[RANDOM, SHARED], default=[RANDOM, SHARED], help="which to send (both)")
-    flag("--rates", nargs="+", default=["1", "2", "inf"], help="requests per second (1 2 inf)")
+    flag("--rates", nargs="+", type=rate_of, default=["1", "2", "inf"], help="requests per second (1 2 inf)")
     flag("--requests", type=positive, default=16, help="requests per run of the workload random (16)")
     flag("--input", type=positive, default=1024, help="tokens of a prompt (1024)")
     flag("--output", type=positive, default=64, help="tokens generated per request (64)")
@@ -114,17 +114,15 @@ def parse() -> argparse.Namespace:
         parser.error("either --launch, or both --server and --dense-server")
     if not args.launch and (args.model or args.budget or args.server_arg):
         parser.error("--model, --budget and --server-arg are for --launch; running servers have their own")
-    bad = [rate for rate in args.rates if rate != "inf" and not is_positive(rate)]
-    if bad:
-        parser.error(f"--rates {bad[0]}: expected numbers above 0, or inf; for example --rates 1 2 inf")
     return args
 
 
-def is_positive(text: str) -> bool:
-    try:
-        return 0 < float(text) < float("inf")
-    except ValueError:
-        return False
+def rate_of(text: str) -> str:
+    """A converter of ``--rates``; the client takes it as text."""
+    with suppress(ValueError):
+        if text == "inf" or 0 < float(text) < float("inf"):
+            return text
+    raise argparse.ArgumentTypeError(f"{text}: expected numbers above 0, or inf; for example --rates 1 2 inf")
 
 
 def workloads(args: argparse.Namespace) -> list[Workload]:
@@ -177,22 +175,12 @@ def check_flush(url: str, key: str | None) -> None:
     Raises:
         ServingError: the server keeps that for another key.
     """
-    try:
-        answer = httpx.post(f"{url}/flush_cache", headers=headers(key), timeout=60, trust_env=False)
-    except httpx.HTTPError as error:
-        raise ServingError(f"no server answers at {url}: {one_line(str(error))}; fix: start it") from error
+    answer = httpx.post(f"{url}/flush_cache", headers=headers(key), timeout=60, trust_env=False)
     if answer.status_code in (401, 403):
         raise ServingError(
             f"{url} does not let this client flush its cache (HTTP {answer.status_code}): it has an --admin-api-key; "
             f"fix: serve without that, or, if it has no other key, give that one by --api-key or {VARIABLE}"
         )
-
-
-def check_client() -> None:
-    """SGLang's client needs a package that serving does not."""
-    done = subprocess.run([sys.executable, "-c", "import datasets"], capture_output=True, check=False)
-    if done.returncode:
-        raise ServingError("sglang.bench_serving needs the package datasets; fix: pip install datasets")
 
 
 def run_client(url: str, workload: Workload, rate: str, args: argparse.Namespace, key: str | None = None) -> Row:
@@ -226,9 +214,7 @@ def last_words(url: str, stderr: str, key: str | None = None) -> str:
 
 
 def show(rows: Sequence[Row]) -> None:
-    table = Table()
-    for heading in COLUMNS.values():
-        table.add_column(heading, justify="right")
+    table = Table(*(Column(heading, justify="right") for heading in COLUMNS.values()))
     for row in rows:
         table.add_row(*(str(row[name]) for name in COLUMNS))
     console = Console(highlight=False)

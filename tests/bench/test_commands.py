@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
+import runpy
+import sys
+from contextlib import redirect_stdout
+from functools import cache
 from pathlib import Path
 
 import pytest
-
-from .help_of import help_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -28,6 +31,17 @@ COMMANDS = sorted(
 def test_the_scan_sees_commands() -> None:
     modules = {module for module, _ in COMMANDS}
     assert {"bench.fidelity", "bench.reasoning", "bench.programs", "bench.speed.decode_engine"} <= modules
+
+
+@cache
+def help_of(module: str) -> str:
+    """What ``python -m MODULE --help`` prints, run in this process, where its libraries are loaded already."""
+    shown = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(shown):
+        patch.setattr(sys, "argv", [module, "--help"])
+        with pytest.raises(SystemExit, match="0"):
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return shown.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-
-import pytest
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from lim_patches.patch import Patch
 
-Change = Callable[[Sequence[Patch]], AbstractContextManager[None]]
 
-
-def put_on(patches: Sequence[Patch]) -> None:
+def switch(patches: Sequence[Patch], on: bool) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
 
     for patch in patches:
-        patch.register()
+        if on:
+            patch.register()
+        else:
+            patch.undo()
     HookRegistry.apply_hooks()
 
 
-@pytest.fixture(scope="session")
-def hooked() -> Change:
-    """A block in which these hooks are on SGLang."""
-
-    @contextmanager
-    def change(patches: Sequence[Patch]) -> Iterator[None]:
-        missing = [patch for patch in patches if not patch.applied]
-        put_on(missing)
-        yield
-        for patch in missing:
-            patch.undo()
-
-    return change
-
-
-@pytest.fixture(scope="session")
-def unhooked() -> Change:
-    """A block in which they are not."""
-
-    @contextmanager
-    def change(patches: Sequence[Patch]) -> Iterator[None]:
-        applied = [patch for patch in patches if patch.applied]
-        for patch in applied:
-            patch.undo()
-        yield
-        put_on(applied)
-
-    return change
+@contextmanager
+def switched(patches: Sequence[Patch], on: bool) -> Iterator[None]:
+    """A block in which these hooks are on SGLang, or are not."""
+    changed = [patch for patch in patches if patch.applied != on]
+    switch(changed, on)
+    yield
+    switch(changed, not on)

@@ -31,9 +31,8 @@ def parse(folder: Path, *words: str) -> Any:
     return prepare_server_args([*words, *fixed, "--attention-backend", "lim", "--port", str(free_port())])
 
 
-def flags_of(folder: Path, *words: str) -> dict[str, object]:
-    flags: dict[str, object] = getattr(parse(folder, *words), FLAGS_ATTRIBUTE)
-    return flags
+def flags_of(folder: Path, *words: str) -> Any:
+    return getattr(parse(folder, *words), FLAGS_ATTRIBUTE)
 
 
 @pytest.mark.parametrize("words", [["2,12"], ["2", "12"], ["2, 12"]], ids=["comma", "words", "one"])
@@ -42,17 +41,11 @@ def test_layers_may_be_one_word_or_several(tmp_path: Path, words: list[str]) -> 
     assert flags == {"budget": 64, "select_layers": (2, 12)}
 
 
-@pytest.mark.parametrize(
-    ("yaml", "flags"),
-    [
-        ("lim-select-layers:\n  - 2\n  - 12\nlim-budget: 64", {"budget": 64, "select_layers": (2, 12)}),
-        ("lim-select-layers: 2,12\nlim-recency-ratio: 0.5", {"recency_ratio": 0.5, "select_layers": (2, 12)}),
-    ],
-    ids=["block", "text"],
-)
-def test_a_yaml_file_gives_the_same(tmp_path: Path, yaml: str, flags: dict[str, object]) -> None:
-    (tmp_path / "server.yaml").write_text(yaml)
-    assert flags_of(tmp_path, "--config", str(tmp_path / "server.yaml")) == flags
+@pytest.mark.parametrize("layers", ["\n  - 2\n  - 12", " 2,12"], ids=["block", "text"])
+def test_a_yaml_file_gives_the_same(tmp_path: Path, layers: str) -> None:
+    (tmp_path / "server.yaml").write_text(f"lim-select-layers:{layers}\nlim-recency-ratio: 0.5")
+    flags = flags_of(tmp_path, "--config", str(tmp_path / "server.yaml"))
+    assert flags == {"recency_ratio": 0.5, "select_layers": (2, 12)}
 
 
 def test_a_copy_of_the_declared_fields_keeps_the_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

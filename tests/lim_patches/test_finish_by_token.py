@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from lim_patches.lossless import finish_by_token
 from lim_sglang.tools.servers.embedded_model import ensure_model
 
-from .conftest import Change
+from .conftest import switched
 
 EOS, STOP = 2, 5
 Make = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def make(unhooked: Change) -> Iterator[Make]:
+def make() -> Iterator[Make]:
     """Requests, judged one token at a time by SGLang's own method."""
     from sglang.srt.managers.schedule_batch import Req
     from sglang.srt.sampling.sampling_params import SamplingParams
@@ -34,7 +34,7 @@ def make(unhooked: Change) -> Iterator[Make]:
         req.tokenizer = tokenizer
         return req
 
-    with unhooked([finish_by_token.PATCH]):
+    with switched([finish_by_token.PATCH], on=False):
         yield request
 
 
@@ -61,8 +61,7 @@ def by_rounds(req: Any, rounds: Sequence[Sequence[int]]) -> tuple[Any, list[int]
     return ended(req)
 
 
-TOKENS = st.integers(2, 9)
-ROUNDS = st.lists(st.lists(TOKENS, min_size=1, max_size=7), min_size=1, max_size=4)
+ROUNDS = st.lists(st.lists(st.integers(2, 9), min_size=1, max_size=7), min_size=1, max_size=4)
 
 
 @given(rounds=ROUNDS, most=st.integers(1, 20), ignore_eos=st.booleans())
@@ -75,12 +74,10 @@ def test_rounds_end_as_single_tokens_do(make: Make, rounds: list[list[int]], mos
 def test_a_stop_string_behind_an_eos_is_not_reached(make: Make) -> None:
     tokenizer = make(1).tokenizer
     stop = tokenizer.encode(" stop", add_special_tokens=False)
-    rounds = [[7, EOS, *stop, 8]]
-    flat = [token for tokens in rounds for token in tokens]
-    assert by_rounds(make(30, stop=" stop"), rounds) == by_one(make(30, stop=" stop"), flat)
-    assert by_rounds(make(30, stop=" stop"), rounds)[1] == [7, EOS]
-    whole = [[7, *stop, 8, EOS]]
-    assert by_rounds(make(30, stop=" stop"), whole)[1] == [7, *stop]
+    for tokens, kept in (([7, EOS, *stop, 8], [7, EOS]), ([7, *stop, 8, EOS], [7, *stop])):
+        found = by_rounds(make(30, stop=" stop"), [tokens])
+        assert found == by_one(make(30, stop=" stop"), tokens)
+        assert found[1] == kept
 
 
 def test_an_abort_ends_it_at_once(make: Make) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.speed.arms import CONFIGS, default_model
-from bench.speed.decode_engine import collective_share, compare, parse, save
+from bench.speed.decode_engine import collective_share, compare_shape, parse, save
 from bench.speed.engine_arm import kind
 
 STEPS, BUDGET = 16, 256
@@ -37,27 +37,20 @@ def model(tmp_path: Path) -> Path:
 
 def row_of(model: Path, context: int, *arms: Any, **more: Any) -> dict[str, Any]:
     usual = {"device": "cpu", "tp": 1, "budget": BUDGET, "steps": STEPS, "dp_attention": False, "layers": None}
-    args = argparse.Namespace(model=str(model), shapes=[(2, context)], **(usual | more))
-    return compare(args, arms_of(context, *arms))[0]
+    return compare_shape(argparse.Namespace(model=str(model), **(usual | more)), arms_of(context, *arms), 2, context)
 
 
 SAME, OTHER = [[1, 2], [3, 4]], [[1, 2], [3, 5]]
 
 
-@pytest.mark.parametrize("context", [WITHIN, 8])
-def test_no_speed_where_tokens_within_the_budget_differ(model: Path, context: int) -> None:
-    row = row_of(model, context, SAME, OTHER)
-    assert row["speedup"] == "wrong tokens"
-    assert row["same_tokens"] == "1/2"
+def test_no_speed_where_tokens_within_the_budget_differ_or_a_step_takes_no_time(model: Path) -> None:
+    row = row_of(model, WITHIN, SAME, OTHER)
+    assert (row["speedup"], row["same_tokens"]) == ("wrong tokens", "1/2")
     assert not {"dense_tok_s", "lim_tok_s"} & row.keys()
+    assert row_of(model, WITHIN, SAME, SAME, (-0.05, 4.0, 5.0))["speedup"] == "unsteady"
 
 
-def test_no_speed_of_a_step_that_takes_no_time(model: Path) -> None:
-    row = row_of(model, WITHIN, SAME, SAME, (-0.05, 4.0, 5.0))
-    assert row["speedup"] == "unsteady"
-
-
-@pytest.mark.parametrize(("context", "tokens"), [(WITHIN, SAME), (WITHIN + 1, SAME), (WITHIN + 1, OTHER)])
+@pytest.mark.parametrize(("context", "tokens"), [(WITHIN, SAME), (WITHIN + 1, OTHER)])
 def test_the_speed_of_equal_tokens_or_beyond_the_budget(model: Path, context: int, tokens: list[list[int]]) -> None:
     row = row_of(model, context, SAME, tokens)
     assert (row["dense_ms"], row["lim_ms"], row["speedup"]) == (4.0, 2.0, 2.0)
@@ -65,17 +58,11 @@ def test_the_speed_of_equal_tokens_or_beyond_the_budget(model: Path, context: in
     assert (row["dense_tok_s"], row["lim_tok_s"]) == (500.0, 1000.0)
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({}, (1, 1, "94")),
-        ({"tp": 4, "layers": 32}, (4, 1, "32 of 94")),
-        ({"tp": 4, "layers": 94, "dp_attention": True}, (4, 4, "94")),
-    ],
-)
-def test_a_row_says_what_ran(model: Path, more: dict[str, Any], said: tuple[int, int, str]) -> None:
-    row = row_of(model, WITHIN, SAME, SAME, **more)
-    assert (row["tp"], row["dp"], row["layers"]) == said
+def test_a_row_says_what_ran(model: Path) -> None:
+    row = row_of(model, WITHIN, SAME, SAME, tp=4, layers=32)
+    assert (row["tp"], row["dp"], row["layers"]) == (4, 1, "32 of 94")
+    row = row_of(model, WITHIN, SAME, SAME, tp=4, dp_attention=True)
+    assert (row["tp"], row["dp"], row["layers"]) == (4, 4, "94")
 
 
 def test_a_note_is_kept_once_and_tokens_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,9 +88,9 @@ def test_what_ranks_tell_each_other_is_counted_beyond_denses() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--layers", "0"], "argument --layers"),
         (["--layers", "95"], "--layers 95: the model has 94; expected 1 to 94"),
         (["--dp-attention"], "--dp-attention: needs --tp of 2 or more"),
+        (["--device", "cpu", "--tp", "2"], "--tp 2: expected 1 on a CPU"),
     ],
 )
 def test_what_cannot_run_is_one_line(
@@ -113,13 +100,6 @@ def test_what_cannot_run_is_one_line(
     with pytest.raises(SystemExit):
         parse()
     assert said in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_several_gpus_are_none_of_a_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["decode_engine", "--device", "cpu", "--tp", "2"])
-    with pytest.raises(SystemExit):
-        parse()
-    assert "--tp 2: expected 1 on a CPU" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_model_by_name_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from bench.driver import read_rows
 from bench.speed import imposed_acceptance, lossless, report
 from bench.speed.imposed_acceptance import imposed, run_length
 from lim_sglang.speculative.sampling import Drafts, VerifyResult
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 0.8, 0.95, 1.0])
+@pytest.mark.parametrize("share", [0.0, 0.8, 1.0])
 def test_few_rounds_have_the_mean_of_many(share: float) -> None:
     lengths = [run_length(share, 6) for _ in range(60)]
     assert set(lengths) <= set(range(7))
@@ -37,18 +37,10 @@ def test_only_the_number_of_accepted_drafts_is_imposed(tmp_path: Path, monkeypat
     assert verify(None, None, None).num_accepted.tolist() == [0, 2], "a step without drafts stays as it is"
 
 
-@pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
-def test_a_share_gives_its_mean(share: float) -> None:
-    assert lossless.share_of(sum(share**n for n in range(1, 7)), 6) == pytest.approx(share, abs=1e-6)
-
-
 def test_shares_are_those_measured_at_the_budgets_part_of_the_context() -> None:
     """2,048 of 32,000 tokens are 6.4 %, as 128 of 2,000; by hand from the same file."""
-    with lossless.ACCEPTANCE.open() as file:
-        rows = [
-            row for row in csv.DictReader(file) if (row["budget"], row["context"], row["k"]) == ("128", "2000", "6")
-        ]
-    greedy = [float(r["accepted"]) for r in rows if (r["drafts"], r["temperature"]) == ("lim steps", "0")]
+    chosen = {"budget": "128", "context": "2000", "k": "6", "drafts": "lim steps", "temperature": "0"}
+    greedy = [float(row["accepted"]) for row in read_rows(lossless.ACCEPTANCE) if chosen.items() <= row.items()]
     assert len(greedy) == 10
     share = lossless.measured_shares(2048, 32_000)["greedy"]
     assert sum(share**n for n in range(1, 7)) == pytest.approx(sum(greedy) / 10, abs=0.01)
@@ -57,22 +49,13 @@ def test_shares_are_those_measured_at_the_budgets_part_of_the_context() -> None:
 def arms(tokens: list[list[int]]) -> dict[str, Any]:
     rounds = {"request_rounds": 10, "drafted_tokens": 50, "accepted_tokens": 40}
     none = dict.fromkeys(rounds, 0)
+    dense = {"ms": 20.0, "spread_ms": 0.1, "tokens": [[1, 2], [3, 4]]}
+    low = {"share": 0.5, "ms": 16.0, "spread_ms": 0.2, "rounds": none, "tokens": tokens}
+    high = {"share": 0.9, "ms": 12.5, "spread_ms": 0.2, "rounds": rounds}
     return {
-        "dense": {
-            "gpu": "G",
-            "memory_mib": 100,
-            "rows": [[{"ms": 20.0, "spread_ms": 0.1, "tokens": [[1, 2], [3, 4]]}]],
-        },
-        "lim": {"memory_mib": 110, "rows": [[{"ms": 10.0, "spread_ms": 0.1, "tokens": [[1], [3]]}]]},
-        "lossless": {
-            "memory_mib": 130,
-            "rows": [
-                [
-                    {"share": 0.5, "ms": 16.0, "spread_ms": 0.2, "rounds": none, "tokens": tokens},
-                    {"share": 0.9, "ms": 12.5, "spread_ms": 0.2, "rounds": rounds},
-                ]
-            ],
-        },
+        "dense": {"gpu": "G", "memory_mib": 100, "rows": [[dense]]},
+        "lim": {"memory_mib": 110, "rows": [[dense | {"ms": 10.0}]]},
+        "lossless": {"memory_mib": 130, "rows": [[low, high]]},
     }
 
 
@@ -91,18 +74,6 @@ def test_a_row_per_share() -> None:
 def test_no_speed_for_wrong_tokens_within_the_budget() -> None:
     wrong = lossless.compare(arguments(1500), arms([[1, 2], [3, 5]]))
     assert [row["speedup"] for row in wrong] == ["wrong tokens"] * 2
-    right = lossless.compare(arguments(1500), arms([[1, 2], [3, 4]]))
-    assert [row["speedup"] for row in right] == [1.25, 1.6]
-
-
-def test_what_is_written_leaves_the_tokens_out(tmp_path: Path) -> None:
-    found = arms([[1, 2], [3, 4]])
-    lossless.write(tmp_path, lossless.compare(arguments(32_000), found), found)
-    assert "tokens" not in (tmp_path / "lossless.json").read_text().replace("drafted_tokens", "").replace(
-        "accepted_tokens", ""
-    )
-    with (tmp_path / "lossless.csv").open() as file:
-        assert [row["share"] for row in csv.DictReader(file)] == ["0.5", "0.9"]
 
 
 def test_the_plot_leaves_out_other_drafts_and_the_tokens_table(tmp_path: Path) -> None:
@@ -110,6 +81,3 @@ def test_the_plot_leaves_out_other_drafts_and_the_tokens_table(tmp_path: Path) -
     (tmp_path / "lossless_drafts.csv").write_text("speedup,share,drafts_by_set\n1.4,0.9,16\n1.3,0.8,1\n")
     (tmp_path / "lossless_tokens.csv").write_text("equal,tokens\n3,3\n")
     assert [row["speedup"] for row in report.lossless_rows(tmp_path)] == ["1.5", "1.3"]
-    h100 = {"gpu": "NVIDIA H100 80GB HBM3"}
-    assert report.short(h100 | {"tp": "1"}) == report.short(h100) == "H100"
-    assert report.short(h100 | {"tp": "2"}) == "2 × H100"
