@@ -161,14 +161,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flag("--lossless", action="store_true", help="of --launch: a third server, whose output is dense attention's")
     flag("--model", help="of --launch: folder or name of a Hugging Face model (the embedded one)")
     flag("--budget", type=whole(1, 2**31 - 1), help=f"lim budget of --launch ({BUDGETS})")
-    flag(
-        "--server-arg",
-        "--server-args",
-        action="append",
-        default=[],
-        metavar="'--OPTION VALUE'",
-        help="more SGLang options of --launch, in quotes; may be repeated (--lim-* goes to lim only)",
-    )
+    more = "more SGLang options of --launch, in quotes; may be repeated (--lim-* goes to lim only)"
+    flag("--server-arg", "--server-args", action="append", default=[], metavar="'--OPTION VALUE'", help=more)
     flag("--programs", type=program_names, default=list(PROGRAMS), help=f"some of {','.join(PROGRAMS)} (all)")
     flag("--concurrency", type=whole(1, 256), default=1, help="programs at a time (1)")
     flag("--repeats", type=whole(1, 10_000), default=1, help="problems per program (1)")

@@ -154,8 +154,11 @@ def connect(url: str, chat_template: str | None = None, key: str | None = None) 
     if chat_template is not None and chat_template not in chat_template_registry:
         known = ", ".join(sorted(chat_template_registry))
         raise ProgramError(f"--chat-template {chat_template} is no template of SGLang's frontend; fix: one of {known}")
-    _bypass_proxy(url)
     try:
+        host = urlsplit(url).hostname or ""
+        # SGLang's frontend obeys proxy variables even for this machine.
+        for name in ("no_proxy", "NO_PROXY") if re.fullmatch(r"localhost|127\..*|::1", host) else ():
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
         answer = httpx.get(f"{url}/get_model_info", headers=headers(key), timeout=CONNECT_SECONDS)
         if "model_path" not in check_access(answer, url, key).raise_for_status().json():
             raise ValueError("its /get_model_info names no model_path")
@@ -167,13 +170,6 @@ def connect(url: str, chat_template: str | None = None, key: str | None = None) 
     except (httpx.HTTPError, ValueError, TypeError, RuntimeError) as error:
         reason = one_line(str(error)).split(" For more")[0]
         raise ProgramError(f"{url} answers, but not as an SGLang server ({reason}); {fix}") from error
-
-
-def _bypass_proxy(url: str) -> None:
-    """SGLang's frontend obeys proxy variables even for this machine."""
-    host = urlsplit(url).hostname or ""
-    for name in ("no_proxy", "NO_PROXY") if re.fullmatch(r"localhost|127\..*|::1", host) else ():
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
 
 
 def cost(requests: Sequence[Request], seconds: float) -> dict[str, Any]:

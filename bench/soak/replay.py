@@ -10,8 +10,8 @@ import httpx
 from rich.console import Console
 from rich.progress import track
 
-from bench.soak.client import JSON, Outcome
-from bench.soak.traffic import Maker, encoded
+from bench.soak.client import Outcome
+from bench.soak.traffic import Maker
 
 CANDIDATES = 5  # log-probabilities that a replay asks for at each token
 
@@ -54,7 +54,7 @@ async def replay(
         tokens = outcome.tokens or []
         body = maker.operation(outcome.number).body
         body |= {"stream": False, "return_logprob": True, "top_logprobs_num": CANDIDATES}
-        response = await client.post("/generate", content=encoded(body), headers=JSON)
+        response = await client.post("/generate", json=body)
         answer = response.json() if response.status_code == 200 else {"output_ids": [], "meta_info": {}}
         again = answer["output_ids"]
         equal = len(os.path.commonprefix([tokens, again]))
@@ -79,13 +79,11 @@ def likelihood_gap(
 ) -> float | None:
     """How far the replay found the first two tokens that differ apart, in nats; 0 where none does.
 
+    None where the replay had the token not among its candidates, or the lengths alone differ.
+
     Args:
-        tokens: the answer.
         again: the replay's answer, whose first ``equal`` tokens are the same.
         tops: for each token of ``again``, the most likely candidates: log-probability, token, text.
-
-    Returns:
-        None where the replay had the token not among its candidates, or the lengths alone differ.
     """
     if equal == min(len(tokens), len(again)):
         return 0.0 if len(tokens) == len(again) else None

@@ -39,19 +39,12 @@ WRONG_TYPES: Sequence[dict[str, Any]] = (
 
 @dataclass(frozen=True)
 class Limits:
-    """Of the server that is asked.
-
-    Attributes:
-        prompt: tokens of a prompt, at most.
-        output: tokens of an answer, at most.
-        context: tokens that the server takes at all.
-        adapter: name of a LoRA adapter that some requests use; empty if it has none.
-    """
+    """Of the server that is asked, in tokens, at most."""
 
     prompt: int
     output: int
-    context: int
-    adapter: str = ""
+    context: int  # that it takes at all
+    adapter: str = ""  # name of a LoRA adapter that some requests use; empty if it has none
 
 
 @dataclass(frozen=True)

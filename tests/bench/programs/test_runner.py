@@ -61,14 +61,8 @@ def test_jobs_run_a_few_at_a_time_and_are_compared_with_dense(tmp_path: Path, mo
     expected = [(name, arm, n) for name in ("chain", "documents") for arm in ("dense", "lim") for n in range(4)]
     assert places == [(*place, "failed" if place[2] % 2 else "ok") for place in expected]
     rows = driver.read_rows(tmp_path / "programs.csv")
-    assert [(row["answer"], row["agreement"], row["same_answer"]) for row in rows[:6]] == [
-        ("0", "", ""),
-        ("", "", ""),
-        ("2", "", ""),
-        ("", "", ""),
-        ("0", "0.0", "True"),
-        ("", "", ""),
-    ]
+    told = [(row["answer"], row["agreement"], row["same_answer"]) for row in rows]
+    assert told[:5] == [("0", "", ""), ("", "", ""), ("2", "", ""), ("", "", ""), ("0", "0.0", "True")]
     assert "--api-key ***" in json.dumps(stored)
     assert "secret" not in json.dumps(stored)
 

@@ -88,10 +88,6 @@ def test_a_stopped_run_goes_on(tmp_path: Path) -> None:
     found = Report(path, 1)
     assert (found.outcomes, found.first) == (OUTCOMES[:3], 3)
     assert (Report(path, 3).outcomes, Report(path, 3).first) == ([], 0)
-
-
-def test_the_seconds_of_several_runs_add_up(tmp_path: Path) -> None:
-    path = tmp_path / "soak.jsonl"
     line = '{{"seed": 1, "at": {}, "number": {}, "kind": "plain", "verdict": "answered"}}\n'
     path.write_text("".join(line.format(at, number) for number, at in enumerate((1.0, 4.0, 0.5, 2.5))))
-    assert Report(path, 1).seconds == pytest.approx(6.5)
+    assert Report(path, 1).seconds == pytest.approx(6.5), "of both runs"
