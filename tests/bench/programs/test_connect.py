@@ -98,7 +98,7 @@ def test_a_program_alone_sends_the_key_and_tells_its_answer(capsys: pytest.Captu
         run_alone(Silent(), "", ["--server", server.url, "--api-key", "secret"])
         shown = capsys.readouterr().out
         assert shown.startswith("the text\n\n\nanswer: done\n")
-        assert "0 requests, 0 prompt tokens (0 of them cached), 0 generated, 0.0 s" in shown
+        assert "0 requests, 0 prompt tokens (0 of them cached), 0 generated, " in shown
         with pytest.raises(SystemExit):
             run_alone(Silent(), "", ["--server", server.url, "--api-key", "other"])
         assert "wants another key" in capsys.readouterr().err
