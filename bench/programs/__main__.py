@@ -13,13 +13,13 @@ own counters: they include whatever else it serves, and are told per program onl
 from __future__ import annotations
 
 import argparse
-import queue
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -28,28 +28,28 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench import driver
 from bench.programs import results
-from bench.programs.arms import Arm, arms
+from bench.programs.arms import Arm, arms, lim_state
 from bench.programs.common import OneLineParser, Outcome, add_shared_arguments, execute, server_url, whole
-from bench.programs.metering import ProgramError
+from bench.programs.metering import ProgramError, cost
 from lim_sglang.errors import exit_with
 from lim_sglang.tools.servers.access import AccessError, without_keys
 from lim_sglang.tools.servers.embedded_model import EmbeddedModelError
-from lim_sglang.tools.servers.local import BUDGETS
+from lim_sglang.tools.servers.local import BUDGETS, DENSE
 from lim_sglang.tools.servers.process import ServerError
 
 PROGRAMS = {
     name: import_module(f"bench.programs.{name}")
     for name in ("chain", "self_consistency", "tree_of_thought", "tool_loop", "documents")
 }
-Job = tuple[str, int]  # program, repeat
+Place = tuple[str, str, int]  # program, attention, repeat
 
 
 @dataclass
 class Record:
     """What all arms came to so far."""
 
-    rows: list[results.Row] = field(default_factory=list)
-    outcomes: dict[tuple[str, str, int], Outcome] = field(default_factory=dict)
+    rows: list[driver.Row] = field(default_factory=list)
+    outcomes: dict[Place, Outcome] = field(default_factory=dict)
     servers: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -70,101 +70,65 @@ def main(argv: Sequence[str] | None = None) -> None:
         exit_with(str(error))
     except OSError as error:
         exit_with(f"--out {args.out} cannot be used: {error}; fix: make room or name another folder")
-    if any(row.status == "failed" for row in record.rows):
+    if any(row["status"] == "failed" for row in record.rows):
         raise SystemExit(1)
 
 
 def run_arm(arm: Arm, args: argparse.Namespace, note: Console, record: Record) -> None:
-    """All programs on one server."""
-    jobs = [(name, repeat) for repeat in range(args.repeats) for name in args.programs]
+    """All programs on one server, in daemon threads, which a Ctrl-C ends."""
+    places = [(name, arm.attention, repeat) for repeat in range(args.repeats) for name in args.programs]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    before = arm.lim_state()
-    with Progress(*columns, console=note) as progress:
-        task = progress.add_task(arm.attention, total=len(jobs))
-
-        def done(row: results.Row) -> None:
+    before = lim_state(arm.endpoint)
+    with Progress(*columns, console=note) as progress, ThreadPool(min(args.concurrency, len(places))) as pool:
+        rows = pool.imap_unordered(partial(run_job, arm, args, record), places)
+        for row in progress.track(rows, len(places), description=arm.attention):
             record.rows.append(row)
-            if row.status == "failed":
-                progress.print(f"{row.program} failed on {arm.attention}: {row.reason}", soft_wrap=True, markup=False)
-            progress.advance(task)
-
-        in_parallel(jobs, args.concurrency, lambda job: run_job(arm, args, job, record), done)
+            if row["status"] == "failed":
+                said = f"{row['program']} failed on {arm.attention}: {row['reason']}"
+                progress.print(said, soft_wrap=True, markup=False)
     record.servers.append({"attention": arm.attention, "url": arm.endpoint.base_url, **arm.endpoint.model_info})
     if before:
         after = state_or_none(arm)
-        record.servers[-1] |= {"lim": after, **vars(results.counted_between(before, after))}
+        record.servers[-1] |= {"lim": after, **results.counted_between(before, after)}
 
 
-def run_job(arm: Arm, args: argparse.Namespace, job: Job, record: Record) -> results.Row:
+def run_job(arm: Arm, args: argparse.Namespace, record: Record, place: Place) -> driver.Row:
     """One run of one program."""
-    name, repeat = job
+    name, _, repeat = place
     settings = argparse.Namespace(**{**vars(args), "seed": args.seed + repeat})
-    endpoint, place = arm.endpoint.fresh(), (name, arm.attention, repeat)
+    endpoint, dense = arm.endpoint.fresh(), None
     before = state_or_none(arm) if args.concurrency == 1 else None
     result: Outcome | str
     began = time.monotonic()
     try:
-        result = execute(PROGRAMS[name], endpoint, settings)
+        result = record.outcomes[place] = execute(PROGRAMS[name], endpoint, settings)
     except ProgramError as error:
         result = arm.why_lost(str(error))
-    seconds = time.monotonic() - began
-    after = state_or_none(arm) if before else None
-    row = results.make_row(place, endpoint.requests, seconds, results.counted_between(before, after), result)
-    if isinstance(result, Outcome):
-        record.outcomes[place] = result
-        dense = record.outcomes.get((name, "dense", repeat))
-        if dense and arm.attention != "dense" and args.temperature == 0:
-            row = results.compared(row, result, dense)
-    return row
+    spent = cost(endpoint.requests, time.monotonic() - began)
+    counted = results.counted_between(before, state_or_none(arm) if before else None)
+    if arm.attention != DENSE and args.temperature == 0:
+        dense = record.outcomes.get((name, DENSE, repeat))
+    return results.make_row(place, spent, counted, result, dense)
 
 
 def state_or_none(arm: Arm) -> dict[str, Any] | None:
     """lim's state; None without lim, and from a server that no longer answers."""
     try:
-        return arm.lim_state()
+        return lim_state(arm.endpoint)
     except ProgramError:
         return None
 
 
-def in_parallel(
-    jobs: Sequence[Job], concurrency: int, work: Callable[[Job], results.Row], done: Callable[[results.Row], None]
-) -> None:
-    """``work`` for every job in daemon threads, which a Ctrl-C ends; ``done`` is called in this thread."""
-    todo: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    finished: queue.SimpleQueue[results.Row | Exception] = queue.SimpleQueue()
-    for job in jobs:
-        todo.put(job)
-
-    def worker() -> None:
-        while not todo.empty():
-            try:
-                finished.put(work(todo.get_nowait()))
-            except queue.Empty:
-                return
-            except Exception as error:
-                finished.put(error)
-
-    for _ in range(min(concurrency, len(jobs))):
-        threading.Thread(target=worker, daemon=True).start()
-    for _ in jobs:
-        row = finished.get()
-        if isinstance(row, Exception):
-            raise row
-        done(row)
-
-
 def report(args: argparse.Namespace, record: Record) -> None:
     """Write the files, then print the table."""
-    keys = [(name, attention, repeat) for name, attention, repeat in record.outcomes]
-    outcomes = [
-        {"program": name, "attention": attention, "repeat": repeat, **vars(record.outcomes[name, attention, repeat])}
-        for name, attention, repeat in keys
-    ]
+    record.rows.sort(key=lambda row: (list(PROGRAMS).index(row["program"]), row["attention"], row["repeat"]))
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(args).items()}
     settings |= {"api_key": None, "server_arg": without_keys(args.server_arg)}
-    rest = {"servers": record.servers, "settings": settings, "outcomes": outcomes}
-    record.rows.sort(key=lambda row: (list(PROGRAMS).index(row.program), row.attention, row.repeat))
-    results.write(args.out, record.rows, rest)
+    named = [(dict(zip(results.PLACE, place, strict=True)), outcome) for place, outcome in record.outcomes.items()]
+    outcomes = [place | vars(outcome) for place, outcome in named]
+    files = args.out / "programs.csv", args.out / "programs.json"
+    driver.write_rows(files[0], list(record.rows[0]), record.rows)
+    driver.write_json(files[1], rows=record.rows, servers=record.servers, settings=settings, outcomes=outcomes)
     out = Console(highlight=False)
     out.width = out.width if out.is_terminal else 120
     out.print(results.table(record.rows))
@@ -173,7 +137,7 @@ def report(args: argparse.Namespace, record: Record) -> None:
             out.print(f"lim attended to {server['attended_share']:.1%} of what dense attention reads, all programs")
         if server.get("accepted_drafts") is not None:
             out.print(f"lossless: {server['accepted_drafts']:.2f} drafts accepted per round, all programs")
-    out.print(f"written: {args.out / results.CSV}, {args.out / results.JSON}", soft_wrap=True)
+    out.print(f"written: {files[0]}, {files[1]}", soft_wrap=True)
 
 
 # Flags
@@ -197,14 +161,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     flag("--lossless", action="store_true", help="of --launch: a third server, whose output is dense attention's")
     flag("--model", help="of --launch: folder or name of a Hugging Face model (the embedded one)")
     flag("--budget", type=whole(1, 2**31 - 1), help=f"lim budget of --launch ({BUDGETS})")
-    flag(
-        "--server-arg",
-        "--server-args",
-        action="append",
-        default=[],
-        metavar="'--OPTION VALUE'",
-        help="more SGLang options of --launch, in quotes; may be repeated (--lim-* goes to lim only)",
-    )
+    more = "more SGLang options of --launch, in quotes; may be repeated (--lim-* goes to lim only)"
+    flag("--server-arg", "--server-args", action="append", default=[], metavar="'--OPTION VALUE'", help=more)
     flag("--programs", type=program_names, default=list(PROGRAMS), help=f"some of {','.join(PROGRAMS)} (all)")
     flag("--concurrency", type=whole(1, 256), default=1, help="programs at a time (1)")
     flag("--repeats", type=whole(1, 10_000), default=1, help="problems per program (1)")

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 from rich.console import Console
 
-from bench.programs.metering import MeteredEndpoint, ProgramError, connect, server_info
-from lim_sglang.errors import PREFIX
-from lim_sglang.tools.servers.access import key_of
+from bench.programs.metering import CONNECT_SECONDS, MeteredEndpoint, ProgramError, connect
+from lim_sglang.errors import one_line
+from lim_sglang.tools.servers.access import headers, key_of
 from lim_sglang.tools.servers.local import BENCH_SIZE, DENSE, LIM, LOSSLESS, launched
 from lim_sglang.tools.servers.process import ServerError, ServerProcess
 from lim_sglang.tools.servers.state import LimStateError, NoLimError, lim_part
@@ -31,10 +32,6 @@ class Arm:
     endpoint: MeteredEndpoint
     process: ServerProcess | None = None
 
-    def lim_state(self) -> dict[str, Any] | None:
-        """Config, plan and counters of lim; None without it."""
-        return lim_state(self.endpoint)
-
     def why_lost(self, reason: str) -> str:
         """``reason``, or what the log of a server that has ended tells."""
         try:
@@ -46,36 +43,27 @@ class Arm:
 
 
 def lim_state(endpoint: MeteredEndpoint) -> dict[str, Any] | None:
+    """Config, plan and counters of lim; None without it."""
+    url = endpoint.base_url
     try:
-        return lim_part(server_info(endpoint.base_url, endpoint.api_key))
+        answer = httpx.get(f"{url}/server_info", headers=headers(endpoint.api_key), timeout=CONNECT_SECONDS)
+        return lim_part(answer.raise_for_status().json())
     except NoLimError:
         return None
     except LimStateError as error:
-        raise ProgramError(f"{endpoint.base_url}: {error}") from error
-
-
-def connected(url: str, key: str | None, chat_template: str | None, note: Console) -> MeteredEndpoint:
-    """``connect``, with what the user should know of the connection."""
-    endpoint = connect(url, chat_template, key)
-    if endpoint.note:
-        note.print(f"{PREFIX}: {endpoint.note}", soft_wrap=True, markup=False)
-    return endpoint
+        raise ProgramError(f"{url}: {error}") from error
+    except (httpx.HTTPError, ValueError) as error:
+        raise ProgramError(f"{url} does not tell its counters ({one_line(str(error))})") from error
 
 
 def running(endpoint: MeteredEndpoint, expected: str | None = None) -> Arm:
     """A server that somebody else has started."""
-    attention = attention_of(lim_state(endpoint))
+    state = lim_state(endpoint)
+    attention = DENSE if state is None else LOSSLESS if "lossless" in state["counters"] else LIM
     if expected is not None and (expected == DENSE) != (attention == DENSE):
         url = endpoint.base_url
         raise ProgramError(f"{url} serves with {attention} attention, not {expected}; fix: name another server")
     return Arm(attention, endpoint)
-
-
-def attention_of(state: dict[str, Any] | None) -> str:
-    """What a server with this state of lim attends with."""
-    if state is None:
-        return DENSE
-    return LOSSLESS if "lossless" in state["counters"] else LIM
 
 
 def arms(args: argparse.Namespace, note: Console) -> Generator[Arm]:
@@ -84,10 +72,10 @@ def arms(args: argparse.Namespace, note: Console) -> Generator[Arm]:
     if not args.launch:
         for url, expected in ((args.dense_server, DENSE), (args.server, LIM if args.dense_server else None)):
             if url is not None:
-                yield running(connected(url, key, args.chat_template, note), expected)
+                yield running(connect(url, args.chat_template, key), expected)
         return
     for attention in (DENSE, LIM, *([LOSSLESS] if args.lossless else [])):
         log = Path(args.out) / f"programs-{attention}.log"
         options = {"budget": args.budget, "given": args.server_arg}
         with launched(attention, args.model, size=BENCH_SIZE, log=log, note=note, **options) as server:
-            yield Arm(attention, connected(server.url, server.key or key, args.chat_template, note), server)
+            yield Arm(attention, connect(server.url, args.chat_template, server.key or key), server)

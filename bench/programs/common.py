@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
+import re
 import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from bench import driver
-from bench.programs.metering import MeteredEndpoint, ProgramError, connect, decode_speed
-from lim_sglang.errors import PREFIX, exit_with, one_line
+from bench.programs.metering import MeteredEndpoint, ProgramError, connect, cost
+from lim_sglang.errors import exit_with, one_line
 from lim_sglang.tools.servers.access import AccessError, add_key_argument, key_of
 
 Show = Callable[[str], None]
@@ -61,7 +61,7 @@ def execute(program: Program, endpoint: MeteredEndpoint, args: argparse.Namespac
 
     def body() -> None:
         try:
-            outcomes.append(program.run(endpoint, args, show or _hide))
+            outcomes.append(program.run(endpoint, args, show or (lambda piece: None)))
         except Exception as error:
             errors.append(error)
         endpoint.woken.set()
@@ -88,10 +88,6 @@ def _report_unless_sglang(failed: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failed)
 
 
-def _hide(piece: str) -> None:
-    """Show nothing."""
-
-
 def reason_of(error: Exception) -> str:
     """One line for a person; a server's refusal is told in its own words."""
     said = error.args[0] if error.args else ""
@@ -107,40 +103,27 @@ def reason_of(error: Exception) -> str:
 # Flags
 
 
-def whole(low: int, high: int) -> Callable[[str], int]:
-    """A converter of flags: a whole number from ``low`` to ``high``."""
-
-    def convert(text: str) -> int:
-        digits = text.removeprefix("-")
-        if not (digits.isascii() and digits.isdecimal()) or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}; fix: give one")
-        return int(text)
-
-    return convert
-
-
-def number(low: float, high: float) -> Callable[[str], float]:
+def number(low: float, high: float, kind: type[float] = float) -> Callable[[str], float]:
     """A converter of flags: a number from ``low`` to ``high``."""
 
     def convert(text: str) -> float:
         try:
-            value = float(text)
+            value = kind(text)
         except ValueError:
             value = math.nan
         if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}; fix: give one")
+            name = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {name} from {low} to {high}; fix: give one")
         return value
 
     return convert
 
 
+whole = partial(number, kind=int)
+
+
 def server_url(text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        good = False
-    if not good:
+    if not re.match(r"https?://[^/:]", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a URL; fix: give one such as http://127.0.0.1:30000")
     return text.rstrip("/").removesuffix("/v1")
 
@@ -170,18 +153,15 @@ def run_alone(program: Program, description: str, argv: Sequence[str] | None = N
     add_shared_arguments(parser)
     program.add_arguments(parser)
     args = parser.parse_args(argv)
-    shown = False
+    shown: list[str] = []
 
     def show(piece: str) -> None:
-        nonlocal shown
-        shown = True
+        shown.append(piece)
         print(piece, end="", flush=True)
 
     began = time.monotonic()
     try:
-        endpoint = connect(args.server, args.chat_template, key_of(args)).fresh()
-        if endpoint.note:
-            print(f"{PREFIX}: {endpoint.note}", file=sys.stderr, flush=True)
+        endpoint = connect(args.server, args.chat_template, key_of(args))
         outcome = execute(program, endpoint, args, show)
     except (ProgramError, AccessError) as error:
         exit_with(str(error))
@@ -191,15 +171,10 @@ def run_alone(program: Program, description: str, argv: Sequence[str] | None = N
         print(outcome.transcript)
     print(f"\n\nanswer: {one_line(outcome.answer)}")
     print(*(f"{key}: {value}" for key, value in outcome.details.items()), sep="\n")
-    print(cost(endpoint, time.monotonic() - began))
-
-
-def cost(endpoint: MeteredEndpoint, seconds: float) -> str:
-    """What a run cost, in one line."""
-    requests, speed = endpoint.requests, decode_speed(endpoint.requests)
-    prompt, cached = sum(r.prompt_tokens for r in requests), sum(r.cached_tokens for r in requests)
-    return (
-        f"{len(requests)} requests, {prompt:,} prompt tokens ({cached:,} of them cached), "
-        f"{sum(r.completion_tokens for r in requests):,} generated, {seconds:.1f} s"
-        + (f", {speed:.1f} tokens/s in decode" if speed else "")
+    spent = cost(endpoint.requests, time.monotonic() - began)
+    line = (
+        "{requests} requests, {prompt_tokens:,} prompt tokens ({cached_tokens:,} of them cached), "
+        "{generated_tokens:,} generated, {wall_seconds:.1f} s"
     )
+    speed = spent["decode_tokens_per_s"]
+    print(line.format(**spent) + (f", {speed:.1f} tokens/s in decode" if speed else ""))

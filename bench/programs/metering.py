@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import ipaddress
 import os
 import re
+import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ import httpx
 from sglang import RuntimeEndpoint
 from sglang.lang.chat_template import chat_template_registry, get_chat_template
 
-from lim_sglang.errors import one_line
+from lim_sglang.errors import PREFIX, one_line
 from lim_sglang.tools.servers.access import AccessError, check_access, headers
 
 CONNECT_SECONDS = 30.0
@@ -43,7 +43,6 @@ class Request:
     prompt_tokens: int
     cached_tokens: int
     completion_tokens: int
-    began: float
     first: float | None
     ended: float
 
@@ -53,22 +52,20 @@ class MeteredEndpoint(RuntimeEndpoint):
 
     SGLang runs every state in a thread of its own and keeps that thread's exception to itself, and who then waits for
     the state waits forever. So the failure is noted here, where ``woken`` tells the one who can give up.
-
-    Attributes:
-        note: a line for the user where the chat template is a guess, else empty.
     """
 
     chat_template: Any
 
     def __init__(self, url: str, chat_template: str | None = None, key: str | None = None) -> None:
         super().__init__(url, api_key=key, chat_template_name=chat_template)
-        self.note = ""
         if chat_template is None and self.chat_template.name == "default":  # the frontend goes by the model's path
             self.chat_template = get_chat_template(DEFAULT_TEMPLATE)
             if not _CHATML_MODELS.search(path := str(self.model_info["model_path"])):
-                self.note = (
-                    f"chat template {DEFAULT_TEMPLATE}: the path {path} names no model that SGLang's frontend knows; "
-                    "fix, if the model has another template: --chat-template NAME, as in llama-3-instruct"
+                print(
+                    f"{PREFIX}: chat template {DEFAULT_TEMPLATE}: the path {path} names no model that SGLang's "
+                    "frontend knows; fix, if the model has another template: --chat-template NAME, as in "
+                    "llama-3-instruct",
+                    file=sys.stderr,
                 )
         # join("concate_and_append") would ask for a route that servers no longer have; without it, it appends text.
         self.support_concate_and_append = False
@@ -92,7 +89,7 @@ class MeteredEndpoint(RuntimeEndpoint):
         return "".join(text for text, _ in pieces), pieces[-1][1]
 
     def generate_stream(self, s: Any, sampling_params: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-        began, first, meta = time.monotonic(), None, None
+        first, meta = None, None
         with self._noting_failure():
             self._check_cancelled()
             try:
@@ -104,7 +101,7 @@ class MeteredEndpoint(RuntimeEndpoint):
                 super().generate(s, sampling_params)
                 raise
             check_finished(meta)
-            self._note("generate", meta or {}, began, first)
+            self._note("generate", meta or {}, first)
 
     def commit_lazy_operations(self, s: Any) -> None:
         self._generate_http_request(s, {"text": s.text_, "sampling_params": {"max_new_tokens": 0}})
@@ -115,17 +112,16 @@ class MeteredEndpoint(RuntimeEndpoint):
 
     def _generate_http_request(self, s: Any, data: dict[str, Any]) -> Any:
         """Every request that generates nothing; a select's choices come as one list."""
-        began = time.monotonic()
         with self._noting_failure():
             self._check_cancelled()
             answer = super()._generate_http_request(s, data)
             for part in answer if isinstance(answer, list) else [answer]:
-                self._note("score" if data.get("return_logprob") else "prefix", part["meta_info"], began, None)
+                self._note("score" if data.get("return_logprob") else "prefix", part["meta_info"])
         return answer
 
-    def _note(self, kind: str, meta: Mapping[str, Any], began: float, first: float | None) -> None:
+    def _note(self, kind: str, meta: Mapping[str, Any], first: float | None = None) -> None:
         prompt, cached, generated = (int(meta[f"{name}_tokens"]) for name in ("prompt", "cached", "completion"))
-        self.requests.append(Request(kind, prompt, cached, generated, began, first, time.monotonic()))
+        self.requests.append(Request(kind, prompt, cached, generated, first, time.monotonic()))
 
     @contextmanager
     def _noting_failure(self) -> Iterator[None]:
@@ -158,8 +154,11 @@ def connect(url: str, chat_template: str | None = None, key: str | None = None) 
     if chat_template is not None and chat_template not in chat_template_registry:
         known = ", ".join(sorted(chat_template_registry))
         raise ProgramError(f"--chat-template {chat_template} is no template of SGLang's frontend; fix: one of {known}")
-    _bypass_proxy(url)
     try:
+        host = urlsplit(url).hostname or ""
+        # SGLang's frontend obeys proxy variables even for this machine.
+        for name in ("no_proxy", "NO_PROXY") if re.fullmatch(r"localhost|127\..*|::1", host) else ():
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
         answer = httpx.get(f"{url}/get_model_info", headers=headers(key), timeout=CONNECT_SECONDS)
         if "model_path" not in check_access(answer, url, key).raise_for_status().json():
             raise ValueError("its /get_model_info names no model_path")
@@ -173,37 +172,23 @@ def connect(url: str, chat_template: str | None = None, key: str | None = None) 
         raise ProgramError(f"{url} answers, but not as an SGLang server ({reason}); {fix}") from error
 
 
-def _bypass_proxy(url: str) -> None:
-    """SGLang's frontend obeys proxy variables even for this machine."""
-    host = urlsplit(url).hostname or ""
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost"
-    for name in ("no_proxy", "NO_PROXY") if local else ():
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), host]))
+def cost(requests: Sequence[Request], seconds: float) -> dict[str, Any]:
+    """Sums over the requests of a run that took ``seconds``, as in ``programs.csv``.
 
-
-def server_info(url: str, key: str | None = None) -> dict[str, Any]:
-    """The server's own description; counters of lim are under ``internal_states``."""
-    try:
-        answer = httpx.get(f"{url}/server_info", headers=headers(key), timeout=CONNECT_SECONDS)
-        return dict(answer.raise_for_status().json())
-    except (httpx.HTTPError, ValueError) as error:
-        raise ProgramError(f"{url} does not tell its counters ({one_line(str(error))})") from error
-
-
-def decode_seconds(requests: Iterable[Request]) -> float:
-    """Time in which at least one request was decoding, from its first token to its last."""
-    total, until = 0.0, float("-inf")
+    ``decode_seconds`` is the time in which at least one request was decoding, from its first token to its last;
+    ``decode_tokens_per_s`` leaves the first token of a request to its prefill.
+    """
+    decoding, until = 0.0, float("-inf")
     for first, ended in sorted((r.first, r.ended) for r in requests if r.first is not None):
-        total += max(0.0, ended - max(first, until))
+        decoding += max(0.0, ended - max(first, until))
         until = max(until, ended)
-    return total
-
-
-def decode_speed(requests: Sequence[Request]) -> float | None:
-    """Tokens per second of `decode_seconds`; the first token of a request belongs to its prefill."""
-    seconds = decode_seconds(requests)
     tokens = sum(max(0, request.completion_tokens - 1) for request in requests if request.first is not None)
-    return tokens / seconds if seconds > 0 and tokens else None
+    return {
+        "requests": len(requests),
+        "prompt_tokens": sum(request.prompt_tokens for request in requests),
+        "cached_tokens": sum(request.cached_tokens for request in requests),
+        "generated_tokens": sum(request.completion_tokens for request in requests),
+        "wall_seconds": round(seconds, 3),
+        "decode_seconds": round(decoding, 3),
+        "decode_tokens_per_s": tokens / decoding if decoding > 0 and tokens else None,
+    }

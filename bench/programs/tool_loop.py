@@ -9,13 +9,15 @@ the refusal in place of a result.
 from __future__ import annotations
 
 import argparse
+import ast
+import operator
 import sys
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import sglang as sgl
 
-from bench.programs.calculator import CalculatorError, calculate
 from bench.programs.common import Outcome, Show, run_alone, whole
 from bench.programs.metering import MeteredEndpoint
 
@@ -24,6 +26,17 @@ EXAMPLES = (
     ("A crate holds 12 jars. How many jars are in 30 crates?", "calc(12 * 30) = 360\nThere are 360 jars."),
     ("Now 15 of 360 jars break. How many are left?", "calc(360 - 15) = 345\n345 jars are left."),
 )
+LARGEST = 10**15
+OPERATORS: dict[type[ast.AST], Callable[..., float]] = {
+    ast.USub: operator.neg,
+    ast.UAdd: operator.pos,
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+}
 ITEMS = ("jars", "lamps", "books", "bolts", "plates")
 
 
@@ -55,11 +68,32 @@ def tool_loop(s: Any, asked: list[str]) -> list[dict[str, str]]:
 
 
 def use_tool(call: str) -> str:
-    """What is inserted after the call: its value, or why there is none."""
+    """What is inserted after the call: its value, or why there is none. It is parsed, never evaluated as Python."""
     try:
-        return f" = {calculate(call)}"
-    except CalculatorError as error:
-        return f" failed: {error}."
+        value = value_of(ast.parse(call.strip(), mode="eval").body)
+    except ZeroDivisionError:
+        return " failed: division by zero."
+    except OverflowError:
+        return f" failed: a number above {LARGEST:.0e}."
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return " failed: not arithmetic."
+    return f" = {int(value)}" if value == int(value) else f" = {value:.10g}"
+
+
+def value_of(node: ast.expr) -> float:
+    """Of numbers, parentheses and ``+ - * / // %``; a ValueError is anything else, an OverflowError too large."""
+    value: float
+    if isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        value = node.value  # type: ignore[assignment]
+    elif isinstance(node, ast.UnaryOp) and type(node.op) in OPERATORS:
+        value = OPERATORS[type(node.op)](value_of(node.operand))
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        value = OPERATORS[type(node.op)](value_of(node.left), value_of(node.right))
+    else:
+        raise ValueError
+    if not abs(value) <= LARGEST:  # nor is it with NaN
+        raise OverflowError
+    return value
 
 
 def run(endpoint: MeteredEndpoint, args: argparse.Namespace, show: Show) -> Outcome:

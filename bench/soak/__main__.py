@@ -28,9 +28,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench import driver
 from bench.soak import adapter
-from bench.soak.client import Outcome, held_requests, left_after, perform, used_tokens
+from bench.soak.client import HELD, USED, left_after, perform
 from bench.soak.replay import replay
-from bench.soak.results import Earlier, Report, Settled, earlier, store, summary
+from bench.soak.results import Report, store, summary
 from bench.soak.traffic import Limits, Maker
 from bench.soak.watch import memory_by_minute, settle, state
 from lim_sglang.errors import exit_with
@@ -51,18 +51,12 @@ NEAR_TIE = 0.25  # nats between two tokens that bfloat16 may swap
 def main() -> None:
     args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
-    note = Console(stderr=True, highlight=False)
     size, log = Size(tokens=args.pool, requests=args.running), args.out / f"soak-{args.attention}.log"
+    rest: dict[str, Any] = {"size": size, "log": log, "note": Console(stderr=True, highlight=False)}
+    options = server_options(args)
     try:
         with launched(
-            args.attention,
-            args.model,
-            budget=args.budget,
-            size=size,
-            given=server_options(args),
-            log=log,
-            note=note,
-            lost=httpx.HTTPError,
+            args.attention, args.model, budget=args.budget, given=options, lost=httpx.HTTPError, **rest
         ) as server:
             failed = asyncio.run(soak(server, args))
     except ServerError as error:
@@ -114,34 +108,32 @@ def parse() -> argparse.Namespace:
 async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
     """Traffic, then the reckoning; whether anything is wrong."""
     maker = Maker(args.seed, Limits(args.prompt, args.output, args.context, adapter.NAME if args.adapter else ""))
-    device = "cpu" if find_device().is_cpu else "gpu"
-    report = Report(args.out / f"soak_{args.attention}.jsonl", args.seed) if args.first is None else None
-    before = earlier(report.path, args.seed) if report else Earlier([], 0.0, args.first)
+    is_cpu, again = find_device().is_cpu, args.first is not None
+    report = Report(None if again else args.out / f"soak_{args.attention}.jsonl", args.seed, args.first or 0)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=args.clients)
     async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT, limits=limits, trust_env=False) as client:
         await settle(client)
         start = await state(client, server)
         began = time.monotonic()
         async with memory_by_minute(server) as memory:
-            outcomes = [*before.outcomes, *await traffic(client, server, maker, report, args, before)]
-        seconds = before.seconds + time.monotonic() - began
-        stuck = await left_after(IDLE_SECONDS, held_requests, client)
-        leaked = await left_after(FREED_SECONDS, used_tokens, client)
+            await traffic(client, server, maker, report, args)
+        seconds = report.seconds + time.monotonic() - began
+        stuck = await left_after(client, IDLE_SECONDS, HELD)
+        leaked = await left_after(client, FREED_SECONDS, USED)
         emptied = await settle(client)  # a replay must not find keys that the traffic wrote
-        tolerance = 0.0 if device == "cpu" else NEAR_TIE
-        replayed = await replay(
-            client, maker, outcomes, most=args.replays, retracted=args.attention != LIM, tolerance=tolerance
-        )
-        leaked += await left_after(FREED_SECONDS, used_tokens, client)
+        options = {"most": args.replays, "retracted": args.attention != LIM, "tolerance": 0.0 if is_cpu else NEAR_TIE}
+        replayed = await replay(client, maker, report.outcomes, **options)
+        leaked += await left_after(client, FREED_SECONDS, USED)
         emptied = await settle(client) and emptied
         end = await state(client, server)
         healthy = emptied and (await client.get("/health_generate")).status_code == 200
-    settled = Settled(start, end, stuck, leaked, replayed, healthy, round(seconds, 1), memory)
-    found = summary(outcomes, settled)
-    if report:
+    figures = {"stuck": stuck, "leaked_tokens": leaked, "rss_mib_by_minute": memory, "seconds": round(seconds, 1)}
+    found = summary(report.outcomes, start, end, replayed, **figures, healthy=healthy)
+    if not again:
         settings = {key: str(value) for key, value in vars(args).items() if key != "out"}
         settings["server_arg"] = str(without_keys(args.server_arg))
-        store(args.out / f"soak_{device}.json", args.attention, found | {"settings": settings, "about": driver.about()})
+        path = args.out / f"soak_{'cpu' if is_cpu else 'gpu'}.json"
+        store(path, args.attention, found | {"settings": settings, "about": driver.about()})
     for line in (f"{key}: {value}" for key, value in found.items() if key not in ("kinds", "examples")):
         print(line)
     for example in found["examples"]:
@@ -150,44 +142,31 @@ async def soak(server: ServerProcess, args: argparse.Namespace) -> bool:
 
 
 async def traffic(
-    client: httpx.AsyncClient,
-    server: ServerProcess,
-    maker: Maker,
-    report: Report | None,
-    args: argparse.Namespace,
-    before: Earlier,
-) -> list[Outcome]:
+    client: httpx.AsyncClient, server: ServerProcess, maker: Maker, report: Report, args: argparse.Namespace
+) -> None:
     """As many clients as asked for, each with one operation after the other, until the time is up.
-
-    Args:
-        report: where outcomes are written as they come; None for nowhere.
 
     Raises:
         ServerError: the server has ended.
     """
-    first = before.next_number
-    numbers, outcomes = count(first), []
-    left = args.minutes * 60 - before.seconds
+    numbers, left = count(report.first), args.minutes * 60 - report.seconds
     deadline = time.monotonic() + left
 
     async def one_after_the_other(progress: Progress, task: Any) -> None:
         for number in numbers:
-            if (number >= first + args.count) if args.count else time.monotonic() > deadline:
+            done = number - report.first if args.count else max(0.0, left - (deadline - time.monotonic()))
+            progress.update(task, completed=done, operations=len(report.outcomes))
+            if (done >= args.count) if args.count else time.monotonic() > deadline:
                 return
             outcome = await perform(client, maker.operation(number))
-            outcomes.append(outcome)
-            if report:
-                report.add(outcome)
+            report.add(outcome)
             if outcome.verdict == "lost" and outcome.status is None:
                 await asyncio.to_thread(server.check_running, ENDING_SECONDS)
-            done = len(outcomes) if args.count else max(0.0, left - (deadline - time.monotonic()))
-            progress.update(task, completed=done, operations=len(outcomes))
 
     columns = (TextColumn("soak"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[operations]} operations"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("soak", total=args.count or max(1.0, left), operations=0)
         await asyncio.gather(*(one_after_the_other(progress, task) for _ in range(args.clients)))
-    return outcomes
 
 
 if __name__ == "__main__":

@@ -14,11 +14,7 @@ STD = 0.02  # of both matrices: enough to change tokens, too little to break the
 
 
 def make_adapter(model: Path, folder: Path) -> str:
-    """Write an adapter of the query and value projections, and return SGLang's options that serve it as ``NAME``.
-
-    Args:
-        model: folder with a config.json.
-    """
+    """Write an adapter of the query and value projections, and return SGLang's options that serve it as ``NAME``."""
     config = json.loads((model / "config.json").read_text())
     head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     rows = {"q_proj": config["num_attention_heads"] * head_dim, "v_proj": config["num_key_value_heads"] * head_dim}

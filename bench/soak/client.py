@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from bench.soak.traffic import Operation
 from lim_sglang.errors import one_line
 
 JSON = {"Content-Type": "application/json"}
+GONE = {"verdict": "gone", "status": 200}
+HELD = ("num_running_reqs", "num_waiting_reqs")
+USED = ("num_used_tokens",)  # of the pool, without what the cache may evict: of an idle server, those that have leaked
 
 
 @dataclass(frozen=True)
@@ -41,83 +44,78 @@ class Outcome:
     detail: str = ""
 
 
+class Lost(Exception):
+    """An answer is not what was asked for; its arguments are the status and the reason."""
+
+
 async def perform(client: httpx.AsyncClient, operation: Operation) -> Outcome:
     """Do it; never raises for what the server or the network does."""
     began = time.perf_counter()
     try:
         streams = operation.ending != "refusal" and operation.body.get("stream")
         found = await (_stream if streams else _ask)(client, operation)
+    except Lost as lost:
+        found = {"verdict": "lost", "status": lost.args[0], "detail": lost.args[1][:200]}
     except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         found = {"verdict": "lost", "detail": f"{type(error).__name__}: {one_line(str(error))}"[:300]}
-    seconds = round(time.perf_counter() - began, 3)
-    return Outcome(operation.number, operation.kind, seconds=seconds, **found)
+    return Outcome(operation.number, operation.kind, seconds=round(time.perf_counter() - began, 3), **found)
 
 
 async def _ask(client: httpx.AsyncClient, operation: Operation) -> dict[str, Any]:
     response = await client.post("/generate", content=operation.content, headers=JSON)
     status = response.status_code
     if operation.ending == "refusal":
-        refused = 400 <= status < 500
-        return _found(status, "refused" if refused else "lost", f"expected a refusal, got {response.text[:200]}")
+        if not 400 <= status < 500:
+            raise Lost(status, f"expected a refusal, got {response.text}")
+        return {"verdict": "refused", "status": status}
     if status != 200:
-        return _found(status, "lost", response.text[:200])
+        raise Lost(status, response.text)
     parsed = response.json()
-    answers = parsed if isinstance(parsed, list) else [parsed]
-    if len(answers) != operation.answers:
-        return _found(status, "lost", f"{len(answers)} answers, expected {operation.answers}")
-    return _answered(status, answers, operation)
+    return _answered(parsed if isinstance(parsed, list) else [parsed], operation)
 
 
 async def _stream(client: httpx.AsyncClient, operation: Operation) -> dict[str, Any]:
     events, last = 0, None
     async with client.stream("POST", "/generate", content=operation.content, headers=JSON) as response:
         if response.status_code != 200:
-            return _found(response.status_code, "lost", (await response.aread()).decode(errors="replace")[:200])
+            raise Lost(response.status_code, (await response.aread()).decode(errors="replace"))
         if operation.after == 0:
-            return _found(response.status_code, "gone")
+            return GONE
         async for line in response.aiter_lines():
             if not line.startswith("data: {"):
                 continue
             last, events = json.loads(line.removeprefix("data: ")), events + 1
             if "error" in last:
-                return _found(response.status_code, "lost", str(last["error"])[:200])
-            if operation.after == events:
-                if operation.aborts:
-                    await _abort(client, operation.body["rid"])
-                    continue
-                return _found(response.status_code, "gone")
+                raise Lost(200, str(last["error"]))
+            if events == operation.after:
+                if not operation.aborts:
+                    return GONE
+                (await client.post("/abort_request", json={"rid": operation.body["rid"]})).raise_for_status()
     if last is None:
-        return _found(response.status_code, "lost", "the stream ended without an event")
-    aborted = operation.aborts and events >= (operation.after or 0)
-    if aborted and _reason(last) == "abort":
-        return _found(response.status_code, "gone")
-    found = _answered(response.status_code, [last], operation)
-    return found | {"verdict": "late"} if operation.ending == "gone" and found["verdict"] == "answered" else found
+        raise Lost(200, "the stream ended without an event")
+    if operation.aborts and events >= (operation.after or 0) and _reason(last) == "abort":
+        return GONE
+    return _answered([last], operation) | ({"verdict": "late"} if operation.ending == "gone" else {})
 
 
-async def _abort(client: httpx.AsyncClient, rid: str) -> None:
-    (await client.post("/abort_request", json={"rid": rid})).raise_for_status()
-
-
-def _answered(status: int, answers: Sequence[dict[str, Any]], operation: Operation) -> dict[str, Any]:
+def _answered(answers: Sequence[dict[str, Any]], operation: Operation) -> dict[str, Any]:
     """The first of the answers, if all are what was asked for."""
-    for fault in (_fault(answer, operation.body["sampling_params"]) for answer in answers):
-        if fault:
-            return _found(status, "lost", fault)
+    if len(answers) != operation.answers:
+        raise Lost(200, f"{len(answers)} answers, expected {operation.answers}")
+    for answer in answers:
+        _check(answer, operation.body["sampling_params"])
     retractions = sum(answer["meta_info"].get("num_retractions", 0) for answer in answers)
-    return _found(status, "answered") | {"tokens": answers[0]["output_ids"], "retractions": retractions}
+    return {"verdict": "answered", "status": 200, "tokens": answers[0]["output_ids"], "retractions": retractions}
 
 
-def _fault(answer: dict[str, Any], asked: dict[str, Any]) -> str:
-    """What is wrong with its end, its length or its text; empty if nothing is."""
-    tokens, most, reason = answer["output_ids"], asked["max_new_tokens"], _reason(answer)
-    if reason not in ("length", "stop") or not 0 < len(tokens) <= most:
-        return f"{len(tokens)} tokens of {most}: {answer['meta_info'].get('finish_reason')}"
-    if len(tokens) < most and (reason == "length" or (asked["ignore_eos"] and "regex" not in asked)):
-        return f"{len(tokens)} tokens of {most}: {reason}"
+def _check(answer: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Its end, its length and its text."""
+    count, most, reason = len(answer["output_ids"]), asked["max_new_tokens"], _reason(answer)
+    short = count < most and (reason == "length" or (asked["ignore_eos"] and "regex" not in asked))
+    if reason not in ("length", "stop") or not 0 < count <= most or short:
+        raise Lost(200, f"{count} tokens of {most}: {answer['meta_info'].get('finish_reason')}")
     if reason == "stop" and "regex" in asked and not re.fullmatch(asked["regex"], answer["text"]):
-        return f"{answer['text']!r} is not of {asked['regex']}"
-    return ""
+        raise Lost(200, f"{answer['text']!r} is not of {asked['regex']}")
 
 
 def _reason(answer: dict[str, Any]) -> str | None:
@@ -125,33 +123,12 @@ def _reason(answer: dict[str, Any]) -> str | None:
     return (answer["meta_info"].get("finish_reason") or {}).get("type")
 
 
-def _found(status: int, verdict: str, detail: str = "") -> dict[str, Any]:
-    return {"status": status, "verdict": verdict, "detail": detail if verdict == "lost" else ""}
-
-
-async def left_after(
-    seconds: float, count: Callable[[httpx.AsyncClient], Awaitable[int]], client: httpx.AsyncClient
-) -> int:
-    """What ``count`` finds after ``seconds`` without new requests, 0 as soon as it finds none."""
+async def left_after(client: httpx.AsyncClient, seconds: float, loads: Sequence[str]) -> int:
+    """The sum of ``loads`` over all ranks ``seconds`` after the last request, 0 as soon as it is."""
     deadline = time.monotonic() + seconds
-    while found := await count(client):
-        if time.monotonic() > deadline:
+    while True:
+        ranks = (await client.get("/v1/loads")).raise_for_status().json()["loads"]
+        found: int = sum(rank[load] for rank in ranks for load in loads)
+        if not found or time.monotonic() > deadline:
             return found
         await asyncio.sleep(0.25)
-    return 0
-
-
-async def loads(client: httpx.AsyncClient) -> list[dict[str, Any]]:
-    """What SGLang says of every rank's load."""
-    found: list[dict[str, Any]] = (await client.get("/v1/loads")).raise_for_status().json()["loads"]
-    return found
-
-
-async def held_requests(client: httpx.AsyncClient) -> int:
-    """Running and waiting."""
-    return sum(load["num_running_reqs"] + load["num_waiting_reqs"] for load in await loads(client))
-
-
-async def used_tokens(client: httpx.AsyncClient) -> int:
-    """Of the pool, without what the radix cache may evict: of an idle server, those that have leaked."""
-    return sum(load["num_used_tokens"] for load in await loads(client))

@@ -10,8 +10,8 @@ import httpx
 from rich.console import Console
 from rich.progress import track
 
-from bench.soak.client import JSON, Outcome
-from bench.soak.traffic import Maker, encoded
+from bench.soak.client import Outcome
+from bench.soak.traffic import Maker
 
 CANDIDATES = 5  # log-probabilities that a replay asks for at each token
 
@@ -51,17 +51,19 @@ async def replay(
     kept = [o for o in outcomes if o.tokens and maker.operation(o.number).compared and (retracted or not o.retractions)]
     found = Replayed()
     for outcome in track(evenly(kept, most), "again", console=Console(stderr=True)):
-        operation = maker.operation(outcome.number)
-        body = operation.body | {"stream": False, "return_logprob": True, "top_logprobs_num": CANDIDATES}
-        response = await client.post("/generate", content=encoded(body), headers=JSON)
-        found.asked += 1
+        tokens = outcome.tokens or []
+        body = maker.operation(outcome.number).body
+        body |= {"stream": False, "return_logprob": True, "top_logprobs_num": CANDIDATES}
+        response = await client.post("/generate", json=body)
         answer = response.json() if response.status_code == 200 else {"output_ids": [], "meta_info": {}}
-        tops = answer["meta_info"].get("output_top_logprobs", [])
-        gap = likelihood_gap(outcome.tokens or [], answer["output_ids"], tops)
-        found.equal_tokens += agreeing(outcome.tokens or [], answer["output_ids"])
+        again = answer["output_ids"]
+        equal = len(os.path.commonprefix([tokens, again]))
+        gap = likelihood_gap(tokens, again, equal, answer["meta_info"].get("output_top_logprobs", []))
+        found.asked += 1
+        found.equal_tokens += equal
         if gap is None or gap > tolerance:
             found.differing.append(outcome.number)
-        elif gap > 0 or answer["output_ids"] != outcome.tokens:
+        elif again != tokens:
             found.near_ties += 1
     return found
 
@@ -72,27 +74,19 @@ def evenly(outcomes: Sequence[Outcome], most: int | None) -> Sequence[Outcome]:
     return [outcomes[index * len(outcomes) // count] for index in range(count)]
 
 
-def agreeing(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens before the first that differs."""
-    return len(os.path.commonprefix([list(one), list(other)]))
-
-
 def likelihood_gap(
-    tokens: Sequence[int], again: Sequence[int], tops: Sequence[Sequence[Sequence[float]]]
+    tokens: Sequence[int], again: Sequence[int], equal: int, tops: Sequence[Sequence[Sequence[float]]]
 ) -> float | None:
     """How far the replay found the first two tokens that differ apart, in nats; 0 where none does.
 
-    Args:
-        tokens: the answer.
-        again: the replay's answer.
-        tops: for each token of ``again``, the most likely candidates: log-probability, token, text.
+    None where the replay had the token not among its candidates, or the lengths alone differ.
 
-    Returns:
-        None where the replay had the token not among its candidates, or the lengths alone differ.
+    Args:
+        again: the replay's answer, whose first ``equal`` tokens are the same.
+        tops: for each token of ``again``, the most likely candidates: log-probability, token, text.
     """
-    position = agreeing(tokens, again)
-    if position == min(len(tokens), len(again)):
+    if equal == min(len(tokens), len(again)):
         return 0.0 if len(tokens) == len(again) else None
-    one, other = tokens[position], again[position]
-    by_token = {int(candidate[1]): candidate[0] for candidate in tops[position]}
-    return abs(by_token[other] - by_token[one]) if one in by_token and other in by_token else None
+    likely = {int(candidate[1]): candidate[0] for candidate in tops[equal]}
+    one, other = likely.get(tokens[equal]), likely.get(again[equal])
+    return None if one is None or other is None else abs(other - one)

@@ -4,31 +4,47 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
-Ending = Literal["answer", "refusal", "gone"]
 VOCABULARY = range(1000, 40_000)  # tokens of every vocabulary, special ones left out
 PREFIXES = 6
 ADAPTED = 0.25  # share of the requests that use the adapter, if there is one
+KINDS = {  # how often of 100
+    "plain": 30,
+    "streamed": 14,
+    "log-probabilities": 8,
+    "several answers": 6,
+    "sampled": 10,
+    "grammar": 6,
+    "aborted": 6,
+    "disconnected": 8,
+    "oversized": 3,
+    "malformed": 4,
+    "wrong types": 5,
+}
+COMPARED = ("plain", "streamed", "log-probabilities", "grammar")
+REFUSED = ("oversized", "malformed", "wrong types")
+WRONG_TYPES: Sequence[dict[str, Any]] = (
+    {"input_ids": "not tokens"},
+    {"input_ids": [1.5, 2.5]},
+    {"sampling_params": "greedy"},
+    {"sampling_params": {"max_new_tokens": -5}},
+    {"sampling_params": {"temperature": -1}},
+    {"sampling_params": {"top_p": 7}},
+)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of the server that is asked.
-
-    Attributes:
-        prompt: tokens of a prompt, at most.
-        output: tokens of an answer, at most.
-        context: tokens that the server takes at all.
-        adapter: name of a LoRA adapter that some requests use; empty if it has none.
-    """
+    """Of the server that is asked, in tokens, at most."""
 
     prompt: int
     output: int
-    context: int
-    adapter: str = ""
+    context: int  # that it takes at all
+    adapter: str = ""  # name of a LoRA adapter that some requests use; empty if it has none
 
 
 @dataclass(frozen=True)
@@ -49,7 +65,7 @@ class Operation:
     number: int
     kind: str
     content: bytes
-    ending: Ending = "answer"
+    ending: Literal["answer", "refusal", "gone"] = "answer"
     after: int | None = None
     aborts: bool = False
     answers: int = 1
@@ -68,22 +84,57 @@ class Maker:
 
     seed: int
     limits: Limits
-    _prefixes: list[list[int]] = field(default_factory=list, init=False)
 
-    def __post_init__(self) -> None:
+    @cached_property
+    def prefixes(self) -> list[list[int]]:
         draw = random.Random(f"{self.seed}: prefixes")
-        self._prefixes.extend(tokens(draw, self.limits.prompt // 2) for _ in range(PREFIXES))
+        return [tokens(draw, self.limits.prompt // 2) for _ in range(PREFIXES)]
 
     def operation(self, number: int) -> Operation:
         """The ``number``-th, whatever came before."""
         draw = random.Random(f"{self.seed}: {number}")
-        kinds = list(KINDS)
-        kind = draw.choices(kinds, [KINDS[kind][0] for kind in kinds])[0]
-        return KINDS[kind][1](self, draw, number, kind)
+        kind = draw.choices(list(KINDS), list(KINDS.values()))[0]
+        if kind in REFUSED:
+            return Operation(number, kind, self.refused(draw, kind), "refusal")
+        if kind in ("aborted", "disconnected"):
+            aborts = kind == "aborted"
+            # SGLang aborts every request whose rid begins with the given one: the dot ends it.
+            more = {"stream": True} | ({"rid": f"soak-{number}."} if aborts else {})
+            body = self.request(draw, max_new_tokens=self.limits.output) | more
+            return Operation(number, kind, encoded(body), "gone", draw.randint(int(aborts), 4), aborts)
+        body = self.answered(draw, kind)
+        answers = body["sampling_params"].get("n", 1)
+        return Operation(number, kind, encoded(body), answers=answers, compared=kind in COMPARED)
+
+    def answered(self, draw: random.Random, kind: str) -> dict[str, Any]:
+        """A request whose client stays to the end."""
+        if kind == "several answers":
+            return self.request(draw, n=draw.randint(2, 4), temperature=draw.choice([0, 0.8]))
+        if kind == "sampled":
+            options = {"temperature": draw.uniform(0.3, 1.5), "top_p": draw.choice([0.9, 1.0])}
+            options |= {"top_k": draw.choice([20, -1])}
+            penalties: Sequence[dict[str, Any]] = ({}, {"frequency_penalty": 0.5}, {"repetition_penalty": 1.1})
+            return self.request(draw, **options | draw.choice(penalties))
+        if kind == "grammar":
+            patterns = (r"[0-9]{3,8}", r"(yes|no|maybe)", r"[a-z]{2,6} [a-z]{2,6}\.")
+            return self.request(draw, regex=draw.choice(patterns), ignore_eos=False)
+        more: dict[str, Any] = {"stream": True} if kind == "streamed" else {}
+        if kind == "log-probabilities":
+            more = {"return_logprob": True, "top_logprobs_num": draw.randint(0, 3)}
+        return self.request(draw) | more
+
+    def refused(self, draw: random.Random, kind: str) -> bytes:
+        """The body of a request that no server can take."""
+        body = self.request(draw)
+        if kind == "malformed":
+            return encoded(body)[: draw.randrange(1, len(encoded(body)))]
+        if kind == "oversized":
+            return encoded(body | {"input_ids": tokens(draw, self.limits.context + draw.randint(1, 500))})
+        return encoded(body | draw.choice(WRONG_TYPES))
 
     def prompt(self, draw: random.Random) -> list[int]:
         """Of random length, some of them very short, half of them behind a prefix that others share."""
-        shared = draw.choice(self._prefixes) if draw.random() < 0.5 else []
+        shared = draw.choice(self.prefixes) if draw.random() < 0.5 else []
         length = draw.choice([draw.randint(1, 8), draw.randint(1, self.limits.prompt - len(shared))])
         return [*shared[: draw.randint(1, len(shared))], *tokens(draw, length)] if shared else tokens(draw, length)
 
@@ -102,86 +153,3 @@ def tokens(draw: random.Random, count: int) -> list[int]:
 
 def encoded(body: Any) -> bytes:
     return json.dumps(body).encode()
-
-
-Make = Callable[[Maker, random.Random, int, str], Operation]
-
-
-def plain(maker: Maker, draw: random.Random, number: int, kind: str) -> Operation:
-    return Operation(number, kind, encoded(maker.request(draw)), compared=True)
-
-
-def streamed(maker: Maker, draw: random.Random, number: int, kind: str) -> Operation:
-    return Operation(number, kind, encoded(maker.request(draw) | {"stream": True}), compared=True)
-
-
-def log_probabilities(maker: Maker, draw: random.Random, number: int, kind: str) -> Operation:
-    more = {"return_logprob": True, "top_logprobs_num": draw.randint(0, 3)}
-    return Operation(number, kind, encoded(maker.request(draw) | more), compared=True)
-
-
-def several(maker: Maker, draw: random.Random, number: int, kind: str) -> Operation:
-    count = draw.randint(2, 4)
-    body = maker.request(draw, n=count, temperature=draw.choice([0, 0.8]))
-    return Operation(number, kind, encoded(body), answers=count)
-
-
-def sampled(maker: Maker, draw: random.Random, number: int, kind: str) -> Operation:
-    options = {"temperature": draw.uniform(0.3, 1.5), "top_p": draw.choice([0.9, 1.0]), "top_k": draw.choice([20, -1])}
-    penalties: dict[str, Any] = draw.choice([{}, {"frequency_penalty": 0.5}, {"repetition_penalty": 1.1}])
-    return Operation(number, kind, encoded(maker.request(draw, **options, **penalties)))
-
-
-def grammar(maker: Maker, draw: random.Random, number: int, kind: str) -> Operation:
-    pattern = draw.choice([r"[0-9]{3,8}", r"(yes|no|maybe)", r"[a-z]{2,6} [a-z]{2,6}\."])
-    return Operation(number, kind, encoded(maker.request(draw, regex=pattern, ignore_eos=False)), compared=True)
-
-
-def aborted(maker: Maker, draw: random.Random, number: int, kind: str) -> Operation:
-    # SGLang aborts every request whose rid begins with the given one: the dot ends it.
-    body = maker.request(draw, max_new_tokens=maker.limits.output) | {"stream": True, "rid": f"soak-{number}."}
-    return Operation(number, kind, encoded(body), "gone", draw.randint(1, 4), aborts=True)
-
-
-def disconnected(maker: Maker, draw: random.Random, number: int, kind: str) -> Operation:
-    body = maker.request(draw, max_new_tokens=maker.limits.output) | {"stream": True}
-    return Operation(number, kind, encoded(body), "gone", draw.randint(0, 4))
-
-
-def oversized(maker: Maker, draw: random.Random, number: int, kind: str) -> Operation:
-    body = maker.request(draw) | {"input_ids": tokens(draw, maker.limits.context + draw.randint(1, 500))}
-    return Operation(number, kind, encoded(body), "refusal")
-
-
-def malformed(maker: Maker, draw: random.Random, number: int, kind: str) -> Operation:
-    whole = encoded(maker.request(draw))
-    return Operation(number, kind, whole[: draw.randrange(1, len(whole))], "refusal")
-
-
-def wrong_types(maker: Maker, draw: random.Random, number: int, kind: str) -> Operation:
-    body = maker.request(draw)
-    wrong: Sequence[dict[str, Any]] = (
-        {"input_ids": "not tokens"},
-        {"input_ids": [1.5, 2.5]},
-        {"sampling_params": "greedy"},
-        {"sampling_params": {"max_new_tokens": -5}},
-        {"sampling_params": {"temperature": -1}},
-        {"sampling_params": {"top_p": 7}},
-    )
-    return Operation(number, kind, encoded(body | draw.choice(wrong)), "refusal")
-
-
-KINDS: dict[str, tuple[int, Make]] = {
-    "plain": (30, plain),
-    "streamed": (14, streamed),
-    "log-probabilities": (8, log_probabilities),
-    "several answers": (6, several),
-    "sampled": (10, sampled),
-    "grammar": (6, grammar),
-    "aborted": (6, aborted),
-    "disconnected": (8, disconnected),
-    "oversized": (3, oversized),
-    "malformed": (4, malformed),
-    "wrong types": (5, wrong_types),
-}
-"""By name: how often of 100, and how it is made."""

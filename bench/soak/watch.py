@@ -37,20 +37,17 @@ async def state(client: httpx.AsyncClient, server: ServerProcess) -> dict[str, A
 
 
 def rss_mib(server: ServerProcess) -> dict[str, int]:
-    """Resident memory of the server's processes by role, in MiB; those that end meanwhile do not count."""
+    """Resident memory of the server's processes by role, in MiB; those that end meanwhile do not count.
+
+    A role is a process's name, but for Inductor's helpers (torch/_inductor/compile_worker), named as Python is.
+    """
     total: Counter[str] = Counter()
     for pid in server.processes():
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(pid)
-            total[role(process)] += process.memory_info().rss
+            compiles = any("/_inductor/compile_worker/" in argument for argument in process.cmdline())
+            total[COMPILE_WORKERS if compiles else process.name()] += process.memory_info().rss
     return {name: size >> 20 for name, size in total.items()}
-
-
-def role(process: psutil.Process) -> str:
-    """Its name, but for Inductor's helpers (torch/_inductor/compile_worker), which are named as Python is."""
-    if any("/_inductor/compile_worker/" in argument for argument in process.cmdline()):
-        return COMPILE_WORKERS
-    return process.name()
 
 
 def gpu_mib() -> int:

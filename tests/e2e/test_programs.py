@@ -23,8 +23,8 @@ import sglang as sgl
 
 from bench.programs.__main__ import PROGRAMS, parse
 from bench.programs.common import Outcome, execute
-from bench.programs.compare import agreement
 from bench.programs.metering import MeteredEndpoint, ProgramError, Request, connect
+from bench.programs.results import agreement
 from bench.programs.self_consistency import last_number
 from lim_sglang.tools.servers.process import ServerProcess
 

@@ -1,73 +1,69 @@
-"""The runner's figures, files and table, from rows made by hand."""
+"""The runner's figures and table, from rows made by hand, and agreement with the dense run of the same problem."""
 
 from __future__ import annotations
 
-import csv
-import json
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from bench.programs import results
 from bench.programs.common import Outcome
-from bench.programs.results import Counted
+from bench.programs.metering import Request, cost
+from bench.programs.results import agreement
 
 from ...lim_sglang.recorded_state import LIM_AFTER, LIM_BEFORE
-from .metered_request import request
+
+NOTHING = {"attended_share": None, "accepted_drafts": None}
 
 
 def test_attended_share_takes_all_roles_together() -> None:
-    assert results.counted_between(LIM_BEFORE, LIM_AFTER) == Counted(attended_share=293_120 / 1_200_000)
-    assert results.counted_between(LIM_BEFORE, LIM_BEFORE) == Counted()
-    assert results.counted_between(None, LIM_AFTER) == results.counted_between(LIM_BEFORE, None) == Counted()
+    assert results.counted_between(LIM_BEFORE, LIM_AFTER) == NOTHING | {"attended_share": 293_120 / 1_200_000}
+    assert results.counted_between(LIM_BEFORE, LIM_BEFORE) == NOTHING
+    assert results.counted_between(None, LIM_AFTER) == results.counted_between(LIM_BEFORE, None) == NOTHING
 
 
 def test_the_lossless_mode_counts_accepted_drafts() -> None:
-    before, after = (with_rounds(LIM_AFTER, rounds, accepted) for rounds, accepted in ((3, 7), (13, 42)))
-    assert results.counted_between(before, after) == Counted(accepted_drafts=3.5)
-    assert results.counted_between(before, before) == Counted()
+    before, after = (with_rounds(rounds, accepted) for rounds, accepted in ((3, 7), (13, 42)))
+    assert results.counted_between(before, after) == NOTHING | {"accepted_drafts": 3.5}
+    assert results.counted_between(before, before) == NOTHING
 
 
-def with_rounds(state: dict[str, Any], rounds: int, accepted: int) -> dict[str, Any]:
-    totals = {"verify_steps": rounds, "request_rounds": rounds, "accepted_tokens": accepted}
-    return state | {"counters": state["counters"] | {"lossless": totals}}
+def with_rounds(rounds: int, accepted: int) -> dict[str, Any]:
+    totals = {"request_rounds": rounds, "accepted_tokens": accepted}
+    return LIM_AFTER | {"counters": LIM_AFTER["counters"] | {"lossless": totals}}
 
 
-def rows() -> list[results.Row]:
-    requests = [request(1, 3, 5), request(None, 4, 0, prompt=90, cached=46)]
+def test_rows_and_the_table_that_sums_their_repeats() -> None:
+    spent = cost([Request("generate", 10, 4, 5, 1, 3), Request("prefix", 90, 46, 0, None, 4)], 3.5)
     dense, lim = (Outcome(answer, [["abcd"], [text]], "", {}) for answer, text in (("7", "efgh"), ("8", "efXh")))
-    return [
-        results.make_row(("chain", "dense", 0), requests, 2.5, Counted(), dense),
-        results.compared(results.make_row(("chain", "lim", 0), requests, 3.5, Counted(0.25), lim), lim, dense),
-        results.make_row(("chain", "lossless", 0), requests, 2.0, Counted(accepted_drafts=3.25), dense),
-        results.make_row(("documents", "lim", 0), [], 1.0, Counted(), "the server refused: too long, much"),
+    drafts = NOTHING | {"accepted_drafts": 3.25}
+    rows = [
+        results.make_row(("chain", "dense", 0), spent, NOTHING, dense),
+        results.make_row(("chain", "lim", 0), spent, NOTHING | {"attended_share": 0.25}, lim, dense),
+        results.make_row(("chain", "lim", 1), spent, NOTHING | {"attended_share": 0.75}, dense, dense),
+        results.make_row(("chain", "lossless", 0), spent, drafts, dense),
+        results.make_row(("documents", "lim", 0), cost([], 1.0), NOTHING, "the server refused: too long"),
+    ]
+    columns = ("status", "reason", "attended_share", "agreement", "same_answer", "answer")
+    assert [rows[1][column] for column in columns] == ["ok", "", 0.25, 0.75, False, "8"]
+    assert [rows[4][column] for column in columns[:2]] == ["failed", "the server refused: too long"]
+    assert all(row.keys() == rows[0].keys() for row in rows)
+    console = Console(width=140)
+    with console.capture() as captured:
+        console.print(results.table(rows))
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in captured.get().splitlines() if "│" in line]
+    assert lines == [
+        ["chain", "dense", "5", "100", "50%", "3.5", "2.0", "-", "-", "-", "-"],
+        ["chain", "lim", "10", "200", "50%", "7.0", "2.0", "50.0%", "-", "88%", "1/2"],
+        ["chain", "lossless", "5", "100", "50%", "3.5", "2.0", "-", "3.25", "-", "-"],
+        ["documents", "lim", "failed", *[""] * 8],
     ]
 
 
-def test_files_hold_every_row(tmp_path: Path) -> None:
-    results.write(tmp_path / "new" / "folder", rows(), {"about": {"gpu": "none"}})
-    with (tmp_path / "new" / "folder" / results.CSV).open() as file:
-        dense, lim, lossless, failed = csv.DictReader(file)
-    assert (dense["prompt_tokens"], dense["cached_tokens"], dense["generated_tokens"]) == ("100", "50", "5")
-    assert (dense["agreement"], dense["same_answer"], dense["decode_tokens_per_s"]) == ("", "", "2.0")
-    assert (lim["agreement"], lim["same_answer"], lim["attended_share"]) == ("0.75", "False", "0.25")
-    assert (lossless["accepted_drafts"], lossless["attended_share"]) == ("3.25", "")
-    assert (failed["status"], failed["reason"]) == ("failed", "the server refused: too long, much")
-    stored = json.loads((tmp_path / "new" / "folder" / results.JSON).read_text())
-    assert stored["about"] == {"gpu": "none"}
-    assert [row["answer"] for row in stored["rows"]] == ["7", "8", "7", ""]
-
-
-def test_the_table_sums_repeats_and_names_failures() -> None:
-    again = [replace(rows()[1], repeat=1, agreement=0.25, same_answer=True, attended_share=0.75)]
-    console = Console(width=140)
-    with console.capture() as captured:
-        console.print(results.table([*rows(), *again]))
-    lines = {tuple(line.split("│")[1:3]): line.split("│")[3:] for line in captured.get().splitlines() if "│" in line}
-    cells = {tuple(part.strip() for part in key): [cell.strip() for cell in line] for key, line in lines.items()}
-    assert cells["chain", "dense"][:9] == ["5", "100", "50%", "2.5", "2.0", "-", "-", "-", "-"]
-    assert cells["chain", "lim"][:9] == ["10", "200", "50%", "7.0", "2.0", "50.0%", "-", "50%", "1/2"]
-    assert cells["chain", "lossless"][5:7] == ["-", "3.25"]
-    assert cells["documents", "lim"][0] == "failed"
+def test_agreement_is_the_share_before_the_first_difference_of_a_chain() -> None:
+    assert agreement([["abcd", "efgh"]], [["abcd", "efgh"]]) == agreement([], []) == 1.0
+    assert agreement([["abcd", "efgh"]], [["abcd", "efXh"]]) == 6 / 8
+    assert agreement([["abcd", "efgh"]], [["Xbcd", "efgh"]]) == 0.0, "what follows a difference does not count"
+    assert agreement([["abcd"], ["efgh"]], [["Xbcd"], ["efgh"]]) == 0.5, "chains are independent"
+    assert agreement([["ab", "ef"]], [["abcd", "ef"]]) == 2 / 6, "a text that ends earlier ends the agreement"
+    assert agreement([["ab"], ["cd"]], [["ab"]]) == agreement([["ab"]], [["ab", "cd"]]) == 0.5

@@ -8,7 +8,6 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from bench.soak.adapter import RANK, make_adapter
-from bench.soak.traffic import ADAPTED, Limits, Maker
 
 CONFIG = Path(__file__).parents[3] / "bench" / "models" / "Qwen3-8B.json"
 
@@ -18,8 +17,7 @@ def test_shapes_are_the_models(tmp_path: Path) -> None:
     options = make_adapter(tmp_path, tmp_path / "adapter")
     assert options == f"--enable-lora --lora-paths soak={tmp_path / 'adapter'} --max-lora-rank {RANK}"
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    config = json.loads(CONFIG.read_text())
-    assert len(tensors) == 4 * config["num_hidden_layers"]
+    assert len(tensors) == 4 * json.loads(CONFIG.read_text())["num_hidden_layers"]
     first = {name.removeprefix("base_model.model.model.layers.0.self_attn."): t.shape for name, t in tensors.items()}
     assert first["q_proj.lora_A.weight"] == (RANK, 4096)
     assert first["q_proj.lora_B.weight"] == (32 * 128, RANK)
@@ -27,14 +25,3 @@ def test_shapes_are_the_models(tmp_path: Path) -> None:
     assert all(tensor.abs().max() > 0 for tensor in tensors.values())
     described = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert described["target_modules"] == ["q_proj", "v_proj"]
-
-
-def bodies(adapter: str) -> list[dict[str, object]]:
-    maker = Maker(3, Limits(30, 5, 1000, adapter))
-    return [operation.body for operation in map(maker.operation, range(500)) if operation.ending == "answer"]
-
-
-def test_some_requests_use_it() -> None:
-    adapted = [body.get("lora_path") for body in bodies("soak")]
-    assert abs(adapted.count("soak") / len(adapted) - ADAPTED) < 0.1
-    assert not any("lora_path" in body for body in bodies(""))

@@ -11,9 +11,8 @@ import httpx
 import pytest
 
 from bench.soak.__main__ import traffic
-from bench.soak.results import Earlier, Report, earlier
+from bench.soak.results import Report
 from bench.soak.traffic import Limits, Maker
-from lim_sglang.tools.servers.ports import free_port
 from lim_sglang.tools.servers.process import ServerError
 
 CLIENTS = 4
@@ -27,30 +26,27 @@ class Ended:
         raise ServerError("the server ended: killed")
 
 
+def send(report: Report, count: int | None, answer: Any) -> None:
+    async def traffic_of_an_hour() -> None:
+        args, server, maker = Namespace(minutes=60, count=count, clients=CLIENTS), Ended(), Maker(0, Limits(9, 9, 99))
+        async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://server") as client:
+            await asyncio.wait_for(traffic(client, server, maker, report, args), 60)  # type: ignore[arg-type]
+
+    asyncio.run(traffic_of_an_hour())
+
+
 def test_a_server_that_has_ended_ends_the_traffic(tmp_path: Path) -> None:
-    args = Namespace(minutes=60, count=None, clients=CLIENTS)
+    def refuse(_request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
     report = Report(tmp_path / "soak.jsonl", seed=0)
-    server: Any = Ended()
-
-    async def send() -> None:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_port()}", trust_env=False) as client:
-            maker = Maker(0, Limits(300, 20, 1000))
-            await asyncio.wait_for(traffic(client, server, maker, report, args, earlier(report.path, 0)), 60)
-
     with pytest.raises(ServerError, match="the server ended: killed"):
-        asyncio.run(send())
-    assert 1 <= len(report.path.read_text().splitlines()) <= CLIENTS
+        send(report, None, refuse)
+    assert 1 <= len(Report(report.path, seed=0).outcomes) <= CLIENTS
 
 
-def test_an_operation_that_is_asked_for_is_done_again_whatever_a_folder_holds() -> None:
-    """``--first 5 --count 2``: without a report, from a number on."""
-    args = Namespace(minutes=60, count=2, clients=CLIENTS)
-    server: Any = Ended()
-
-    async def send() -> list[int]:
-        transport = httpx.MockTransport(lambda _request: httpx.Response(500, text="no"))
-        async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
-            outcomes = await traffic(client, server, Maker(0, Limits(300, 20, 1000)), None, args, Earlier([], 0.0, 5))
-            return sorted(outcome.number for outcome in outcomes)
-
-    assert asyncio.run(send()) == [5, 6]
+def test_operations_that_are_asked_for_are_done_again() -> None:
+    """``--first 5 --count 2``: without a file, from a number on."""
+    report = Report(None, 0, first=5)
+    send(report, 2, lambda _request: httpx.Response(500, text="no"))
+    assert sorted(outcome.number for outcome in report.outcomes) == [5, 6]
