@@ -38,28 +38,24 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import MofNCompleteColumn, Progress
 
+from bench import driver
 from bench.reasoning.algebra import check_installed
 from bench.reasoning.data import BUILT_IN, FILE_KINDS, Problem, ReasoningError, arithmetic, digest, load
-from bench.reasoning.requests import Sampling, Server, ServerLost, ask_all, ask_server
-from bench.reasoning.results import SUMMARY, RunFolder, Sample, figure_table, figures
+from bench.reasoning.requests import Server, ServerLost, ask_all, ask_server
+from bench.reasoning.results import SUMMARY, RunFolder, Sample, figure_table, figures, run_folder
 from lim_sglang.errors import exit_with
 from lim_sglang.tools.common import positive
 from lim_sglang.tools.demo.report import role_rows, role_table
-from lim_sglang.tools.servers.access import AccessError, add_key_argument, key_of
-from lim_sglang.tools.servers.embedded_model import EmbeddedModelError
+from lim_sglang.tools.servers.access import add_key_argument, key_of
 from lim_sglang.tools.servers.local import BENCH_SIZE, EMBEDDED_BUDGET, Size, launched
-from lim_sglang.tools.servers.process import ServerError, ServerProcess
 from lim_sglang.tools.servers.state import counted_since
 
 BUILT_IN_PROBLEMS = 40
@@ -78,28 +74,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             problems = load(args.data, args.kind, args.seed)[: args.problems]
         key = key_of(args)
-        if args.launch:
-            with server_of(args) as server:
-                run(args, server.url, server.key or key, problems)
-        else:
+        if args.server:
             run(args, args.server, key, problems)
+            return
+        size, log = Size(BENCH_SIZE.tokens, args.concurrency), args.out / "server.log"
+        note = Console(stderr=True, highlight=False)
+        options = {"budget": args.budget, "given": args.server_arg, "size": size, "lost": ServerLost}
+        with launched(args.launch_backend, None, log=log, note=note, **options) as server:
+            run(args, server.url, server.key or key, problems)
     except KeyboardInterrupt:
         exit_with(f"interrupted; what is finished is in {args.out}, the same command goes on from there", code=130)
-    except (ReasoningError, ServerError, EmbeddedModelError, AccessError) as error:
+    except RuntimeError as error:
         exit_with(str(error))
     except OSError as error:
         exit_with(f"{error}; fix: make room or name another --out, then run the same command again")
-
-
-@contextmanager
-def server_of(args: argparse.Namespace) -> Iterator[ServerProcess]:
-    """A server with the embedded model; its log is in --out, and it ends with the block."""
-    note = Console(stderr=True, highlight=False)
-    size = Size(BENCH_SIZE.tokens, args.concurrency)
-    log = args.out / "server.log"
-    options = {"budget": args.budget, "given": args.server_arg}
-    with launched(args.launch_backend, None, size=size, log=log, note=note, lost=ServerLost, **options) as server:
-        yield server
 
 
 def run(args: argparse.Namespace, url: str, key: str | None, problems: list[Problem]) -> None:
@@ -116,52 +104,44 @@ def run(args: argparse.Namespace, url: str, key: str | None, problems: list[Prob
         "problems_sha256": digest(problems),
         **server.settings(),
     }
-    with RunFolder(args.out, settings) as folder:
-        pairs = [(problem, number) for problem in problems for number in range(args.samples)]
-        ask_missing(args, server, folder, pairs)
+    with run_folder(args.out, settings) as folder:
+        ask_missing(args, server, folder, problems)
         summarize(args, server, folder)
 
 
-def ask_missing(
-    args: argparse.Namespace, server: Server, folder: RunFolder, pairs: Sequence[tuple[Problem, int]]
-) -> None:
-    todo = [(problem, number) for problem, number in pairs if not folder.has(problem.id, number)]
-    sampling = Sampling(
-        args.kind, args.temperature, args.top_p, args.max_tokens, args.seed, args.concurrency, args.request_timeout
-    )
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    times = (TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, *times, console=Console(stderr=True)) as progress:
+def ask_missing(args: argparse.Namespace, server: Server, folder: RunFolder, problems: Sequence[Problem]) -> None:
+    finished = {place for place, sample in folder.samples.items() if sample.error is None}
+    pairs = [(problem, number) for problem in problems for number in range(args.samples)]
+    todo = [(problem, number) for problem, number in pairs if (problem.id, number) not in finished]
+    right = sum(bool(sample.correct) for sample in folder.samples.values())
+    failed = 0
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(args.kind, total=len(pairs), completed=len(pairs) - len(todo))
-        tally = {"right": sum(bool(sample.correct) for sample in folder.samples()), "errors": 0}
 
         def keep(sample: Sample) -> None:
+            nonlocal right, failed
             folder.add(sample)
-            tally["right"] += bool(sample.correct)
-            tally["errors"] += sample.error is not None
-            progress.update(
-                task, advance=1, description=f"{args.kind}: {tally['right']} right, {tally['errors']} failed"
-            )
+            right += bool(sample.correct)
+            failed += sample.error is not None
+            progress.update(task, advance=1, description=f"{args.kind}: {right} right, {failed} failed")
 
-        asyncio.run(ask_all(server, sampling, todo, keep))
+        asyncio.run(ask_all(server, args, todo, keep))
 
 
 def summarize(args: argparse.Namespace, server: Server, folder: RunFolder) -> None:
     """Print the tables and write ``summary.json``; exit with one line if nothing could be graded."""
-    from bench.driver import about  # takes a second or two, for torch
-
-    samples = folder.samples()
+    samples = folder.samples.values()
     found = figures(samples, args.kind)
     after = ask_server(server.url, server.key)
     counted = counted_since(server.lim, after.lim) if server.lim and after.lim else None
-    summary: dict[str, Any] = {
-        "figures": found,
-        "settings": folder.settings,
-        "server": {"url": server.url, "model": server.model, **server.info, "lim": after.lim},
-        "lim_tokens_this_sitting": counted,
-        "about": about(),
-    }
-    (folder.path / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n")
+    driver.write_json(
+        folder.path / SUMMARY,
+        figures=found,
+        settings=folder.settings,
+        server={"url": server.url, "model": server.model, **server.info, "lim": after.lim},
+        lim_tokens_this_sitting=counted,
+    )
     out = Console(highlight=False)
     out.print(figure_table(found, f"{args.kind}, {server.info['attention_backend'] or 'unknown'} attention"))
     if counted and after.lim:
@@ -179,7 +159,7 @@ def summarize(args: argparse.Namespace, server: Server, folder: RunFolder) -> No
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = driver.parser(__doc__)
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--server", type=server_url, help="URL of a running server: http://127.0.0.1:30000")
     where.add_argument("--launch", action="store_true", help="serve the embedded model for the time of the run")
@@ -191,15 +171,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kind", choices=FILE_KINDS, help="format of --data")
     parser.add_argument("--problems", type=positive, help=f"first problems only (all; {BUILT_IN_PROBLEMS} built-in)")
     parser.add_argument("--samples", type=positive, default=1, help="answers per problem (1)")
-    parser.add_argument("--temperature", type=ranged(0, math.inf), default=0.6, help="0 is greedy (0.6)")
-    parser.add_argument("--top-p", type=ranged(0, 1, open_below=True), default=0.95, help="above 0, up to 1 (0.95)")
+    parser.add_argument("--temperature", type=float, default=0.6, help="0 is greedy (0.6)")
+    parser.add_argument("--top-p", type=float, default=0.95, help="above 0, up to 1 (0.95)")
     parser.add_argument(
         "--max-tokens", type=positive, help=f"longest answer ({FILE_MAX_TOKENS}; built-in set {BUILT_IN_MAX_TOKENS})"
     )
     parser.add_argument("--concurrency", type=positive, default=16, help="requests in flight (16)")
-    parser.add_argument(
-        "--request-timeout", type=ranged(0, math.inf, open_below=True), default=7200, help="seconds (7200)"
-    )
+    parser.add_argument("--request-timeout", type=float, default=7200, help="seconds (7200)")
     parser.add_argument("--seed", type=int, default=0, help="of samples, order of choices, built-in problems (0)")
     parser.add_argument("--out", type=Path, required=True, help="folder of this run")
     args = parser.parse_args(argv)
@@ -213,6 +191,12 @@ def check_together(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
         parser.error(f"--data and --kind belong together; kinds are {', '.join(FILE_KINDS)}")
     if not args.launch and (args.launch_backend or args.budget or args.server_arg):
         parser.error("--launch-backend, --budget and --server-arg are for --launch; a running server has its own")
+    if not 0 <= args.temperature < math.inf:
+        parser.error(f"--temperature {args.temperature:g} is not a number from 0")
+    if not 0 < args.top_p <= 1:
+        parser.error(f"--top-p {args.top_p:g} is not a number above 0 to 1")
+    if not 0 < args.request_timeout < math.inf:
+        parser.error(f"--request-timeout {args.request_timeout:g} is not a number above 0")
     args.launch_backend = args.launch_backend or "lim"
     if args.budget and args.launch_backend != "lim":
         parser.error(f"--budget is for lim; --launch-backend {args.launch_backend} has none")
@@ -224,22 +208,6 @@ def server_url(text: str) -> str:
     if not text.startswith(("http://", "https://")):
         raise argparse.ArgumentTypeError(f"{text!r} is not a URL such as http://127.0.0.1:30000")
     return text.rstrip("/").removesuffix("/v1")
-
-
-def ranged(low: float, high: float, open_below: bool = False) -> Callable[[str], float]:
-    """A converter of flags: a finite number from ``low`` (or above it) to ``high``."""
-    allowed = f"a number {'above' if open_below else 'from'} {low}" + ("" if high == math.inf else f" to {high}")
-
-    def convert(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not (low <= value <= high and math.isfinite(value)) or (open_below and value == low):
-            raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}")
-        return value
-
-    return convert
 
 
 if __name__ == "__main__":

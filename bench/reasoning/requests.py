@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import hashlib
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,10 +20,9 @@ from bench.reasoning.grade import is_correct
 from bench.reasoning.latex import extract
 from bench.reasoning.results import Sample
 from lim_sglang.errors import one_line
-from lim_sglang.tools.servers.access import AccessError, check_access, headers
-from lim_sglang.tools.servers.state import LimStateError, NoLimError, lim_part
+from lim_sglang.tools.servers.access import check_access, headers
+from lim_sglang.tools.servers.state import NoLimError, lim_part
 
-RETRIES = 2
 _FACTS_TIMEOUT = 60.0
 
 
@@ -67,8 +68,6 @@ def ask_server(url: str, key: str | None = None) -> Server:
             described = client.get("/server_info")
             info = dict(described.json()) if described.is_success else {}  # no SGLang server
             name, longest = str(model["id"]), model.get("max_model_len")
-    except AccessError as error:
-        raise ReasoningError(str(error)) from error
     except (httpx.TransportError, httpx.InvalidURL) as error:
         fix = "start it, or correct --server"
         raise ReasoningError(f"no server answers at {url} ({one_line(str(error))}); fix: {fix}") from error
@@ -77,27 +76,11 @@ def ask_server(url: str, key: str | None = None) -> Server:
         raise ReasoningError(
             f"{url} answers, but not as an OpenAI-compatible server ({reason}); fix: correct --server"
         ) from error
-    try:
+    lim = None
+    with suppress(NoLimError):
         lim = lim_part(info)
-    except NoLimError:
-        lim = None
-    except LimStateError as error:
-        raise ReasoningError(f"{url}: {error}") from error
     facts = ("version", "attention_backend", "decode_attention_backend")
     return Server(url, name, longest, {fact: info.get(fact) for fact in facts}, lim, key)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How every sample is asked for."""
-
-    kind: str
-    temperature: float
-    top_p: float
-    max_tokens: int
-    seed: int
-    concurrency: int
-    timeout: float  # seconds per attempt
 
 
 def sample_seed(seed: int, problem: str, sample: int) -> int:
@@ -106,87 +89,76 @@ def sample_seed(seed: int, problem: str, sample: int) -> int:
 
 
 async def ask_all(
-    server: Server, sampling: Sampling, todo: Iterable[tuple[Problem, int]], keep: Callable[[Sample], None]
+    server: Server, args: argparse.Namespace, todo: Iterable[tuple[Problem, int]], keep: Callable[[Sample], None]
 ) -> None:
     """Ask for every (problem, sample number) of ``todo``; ``keep`` is called with each sample as it is finished.
+
+    Args:
+        args: the benchmark's flags.
 
     Raises:
         ServerLost: the server no longer answers; what is finished has been kept.
     """
-    limits = httpx.Limits(max_connections=None)  # the semaphore is the bound
-    async with httpx.AsyncClient(timeout=sampling.timeout, limits=limits, trust_env=False) as http:
-        client = openai.AsyncOpenAI(
-            base_url=f"{server.url}/v1",
-            api_key=server.key or "none",
-            timeout=sampling.timeout,
-            max_retries=RETRIES,
-            http_client=http,
-        )
-        free = asyncio.Semaphore(sampling.concurrency)
+    left = iter(todo)
+    async with openai.AsyncOpenAI(
+        base_url=f"{server.url}/v1",
+        api_key=server.key or "none",
+        timeout=args.request_timeout,
+        max_retries=2,
+        http_client=httpx.AsyncClient(limits=httpx.Limits(max_connections=None), trust_env=False),
+    ) as client:
 
-        async def one(problem: Problem, number: int) -> None:
-            async with free:
-                keep(await ask(client, server, sampling, problem, number))
+        async def work() -> None:
+            for problem, number in left:
+                keep(await ask(client, server, args, problem, number))
 
-        try:
-            async with asyncio.TaskGroup() as group:
-                for problem, number in todo:
-                    group.create_task(one(problem, number))
-        except ExceptionGroup as failed:
-            known = failed.subgroup((ReasoningError, OSError))
-            raise (known or failed).exceptions[0] from None
+        await asyncio.gather(*(work() for _ in range(args.concurrency)))
 
 
-async def ask(client: openai.AsyncOpenAI, server: Server, sampling: Sampling, problem: Problem, number: int) -> Sample:
+async def ask(
+    client: openai.AsyncOpenAI, server: Server, args: argparse.Namespace, problem: Problem, number: int
+) -> Sample:
     """One sample: an answer and its grade, or the error after all attempts."""
-    seed = sample_seed(sampling.seed, problem.id, number)
+    seed = sample_seed(args.seed, problem.id, number)
     started, clock = time.time(), time.monotonic()
-    completion: Any = None
-    error: str | None = None
+    found: dict[str, Any] = {}
     try:
         completion = await client.chat.completions.create(
             model=server.model,
             messages=[{"role": "user", "content": problem.prompt}],
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=sampling.max_tokens,
+            temperature=args.temperature,
+            top_p=args.top_p,
+            max_tokens=args.max_tokens,
             seed=seed,
         )
-        if not isinstance(completion, ChatCompletion) or not completion.choices or completion.usage is None:
-            error = "the answer is no chat completion with its token counts"
+        found = _answered(completion)
     except (openai.OpenAIError, ValueError) as failure:
         if isinstance(failure, openai.APIConnectionError) and not isinstance(failure, openai.APITimeoutError):
             await _check_alive(server, failure)
-        error = one_line(f"{type(failure).__name__}: {failure}")[:500]
-    seconds = time.monotonic() - clock
-    if error is not None:
-        return Sample(
-            problem.id, number, seed, None, None, problem.expected, None, None, None, started, seconds, "", error
-        )
+        found["error"] = one_line(f"{type(failure).__name__}: {failure}")[:500]
+    found |= {"started": started, "seconds": time.monotonic() - clock}
+    if "text" in found:
+        found |= await asyncio.to_thread(_graded, found["text"], problem.expected, args.kind)
+    return Sample(problem=problem.id, sample=number, seed=seed, expected=problem.expected, **found)
+
+
+def _answered(completion: object) -> dict[str, Any]:
+    if not isinstance(completion, ChatCompletion) or not completion.choices or completion.usage is None:
+        raise ValueError("the answer is no chat completion with its token counts")
     choice, usage = completion.choices[0], completion.usage
     # With a reasoning parser the server tells the reasoning apart; grading must not depend on that.
     reasoning = getattr(choice.message, "reasoning_content", None)
-    text = (f"{reasoning}</think>" if reasoning else "") + (choice.message.content or "")
-    extracted, correct = await asyncio.to_thread(_graded, text, problem.expected, sampling.kind)
-    return Sample(
-        problem=problem.id,
-        sample=number,
-        seed=seed,
-        correct=correct,
-        extracted=extracted,
-        expected=problem.expected,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        finish_reason=choice.finish_reason,
-        started=started,
-        seconds=seconds,
-        text=text,
-    )
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "finish_reason": choice.finish_reason,
+        "text": (f"{reasoning}</think>" if reasoning else "") + (choice.message.content or ""),
+    }
 
 
-def _graded(text: str, expected: str, kind: str) -> tuple[str | None, bool]:
+def _graded(text: str, expected: str, kind: str) -> dict[str, Any]:
     extracted = extract(text, kind)
-    return extracted, is_correct(extracted, expected, kind)
+    return {"extracted": extracted, "correct": is_correct(extracted, expected, kind)}
 
 
 async def _check_alive(server: Server, failure: Exception) -> None:

@@ -17,7 +17,7 @@ import pytest
 from bench.reasoning import __main__ as reasoning
 from bench.reasoning import algebra
 
-from .stub_server import DEADLINE, Stub, arguments, refused, write
+from .conftest import DEADLINE, Stub, arguments, refused, write
 
 ENDLESS = "9^{9^{9^9}}"
 

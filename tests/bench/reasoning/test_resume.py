@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from bench.reasoning import __main__ as reasoning
 from bench.reasoning.data import arithmetic
 
-from .stub_server import DEADLINE, Stub, arguments, lim_info, records, refused, run_again, write
-
-COMMAND = [sys.executable, "-m", "bench.reasoning"]
+from .conftest import DEADLINE, Stub, arguments, lim_info, records, refused, run_again, summary_of, write
 
 
 @contextmanager
@@ -27,19 +23,12 @@ def run_with_three_answers(stub: Stub, out: Path) -> Iterator[subprocess.Popen[s
     """A run in a process of its own, of six problems, whose first three samples are finished; the others hang."""
     gate, answered = threading.Event(), threading.Semaphore(3)
 
-    def reply(_: dict[str, Any]) -> tuple[int, str]:
-        if not answered.acquire(blocking=False):
-            gate.wait(DEADLINE)
-        return 200, r"\boxed{1}"
-
-    stub.reply = reply
-    command = [*COMMAND, *arguments(stub, out, "--concurrency", "2")]
-    # A shell that starts us in the background has us ignore SIGINT; a terminal does not.
+    stub.reply = lambda body: (200 if answered.acquire(blocking=False) or gate.wait(DEADLINE) else 500, r"\boxed{1}")
     process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
+        [sys.executable, "-m", "bench.reasoning", *arguments(stub, out, "--concurrency", "2")],
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that starts us in the background has us ignore SIGINT; a terminal does not.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
@@ -52,33 +41,22 @@ def run_with_three_answers(stub: Stub, out: Path) -> Iterator[subprocess.Popen[s
         gate.set()
 
 
-def missing_prompts(done: Sequence[dict[str, Any]]) -> list[str]:
-    finished = {record["problem"] for record in done}
-    return sorted(problem.prompt for problem in arithmetic(6, 0) if problem.id not in finished)
-
-
-def test_a_killed_run_is_taken_up_where_it_stopped(stub: Stub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_ended_is_taken_up_where_it_stopped(stub: Stub, tmp_path: Path, number: signal.Signals) -> None:
     with run_with_three_answers(stub, tmp_path) as process:
-        process.send_signal(signal.SIGKILL)
-        process.wait(DEADLINE)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=DEADLINE)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+        assert "Traceback" not in stderr
+        assert f"lim-sglang: error: interrupted; what is finished is in {tmp_path}, " in stderr
     done = records(tmp_path)
-    assert run_again(stub, tmp_path) == missing_prompts(done)
+    finished = {record["problem"] for record in done}
+    assert run_again(stub, tmp_path) == sorted(p.prompt for p in arithmetic(6, 0) if p.id not in finished)
     assert records(tmp_path)[:3] == done
     assert sorted(r["problem"] for r in records(tmp_path)) == [f"arithmetic-{n}" for n in range(1, 7)]
-    assert json.loads((tmp_path / "summary.json").read_text())["figures"]["samples"] == 6
+    assert summary_of(tmp_path)["figures"]["samples"] == 6
     assert run_again(stub, tmp_path) == []
-
-
-def test_ctrl_c_says_in_one_line_how_to_go_on(stub: Stub, tmp_path: Path) -> None:
-    with run_with_three_answers(stub, tmp_path) as process:
-        process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=DEADLINE)
-    assert process.returncode == 130
-    assert "Traceback" not in stderr
-    (line,) = [line for line in stderr.splitlines() if line.startswith("lim-sglang: error: ")]
-    assert "interrupted" in line
-    assert str(tmp_path) in line
-    assert run_again(stub, tmp_path) == missing_prompts(records(tmp_path)[:3])
 
 
 def test_a_half_written_line_is_dropped(stub: Stub, tmp_path: Path) -> None:
@@ -99,36 +77,20 @@ def test_a_line_that_is_no_sample_is_named(stub: Stub, tmp_path: Path, capsys: p
     assert "fix: delete that line" in line
 
 
-CHANGED = {
-    "temperature": (["--temperature", "0.7"], "temperature=0.6", "--temperature 0.6"),
-    "samples": (["--samples", "2"], "samples=1", "--samples 1"),
-    "max-tokens": (["--max-tokens", "99"], "max_tokens=256", "--max-tokens 256"),
-    "problems": (["--problems", "5"], "problems=6", "--problems 6"),
-    "seed": (["--seed", "1"], "seed=0", "--seed 0"),
-}
-
-
-@pytest.mark.parametrize(("changed", "recorded", "fix"), CHANGED.values(), ids=CHANGED.keys())
-def test_other_settings_are_refused(
-    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: list[str], recorded: str, fix: str
-) -> None:
+def test_other_settings_and_servers_are_refused(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stub.info = lim_info(0)
     reasoning.main(arguments(stub, tmp_path))
     before = (tmp_path / "samples.jsonl").read_bytes()
     stub.asked.clear()
-    line = refused(arguments(stub, tmp_path, *changed), capsys)
-    assert recorded in line
-    assert f"fix: {fix}, or another --out" in line
-    assert stub.asked == []
-    assert (tmp_path / "samples.jsonl").read_bytes() == before
-
-
-def test_another_server_is_refused(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    stub.info = lim_info(0)
-    reasoning.main(arguments(stub, tmp_path))
+    line = refused(arguments(stub, tmp_path, "--temperature", "0.7"), capsys)
+    assert "settings.json records temperature=0.6, this run has 0.7; fix: " in line
+    assert "records problems=6, this run has 5" in refused(arguments(stub, tmp_path, "--problems", "5"), capsys)
     stub.info = lim_info(0, budget=128)
     assert 'lim={"budget": 64,' in refused(arguments(stub, tmp_path), capsys)
     stub.info = {"attention_backend": "torch_native"}
-    assert 'attention_backend="lim", this server has "torch_native"' in refused(arguments(stub, tmp_path), capsys)
+    assert 'attention_backend="lim", this run has "torch_native"' in refused(arguments(stub, tmp_path), capsys)
+    assert stub.asked == []
+    assert (tmp_path / "samples.jsonl").read_bytes() == before
 
 
 def test_other_problems_are_refused(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,8 +1,7 @@
-"""One run from the first request to the summary."""
+"""One run from its flags to the summary."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,27 @@ import pytest
 from bench.reasoning import __main__ as reasoning
 from bench.reasoning.data import arithmetic
 
-from .stub_server import LIM, Stub, arguments, lim_info, records, refused, write
+from .conftest import Stub, arguments, lim_info, records, summary_of, write
+
+FLAGS = {
+    "server-without-scheme": (["--server", "localhost:30000"], "'localhost:30000' is not a URL"),
+    "data-without-kind": (["--launch", "--data", "d"], "--data and --kind belong together"),
+    "budget-without-launch": (["--server", "http://x", "--budget", "9"], "are for --launch"),
+    "budget-of-dense": (["--launch", "--launch-backend", "torch_native", "--budget", "9"], "has none"),
+    "no-samples": (["--launch", "--samples", "0"], "'0' is not a whole number above 0"),
+    "cold": (["--launch", "--temperature", "-1"], "-1 is not a number from 0"),
+    "nan": (["--launch", "--temperature", "nan"], "nan is not a number from 0"),
+    "top-p-zero": (["--launch", "--top-p", "0"], "0 is not a number above 0 to 1"),
+    "no-time": (["--launch", "--request-timeout", "0"], "0 is not a number above 0"),
+}
+
+
+@pytest.mark.parametrize(("argv", "said"), FLAGS.values(), ids=FLAGS.keys())
+def test_flags_that_cannot_work(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        reasoning.parse([*argv, "--out", "o"])
+    assert ended.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_asks_grades_records_and_sums_up(stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,24 +52,22 @@ def test_a_run_asks_grades_records_and_sums_up(stub: Stub, tmp_path: Path, capsy
     assert {r["seed"] for r in found} == seeds
     assert {r["problem"]: r["correct"] for r in found} == {f"arithmetic-{n}": n > 1 for n in range(1, 7)}
     assert all(r["text"].startswith("So ") and r["completion_tokens"] == 11 and r["error"] is None for r in found)
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = summary_of(tmp_path)
     assert summary["figures"]["accuracy"] == summary["figures"]["majority_vote"] == pytest.approx(5 / 6)
-    assert summary["server"]["version"] == "stub"
-    assert summary["server"]["lim"] is None
+    assert (summary["server"]["version"], summary["server"]["lim"]) == ("stub", None)
     shown = capsys.readouterr().out
     assert "83.3% ± 16.7%" in shown
     assert "layer role" not in shown
 
 
 @pytest.mark.parametrize(
-    ("content", "reasoning_content"),
-    [("", r"I think \boxed{3}"), ("Answer: 3", r"Is it \boxed{4}?"), (r"\boxed{3}", None)],
+    ("content", "reasoning_content"), [("", r"I think \boxed{3}"), ("Answer: 3", r"Is it \boxed{4}?")]
 )
 def test_reasoning_that_the_server_tells_apart_is_part_of_the_text(
-    stub: Stub, tmp_path: Path, content: str, reasoning_content: str | None
+    stub: Stub, tmp_path: Path, content: str, reasoning_content: str
 ) -> None:
     """What is answered counts, and what was thought where nothing is."""
-    stub.message = {"content": content, "reasoning_content": reasoning_content}
+    stub.reply = lambda body: (200, {"content": content, "reasoning_content": reasoning_content})
     data = write(tmp_path / "d", {"problem": "P", "answer": 3})
     reasoning.main([*arguments(stub, tmp_path / "o"), "--data", str(data), "--kind", "aime", "--max-tokens", "9"])
     (found,) = records(tmp_path / "o")
@@ -68,18 +85,10 @@ def test_a_lim_server_is_told_with_what_it_read_during_the_run(
 
     stub.reply = reply
     reasoning.main(arguments(stub, tmp_path))
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = summary_of(tmp_path)
     assert summary["lim_tokens_this_sitting"]["attended"]["sparse"] == 234
     assert summary["server"]["lim"]["counters"]["attended_tokens"]["sparse"] == 1234
-    assert summary["settings"]["lim"] == LIM["config"] | {"select_layers": [2, 6]}
+    assert summary["settings"]["lim"] == {"budget": 64, "select_layers": [2, 6]}
     shown = capsys.readouterr().out
     assert "budget 64" in shown
     assert re.search(r"SPARSE .* 6 .* 234 .* 468 .* 50.0%", shown)
-
-
-def test_a_malformed_file_ends_the_run_with_its_line(
-    stub: Stub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = write(tmp_path / "d.jsonl", {"problem": "P"})
-    line = refused([*arguments(stub, tmp_path), "--data", str(data), "--kind", "aime"], capsys)
-    assert f'{data}, line 1: "answer" is missing' in line
