@@ -22,12 +22,18 @@ from lim_sglang.host.refusals import REFUSALS, Refusal
 
 from .conftest import CommandLine, ErrorLine, Launch, Prepare
 
-HEADS = {"hidden_size": 96, "num_attention_heads": 12, "num_key_value_heads": 4, "num_hidden_layers": 6}
-PHI = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "pad_token_id": 0}
-QWEN = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
-GEMMA = {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "head_dim": 16}
-OLMO = {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo3", "sliding_window": 1024, "pad_token_id": 0}
-GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "sliding_window": 512, "head_dim": 16}
+Model = dict[str, Any]
+HEADS: Model = {"hidden_size": 96, "num_attention_heads": 12, "num_key_value_heads": 4, "num_hidden_layers": 6}
+PHI: Model = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "pad_token_id": 0}
+QWEN: Model = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}
+GEMMA: Model = {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2", "head_dim": 16}
+OLMO: Model = {"architectures": ["Olmo2ForCausalLM"], "model_type": "olmo3", "sliding_window": 1024, "pad_token_id": 0}
+GEMMA3: Model = {
+    "architectures": ["Gemma3ForCausalLM"],
+    "model_type": "gemma3_text",
+    "sliding_window": 512,
+    "head_dim": 16,
+}
 
 WITHOUT_DECODE = "servers that only prefill or encode"
 WITHOUT_GENERATION = "embedding, reward and classification models"
@@ -150,7 +156,7 @@ def test_every_refusal_has_a_case() -> None:
 
 @pytest.mark.parametrize(("feature", "flags", "found", "model"), CASES)
 def test_refused_in_one_line(
-    prepare: Prepare, error_line: ErrorLine, feature: str, flags: str, found: str, model: dict[str, Any]
+    prepare: Prepare, error_line: ErrorLine, feature: str, flags: str, found: str, model: Model
 ) -> None:
     """Before SGLang's own assertions about the same options and models."""
     mode = f"--speculative-algorithm {LOSSLESS}" if refusal_of(feature).mode == LOSSLESS else ""
@@ -186,7 +192,7 @@ def test_a_drafts_variable_that_says_nothing(
     ],
     ids=str,
 )
-def test_served(command_line: CommandLine, flags: str, model: dict[str, Any]) -> None:
+def test_served(command_line: CommandLine, flags: str, model: Model) -> None:
     assert command_line(HEADS | model, flags) == {}
 
 
@@ -202,7 +208,7 @@ def test_served(command_line: CommandLine, flags: str, model: dict[str, Any]) ->
     ],
     ids=["phi-4-mini", "ignored", "in upper layers, ignored", "the context", "the context asked for", "in no layer"],
 )
-def test_windows_that_drop_nothing_are_served(prepare: Prepare, model: dict[str, Any], flags: list[str]) -> None:
+def test_windows_that_drop_nothing_are_served(prepare: Prepare, model: Model, flags: list[str]) -> None:
     server_args = prepare(HEADS | model, *flags)
     check_launch(server_args)
     assert model_config(server_args).sliding_window_size == model["sliding_window"], "else it shows nothing"
