@@ -93,6 +93,8 @@ def _gpu(device: str) -> Finding:
 
 
 def _host() -> list[Finding]:
+    from lim_cpu_host import gpu_device
+
     found = versions.sglang_version()
     if found is None:
         return []
@@ -102,16 +104,10 @@ def _host() -> list[Finding]:
         for verdict in versions.check_host()
     ]
     offered = sum(not detail.fix for detail in details)
-    return [_tested(found), Finding("names of SGLang", f"{offered} of {len(details)} as lim needs them"), *details]
-
-
-def _tested(found: str) -> Finding:
-    """Whether this project's tests ran with this SGLang on such a device; that they did not is no failure."""
-    from lim_cpu_host import gpu_device
-
-    on_cpu = gpu_device() is None
-    doubt = versions.untested(found, "cpu" if on_cpu else "cuda")
-    return Finding(f"SGLang {found}", doubt or f"tested on a {'CPU' if on_cpu else 'GPU'}")
+    kind, device = ("CPU", "cpu") if gpu_device() is None else ("GPU", "cuda")
+    tested = versions.untested(found, device) or f"tested on a {kind}"  # that it was not is no failure
+    names = f"{offered} of {len(details)} as lim needs them"
+    return [Finding(f"SGLang {found}", tested), Finding("names of SGLang", names), *details]
 
 
 def _plugin() -> list[Finding]:

@@ -13,6 +13,7 @@ from lim_kernels.select.budget import MAX_BUDGET, BudgetParts
 from lim_sglang.config import (
     ENV_CONFIG,
     FLAGS,
+    KEYS,
     MODEL_SOURCE,
     LimConfig,
     LimConfigError,
@@ -21,34 +22,28 @@ from lim_sglang.config import (
     resolve_config,
 )
 
-INTEGER = f"an integer from {{}} to {MAX_BUDGET}"
-LAYERS = '"auto" or a list of ascending, distinct layer numbers from 0 on'
-NUMBER = "a number from 0 to 1"
-DRAFTS = '"auto", "always" or "measured"'
-
-# key, value, how the message shows the value, the allowed range, the way out
+# key, value, how the message shows the value, the way out
 REJECTED = [
-    pytest.param("budget", 0, "0", INTEGER.format(1), "2048", id="budget zero"),
-    pytest.param("budget", True, "True", INTEGER.format(1), "2048", id="budget bool"),
-    pytest.param("budget", 1024.0, "1024.0", INTEGER.format(1), "write 1024", id="budget whole float"),
-    pytest.param("budget", float("nan"), "nan", INTEGER.format(1), "2048", id="budget nan"),
-    pytest.param("budget", None, "None", INTEGER.format(1), "2048", id="budget null"),
-    pytest.param("budget", 2**31, "2147483648", INTEGER.format(1), "2048", id="budget beyond int32"),
-    pytest.param("budget", 10**400, "1000", INTEGER.format(1), "2048", id="budget huge"),
-    pytest.param("recency_ratio", -0.01, "-0.01", NUMBER, "0.25", id="ratio below"),
-    pytest.param("recency_ratio", 1.01, "1.01", NUMBER, "0.25", id="ratio above"),
-    pytest.param("recency_ratio", float("nan"), "nan", NUMBER, "0.25", id="ratio nan"),
-    pytest.param("recency_ratio", True, "True", NUMBER, "0.25", id="ratio bool"),
-    pytest.param("sink_tokens", -1, "-1", INTEGER.format(0), "4", id="sinks negative"),
-    pytest.param("drafts", "never", "'never'", DRAFTS, '"always"', id="drafts"),
-    pytest.param("select_layers", [-1, 2], "[-1, 2]", LAYERS, "count layers from 0", id="layers negative"),
-    pytest.param("select_layers", [12, 2], "[12, 2]", LAYERS, "write [2, 12]", id="layers unsorted"),
-    pytest.param("select_layers", [2, 2, 12], "[2, 2, 12]", LAYERS, "write [2, 12]", id="layers duplicated"),
-    pytest.param("select_layers", [], "[]", LAYERS, "at least one layer", id="layers empty"),
-    pytest.param("select_layers", "a\nb", r"'a\nb'", LAYERS, "[2, 12]", id="layers string of two lines"),
-    pytest.param("select_layers", 2, "2", LAYERS, "[2, 12]", id="layers number"),
-    pytest.param("select_layers", [2, 12.0], "[2, 12.0]", LAYERS, "[2, 12]", id="layers float inside"),
-    pytest.param("select_layers", [True, 2], "[True, 2]", LAYERS, "[2, 12]", id="layers bool inside"),
+    ("budget", 0, "0", "2048"),
+    ("budget", True, "True", "2048"),
+    ("budget", 1024.0, "1024.0", "write 1024"),
+    ("budget", float("nan"), "nan", "2048"),
+    ("budget", None, "None", "2048"),
+    ("budget", 2**31, "2147483648", "2048"),
+    ("budget", 10**400, "1000", "2048"),
+    ("recency_ratio", -0.01, "-0.01", "0.25"),
+    ("recency_ratio", 1.01, "1.01", "0.25"),
+    ("recency_ratio", float("nan"), "nan", "0.25"),
+    ("recency_ratio", True, "True", "0.25"),
+    ("sink_tokens", -1, "-1", "4"),
+    ("drafts", "never", "'never'", '"always"'),
+    ("select_layers", [-1, 2], "[-1, 2]", "count layers from 0"),
+    ("select_layers", [12, 2], "[12, 2]", "write [2, 12]"),
+    ("select_layers", [2, 2, 12], "[2, 2, 12]", "write [2, 12]"),
+    ("select_layers", [], "[]", "at least one layer"),
+    ("select_layers", "a\nb", r"'a\nb'", "[2, 12]"),
+    ("select_layers", [2, 12.0], "[2, 12.0]", "[2, 12]"),
+    ("select_layers", [True, 2], "[True, 2]", "[2, 12]"),
 ]
 
 
@@ -65,6 +60,8 @@ def test_defaults() -> None:
     config = resolve_config(None, None, None)
     assert config == LimConfig(2048, 0.25, 4, "auto")
     assert config.parts == BudgetParts(budget=2048, selected=1536, sinks=4, recent=508)
+    assert isinstance(LimConfig(recency_ratio=1).recency_ratio, float)
+    assert resolve_config({}, {}, "  ") == config
 
 
 @pytest.mark.parametrize("layers", ["auto", (2, 12)], ids=str)
@@ -73,13 +70,6 @@ def test_to_dict_is_plain_json_and_reads_back(layers: Any) -> None:
     text = json.dumps(config.to_dict())
     assert resolve_config(None, None, text) == config
     assert resolve_config(None, json.loads(text), None) == config
-
-
-@pytest.mark.parametrize("ratio", [0, 1], ids=lambda r: f"r={r}")
-def test_whole_number_ratio_becomes_a_float(ratio: int) -> None:
-    value = LimConfig(recency_ratio=ratio, sink_tokens=0).recency_ratio
-    assert value == ratio
-    assert isinstance(value, float)
 
 
 def test_each_key_from_the_strongest_source() -> None:
@@ -112,17 +102,12 @@ def test_costs_decide_on_a_gpu_or_where_they_are_asked_for(drafts: str, by_costs
     assert [device for device in ("cpu", "cuda") if config.drafts_by_costs(device)] == by_costs.split()
 
 
-@pytest.mark.parametrize("env", ["  ", "{}"], ids=repr)
-def test_blank_environment_is_unset(env: str) -> None:
-    assert resolve_config({}, {}, env) == LimConfig()
-
-
-@pytest.mark.parametrize(("key", "value", "shown", "allowed", "fix"), REJECTED)
-def test_rejected_value_names_its_source(key: str, value: Any, shown: str, allowed: str, fix: str) -> None:
+@pytest.mark.parametrize(("key", "value", "shown", "fix"), REJECTED, ids=lambda part: str(part)[:20])
+def test_rejected_value_names_its_source(key: str, value: Any, shown: str, fix: str) -> None:
     message = refusal(lambda: LimConfig(**{key: value}))
     assert message.startswith(f"{key}={shown}")
     head, _, tail = message.partition("; ")
-    assert f"expected {allowed}" in head
+    assert f"expected {KEYS[key].allowed}" in head
     assert fix in tail
     assert refusal(lambda: resolve_config(None, {key: value}, None)) == f"{MODEL_SOURCE}: {message}"
     assert refusal(lambda: resolve_config({key: value}, None, None)) == f"{FLAGS[key]}: {message}"
@@ -135,14 +120,7 @@ def test_rejected_even_where_overridden() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "fix"),
-    [
-        ("budgett", "did you mean budget?"),
-        ("recency-ratio", "did you mean recency_ratio?"),
-        ("page_size", "remove it"),
-        (7, "remove it"),
-    ],
-    ids=str,
+    ("key", "fix"), [("recency-ratio", "did you mean recency_ratio?"), ("page_size", "remove it"), (7, "remove it")]
 )
 def test_unknown_key(key: Any, fix: str) -> None:
     message = refusal(lambda: resolve_config(None, {key: 2048}, None))
@@ -151,10 +129,9 @@ def test_unknown_key(key: Any, fix: str) -> None:
     assert message.endswith(fix)
 
 
-@pytest.mark.parametrize("model", [[], False], ids=repr)
-def test_model_config_must_be_an_object(model: Any) -> None:
-    message = refusal(lambda: resolve_config(None, model, None))
-    assert message.startswith(f"{MODEL_SOURCE}: {model!r} is not an object; expected a JSON object")
+def test_model_config_must_be_an_object() -> None:
+    message = refusal(lambda: resolve_config(None, [], None))  # type: ignore[arg-type]
+    assert message.startswith(f"{MODEL_SOURCE}: [] is not an object; expected a JSON object")
 
 
 @pytest.mark.parametrize(
@@ -166,13 +143,7 @@ def test_model_config_must_be_an_object(model: Any) -> None:
         ('{"budget": 1, "budget": 2}', "key 'budget' is given twice"),
         ('{"budget": ' + "9" * 5000 + "}", "unusable JSON"),
     ],
-    ids=[
-        "bare key",
-        "second line",
-        "list",
-        "twice",
-        "long",
-    ],
+    ids=["bare key", "second line", "list", "twice", "long"],
 )
 def test_malformed_json(text: str, where: str) -> None:
     message = refusal(lambda: parse_config_json(text, "SOME_SOURCE"))
@@ -183,34 +154,24 @@ def test_malformed_json(text: str, where: str) -> None:
 
 def test_flag_values() -> None:
     assert parse_flag_values(dict.fromkeys(FLAGS)) == {}
-    texts = {
-        "budget": "1024",
-        "recency_ratio": "0.5",
-        "sink_tokens": " 8 ",
-        "select_layers": "2, 12",
-        "drafts": "always",
-    }
+    texts = dict(zip(FLAGS, ["1024", "0.5", " 8 ", "2, 12", "always"], strict=True))
     assert resolve_config(parse_flag_values(texts), None, None) == LimConfig(1024, 0.5, 8, (2, 12), "always")
-    assert parse_flag_values({"recency_ratio": "1", "select_layers": "auto"}) == {
-        "recency_ratio": 1.0,
-        "select_layers": "auto",
-    }
+    assert parse_flag_values({"select_layers": "auto"}) == {"select_layers": "auto"}
 
 
 @pytest.mark.parametrize(
-    ("key", "text", "shown", "allowed", "fix"),
+    ("key", "text", "shown", "fix"),
     [
-        ("budget", "2k", "'2k'", INTEGER.format(1), "--lim-budget 2048"),
-        ("budget", "0", "0", INTEGER.format(1), "2048"),
-        ("recency_ratio", "25%", "'25%'", NUMBER, "--lim-recency-ratio 0.25"),
-        ("sink_tokens", "four", "'four'", INTEGER.format(0), "--lim-sink-tokens 4"),
-        ("select_layers", "2;12", "'2;12'", LAYERS, "--lim-select-layers 2,12"),
-        ("select_layers", "", "''", LAYERS, "--lim-select-layers 2,12"),
+        ("budget", "2k", "'2k'", "--lim-budget 2048"),
+        ("budget", "0", "0", "2048"),
+        ("recency_ratio", "25%", "'25%'", "--lim-recency-ratio 0.25"),
+        ("select_layers", "2;12", "'2;12'", "--lim-select-layers 2,12"),
+        ("select_layers", "", "''", "--lim-select-layers 2,12"),
     ],
 )
-def test_rejected_flag_text(key: str, text: str, shown: str, allowed: str, fix: str) -> None:
+def test_rejected_flag_text(key: str, text: str, shown: str, fix: str) -> None:
     message = refusal(lambda: parse_flag_values({key: text}))
-    assert message.startswith(f"{FLAGS[key]}: {key}={shown} is not allowed: expected {allowed}; ")
+    assert message.startswith(f"{FLAGS[key]}: {key}={shown} is not allowed: expected {KEYS[key].allowed}; ")
     assert fix in message
 
 

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -46,10 +46,6 @@ class EmbeddedModelError(RuntimeError):
     """The embedded model cannot be had; the message is one line with the fix."""
 
 
-Builder = Callable[[Path, Path, Progress], None]
-"""Writes a model folder: (target folder, scratch folder, progress). Both folders exist and are empty."""
-
-
 def model_dir(environ: Mapping[str, str] = os.environ) -> Path:
     """Where the converted model is, or will be: in `$XDG_CACHE_HOME`, or `~/.cache` if that is unset or relative."""
     base = Path(environ.get("XDG_CACHE_HOME", ""))
@@ -57,7 +53,7 @@ def model_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return cache / "lim-sglang" / "models" / f"{MODEL_NAME}-{FORMAT_VERSION}"
 
 
-def ensure_model(*, verify: bool = False, builder: Builder | None = None, quiet: bool = False) -> Path:
+def ensure_model(*, verify: bool = False, quiet: bool = False) -> Path:
     """The folder of the embedded model, made now if it is missing or damaged.
 
     Sizes are checked each time, contents (sha256) with `verify`. Several processes may call this at once: one
@@ -71,7 +67,7 @@ def ensure_model(*, verify: bool = False, builder: Builder | None = None, quiet:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target.parent / f".{target.name}.lock", console):
             if not is_complete(target, verify=verify):
-                _make(target, builder or build_model, console)
+                _make(target, console)
     except OSError as error:
         raise EmbeddedModelError(_os_error_line(error, target.parent)) from error
     return target
@@ -90,7 +86,7 @@ def is_complete(folder: Path, *, verify: bool = False) -> bool:
         return False
 
 
-def _make(target: Path, builder: Builder, console: Console) -> None:
+def _make(target: Path, console: Console) -> None:
     """Build beside the target and rename into place. The lock is held, so older leftovers belong to nobody."""
     prefix = f".{target.name}.partial-"
     for leftover in target.parent.glob(f"{prefix}*"):
@@ -102,7 +98,7 @@ def _make(target: Path, builder: Builder, console: Console) -> None:
         fresh.mkdir()
         scratch.mkdir()
         with Progress(*columns, console=console, transient=True) as progress:
-            builder(fresh, scratch, progress)
+            build_model(fresh, scratch, progress)
             _write_manifest(fresh)
         if target.exists():
             target.rename(work / "damaged")
@@ -135,7 +131,7 @@ def _locked(path: Path, console: Console) -> Iterator[None]:
 
 
 def build_model(target: Path, scratch: Path, progress: Progress) -> None:
-    """Fetch the GGUF file and convert it."""
+    """Fetch the GGUF file to ``scratch`` and convert it to ``target``; both folders exist and are empty."""
     missing = [name for name in _CONVERTER_MODULES if importlib.util.find_spec(name) is None]
     if missing:
         install = f"{sys.executable} -m pip install {' '.join(missing)}"
@@ -179,15 +175,16 @@ def _run(
     # pip downloads into TMPDIR first: in `watch`, the bar sees it, and our clean-up removes it.
     quiet = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     environment = {**os.environ, **quiet, "TMPDIR": str(log_path.parent)}
-    with log_path.open("wb") as log:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+    with (
+        log_path.open("wb") as log,
+        subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment) as child,
+    ):
         try:
             while child.poll() is None:
                 progress.update(task, completed=min(_bytes_under(watch), total))
                 time.sleep(0.1)
         finally:
             child.kill()
-            child.wait()
     if child.returncode != 0:
         lines = [line.strip() for line in log_path.read_text(errors="replace").splitlines() if line.strip()]
         reason = next((line for line in reversed(lines) if "rror" in line), lines[-1] if lines else "no output")

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
 
 import httpx
 
@@ -113,8 +112,6 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start the server and return at once; `wait_ready()` waits for it. Raises ServerError if its port is taken."""
-        if self._popen is not None:
-            raise ServerError(f"server process {self.pid} was started already; make a new ServerProcess")
         if reason := why_not_bound(HOST, self.port):
             raise ServerError(f"cannot listen on port {self.port} of {HOST}: {reason}; name another port")
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,18 +133,30 @@ class ServerProcess:
         Raises ServerError at once when the server ends or finds its port taken, and after `start_timeout` seconds when
         it never answers.
         """
-        with _HealthProbe(self.url) as probe:
-            while not probe.healthy.is_set():
+        settled = threading.Event()  # healthy, or no longer waited for
+        threading.Thread(target=self._probe_health, args=[settled], daemon=True).start()
+        try:
+            while not settled.wait(_POLL_SECONDS):
                 if not self._running():
                     raise self._failed("ended before it was ready")
-                if any(_PORT_LOST in line for line in self.log_tail()):
+                if any(_PORT_LOST in line for line in self._log_tail()):
                     raise self._failed("cannot serve, its port was taken while it started")
                 elapsed = time.monotonic() - self._started_at
                 if elapsed > self._start_timeout:
                     raise self._failed(f"was not ready after {self._start_timeout:.0f} s")
                 if on_tick is not None:
                     on_tick(elapsed)
-                probe.healthy.wait(_POLL_SECONDS)
+        finally:
+            settled.set()
+
+    def _probe_health(self, settled: threading.Event) -> None:
+        """Ask /health in a thread of its own, so that a slow answer hides neither the server's end nor a Ctrl-C."""
+        with httpx.Client(timeout=_HEALTH_TIMEOUT, trust_env=False) as client:
+            while not settled.wait(_POLL_SECONDS):
+                # Refused, reset or timed out: not up yet. The waiting thread watches the process itself.
+                with contextlib.suppress(httpx.HTTPError):
+                    if client.get(f"{self.url}/health").status_code == 200:
+                        settled.set()
 
     def check_running(self, wait: float = 0) -> None:
         """Raise ServerError if the server has ended, or ends within `wait` seconds.
@@ -169,18 +178,16 @@ class ServerProcess:
 
     def _failed(self, what: str) -> ServerError:
         """The error for a server of which ``what`` is true, once the end of its log has been shown on stderr."""
-        tail = "\n".join(self.log_tail()).strip() or "nothing"
+        tail = "\n".join(self._log_tail()).strip() or "nothing"
         print(f"The last lines of {self.log_path}:\n{tail}", file=sys.stderr, flush=True)
         return ServerError(f"the server {what} (log: {self.log_path})")
 
-    def log_tail(self, lines: int = 20) -> list[str]:
-        """The last lines of the log, without line ends; progress bars are cut to their last state."""
-        if not self.log_path.exists():
-            return []
+    def _log_tail(self) -> list[str]:
+        """The last 20 lines of the log, without line ends; progress bars are cut to their last state."""
         with self.log_path.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - 400 * lines))
+            log.seek(max(0, log.seek(0, os.SEEK_END) - 8000))
             text = log.read().decode(errors="replace")
-        return [line.rstrip().rsplit("\r", 1)[-1] for line in text.split("\n")][-lines:]
+        return [line.rstrip().rsplit("\r", 1)[-1] for line in text.split("\n")][-20:]
 
     def processes(self) -> list[int]:
         """Process ids of the server's session that still run, its watcher included (Linux; elsewhere empty)."""
@@ -229,37 +236,8 @@ class ServerProcess:
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.stop(grace=0 if interrupted else 20.0)
-
-
-class _HealthProbe:
-    """Asks /health from a thread, so that a slow answer hides neither the server's end nor a Ctrl-C."""
-
-    def __init__(self, url: str) -> None:
-        self.healthy = threading.Event()
-        self._url = f"{url}/health"
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._probe, name="server-health", daemon=True)
-
-    def _probe(self) -> None:
-        with httpx.Client(timeout=_HEALTH_TIMEOUT, trust_env=False) as client:
-            while not self._stop.wait(_POLL_SECONDS):
-                # Refused, reset or timed out: not up yet. The waiting thread watches the process itself.
-                with contextlib.suppress(httpx.HTTPError):
-                    if client.get(self._url).status_code == 200:
-                        self.healthy.set()
-                        return
-
-    def __enter__(self) -> _HealthProbe:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._stop.set()
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
+        self.stop(grace=0 if isinstance(error, KeyboardInterrupt) else 20.0)
 
 
 def _session_processes(session: int) -> list[int]:
@@ -283,11 +261,7 @@ def _interrupts_deferred() -> Iterator[None]:
         yield
         return
     pending: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        pending.append(number)
-
-    previous = signal.signal(signal.SIGINT, remember)
+    previous = signal.signal(signal.SIGINT, lambda number, _frame: pending.append(number))
     try:
         yield
     finally:

@@ -13,7 +13,8 @@ from lim_sglang.host.launch import check_launch, resolve
 from lim_sglang.host.model import model_config
 
 from .conftest import ErrorLine, Prepare
-from .test_windows import GEMMA, LLAMA
+from .test_refusals import GEMMA
+from .tiny_llama import LLAMA
 
 SEALED = "not JSON: sealed by its owner"
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from lim_sglang.host import compat
-from lim_sglang.host import launch as launching
+from lim_sglang.host.finders import DEFAULT_WIDTH
 from lim_sglang.host.launch import check_launch, resolve
-from lim_sglang.host.model import model_config, pipeline_stages
+from lim_sglang.host.model import model_config
 from lim_sglang.host.refusals import UnsupportedError
 from lim_sglang.layer_plan import LayerRole
 
@@ -32,9 +32,8 @@ def test_a_backend_that_sglang_replaces_is_refused(launch: Launch, monkeypatch: 
 
 
 def test_a_pipeline_stage_without_a_select_layer_is_refused(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> None:
-    server_args = launch()
+    server_args = launch(pp_size=2)
     monkeypatch.setenv("SGLANG_LIM_CONFIG", '{"select_layers": [2, 4]}')
-    monkeypatch.setattr(launching, "pipeline_stages", lambda layers, _pp: [(0, layers // 2), (layers // 2, layers)])
     with pytest.raises(ValueError, match=r"layers 6 to 11: sparse layer 6 has no select layer"):
         check_launch(server_args)
 
@@ -75,11 +74,6 @@ def test_rows_that_stay_dense_are_told(launch: Launch, caplog: pytest.LogCapture
     assert told == "lim: --enable-mixed-chunk: decode rows that share a batch with a prefill are dense"
 
 
-def test_pipeline_stages_are_sglangs() -> None:
-    assert pipeline_stages(12, 1) == [(0, 12)]
-    assert pipeline_stages(12, 2) == [(0, 6), (6, 12)]
-
-
 def test_env_model_override_and_flags_reach_the_plan_in_their_order(
     launch: Launch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,3 +84,35 @@ def test_env_model_override_and_flags_reach_the_plan_in_their_order(
     assert (config.budget, config.sink_tokens, config.recency_ratio) == (300, 2, 0.5)
     assert plan.select_layers == (3, 5)
     assert plan.count(LayerRole.DENSE) == 3
+
+
+def test_an_engine_is_told_what_the_lossless_mode_refuses(launch: Launch) -> None:
+    with pytest.raises(UnsupportedError, match="add --attention-backend lim"):
+        check_launch(launch(attention_backend="torch_native", speculative_algorithm="LIM"))
+
+
+def lossless_options(server_args: Any) -> tuple[Any, ...]:
+    args = compat.effective_args(server_args)
+    names = ("num_draft_tokens", "num_steps", "eagle_topk")
+    return *(getattr(args, f"speculative_{name}") for name in names), args.disable_overlap_schedule
+
+
+def test_what_the_lossless_mode_leaves_open_is_resolved(launch: Launch) -> None:
+    server_args = launch(speculative_algorithm="LIM")
+    check_launch(server_args)
+    assert lossless_options(server_args) == (DEFAULT_WIDTH, DEFAULT_WIDTH - 1, 1, True)
+    server_args = launch(speculative_algorithm="lim", speculative_num_draft_tokens=5)
+    check_launch(server_args)
+    assert lossless_options(server_args) == (5, 4, 1, True)
+
+
+def test_how_many_requests_run_losslessly_is_said_unless_it_was_asked_for(
+    launch: Launch, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = {}
+    for asked in (200, None):
+        with caplog.at_level("WARNING", logger="lim_sglang"):
+            args = compat.effective_args(launch(speculative_algorithm="LIM", max_running_requests=asked))
+        found[args.max_running_requests] = [m for m in caplog.messages if m.startswith("lim:")]
+        caplog.clear()
+    assert found == {200: [], 48: ["lim: 48 requests run at a time; more with --max-running-requests"]}

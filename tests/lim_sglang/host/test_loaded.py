@@ -26,37 +26,15 @@ from .tiny_llama import LLAMA as TINY
 DEPTH, CONTEXT, BUDGET = 6, 512, 16
 PLAN = LayerPlan.from_select_layers(DEPTH, (2, 4))
 LLAMA = TINY | {"num_hidden_layers": DEPTH, "vocab_size": 10000, "max_position_embeddings": CONTEXT, "pad_token_id": 0}
-SERVED = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "sliding_window": 2 * CONTEXT}
-REFUSED = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "use_sliding_window": True,
-    "sliding_window": 32,
-    "max_window_layers": 3,
-}
 
 
-def model_folder(folder: Path, changes: dict[str, Any]) -> str:
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(LLAMA | changes))
-    return str(folder)
-
-
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """By name of a model, what came up while SGLang loaded it and decoded with it, and lim's report."""
-    tmp = tmp_path_factory.mktemp("models")
-    asked = {
-        "served": (model_folder(tmp / "served", SERVED), {"attention_backend": "lim"}),
-        "refused": (
-            model_folder(tmp / "refused", REFUSED),
-            {"attention_backend": "lim", "model_impl": "transformers"},
-        ),
-    }
+def loaded_by_sglang(folder: Path, model: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """What came up while SGLang loaded a model and decoded with it, and lim's report."""
+    (folder / "config.json").write_text(json.dumps(LLAMA | model))
     config = {"budget": BUDGET, "sink_tokens": 2, "select_layers": [2, 4]}
+    options = {"attention_backend": "lim"} | options
     done = subprocess.run(
-        [sys.executable, Path(__file__).parent / "load_models.py"],
-        input=json.dumps(asked),
+        [sys.executable, Path(__file__).parent / "load_model.py", folder, json.dumps(options)],
         capture_output=True,
         text=True,
         timeout=900,
@@ -66,19 +44,24 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_a_window_that_drops_nothing_is_served(found: dict[str, Any]) -> None:
-    assert found["served"]["error"] == ""
-    report = found["served"]["report"]
+def test_a_window_that_drops_nothing_is_served(tmp_path: Path) -> None:
+    model = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "sliding_window": 2 * CONTEXT}
+    found = loaded_by_sglang(tmp_path, model)
+    assert found["error"] == ""
+    report = found["report"]
     assert report["plan"] == {"dense": 2, "select": 2, "sparse": 2, "select_layers": [2, 4]}
     counters = report["counters"]
     assert counters["attended_tokens"]["sparse"] == 2 * BUDGET * counters["decode_rows"] > 0
 
 
-def test_what_only_the_loaded_layers_tell_is_one_line(found: dict[str, Any]) -> None:
+def test_what_only_the_loaded_layers_tell_is_one_line(tmp_path: Path) -> None:
     """SGLang's layers for a model by Transformers keep a window that its config class says is not there."""
-    assert "a sliding window of 33 tokens drops some" in found["refused"]["error"]  # 32 and the current one
-    assert "\n" not in found["refused"]["error"]
-    assert found["refused"]["report"] is None, "no backend was built"
+    model = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": True}
+    window = {"sliding_window": 32, "max_window_layers": 3}
+    found = loaded_by_sglang(tmp_path, model | window, model_impl="transformers")
+    assert "a sliding window of 33 tokens drops some" in found["error"]  # 32 and the current one
+    assert "\n" not in found["error"]
+    assert found["report"] is None, "no backend was built"
 
 
 # Layers by hand: what no small model of SGLang shows.

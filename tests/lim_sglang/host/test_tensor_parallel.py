@@ -1,4 +1,4 @@
-"""Heads over ranks: what is refused at the command line, and which rank speaks and counts for the others."""
+"""Heads over ranks: how many attention groups they make, and which rank speaks and counts for the others."""
 
 from __future__ import annotations
 
@@ -13,53 +13,10 @@ import pytest
 from lim_sglang.host import compat, ranks
 from lim_sglang.host.launch import check_launch
 
-from .conftest import CommandLine, ErrorLine, Launch
+from .conftest import Launch
 from .tiny_llama import LLAMA
 
 HEADS = {"hidden_size": 96, "num_attention_heads": 12, "num_key_value_heads": 4}
-
-SHARED = {
-    "as many KV heads as ranks": "--tp 4",
-    "KV heads on several ranks": "--tp 12",
-    "DP attention": "--tp 8 --dp 4 --enable-dp-attention",
-    "one rank, on a CPU": "--tp 1 --device cpu",
-    "on a CPU": "--tp 2 --device cpu",
-}
-UNEVEN = {
-    "query heads": (
-        "--tp 8",
-        "--tp-size 8 (12 query and 4 KV heads can be shared by 1, 2, 4, 12 ranks, not by 8)",
-    ),
-    "KV heads": ("--tp 6", "--tp-size 6 (12 query and 4 KV heads can be shared by 1, 2, 4, 12 ranks, not by 6)"),
-    "DP attention": (
-        "--tp 16 --dp 2 --enable-dp-attention",
-        "--tp-size 16 in 2 attention groups (12 query and 4 KV heads can be shared by 1, 2, 4, 12 ranks, not by 8)",
-    ),
-    "KV heads on a CPU": (
-        "--tp 12 --device cpu",
-        "--tp-size 12 (12 query and 4 KV heads can be shared by 1, 2, 4 ranks, not by 12)",
-    ),
-}
-
-
-@pytest.mark.parametrize("flags", SHARED.values(), ids=SHARED)
-def test_heads_that_all_ranks_share_evenly(command_line: CommandLine, flags: str) -> None:
-    assert command_line(HEADS, "--device cuda " + flags) == {}
-
-
-@pytest.mark.parametrize(("flags", "found"), UNEVEN.values(), ids=UNEVEN)
-def test_heads_that_are_not_shared_evenly_are_one_line(
-    command_line: CommandLine, error_line: ErrorLine, flags: str, found: str
-) -> None:
-    line = error_line(command_line, HEADS, "--device cuda " + flags)
-    assert line.startswith(f"lim-sglang: error: {found} does not work with lim: SGLang gives every rank as many heads")
-    assert line.endswith("choose another --tp-size")
-
-
-@pytest.mark.parametrize("flag", ["--attn-cp-size 2", "--dcp-size 2"])
-def test_context_parallelism_is_refused(command_line: CommandLine, error_line: ErrorLine, flag: str) -> None:
-    line = error_line(command_line, HEADS, f"--device cuda --tp 4 {flag}")
-    assert f"{flag} does not work with lim: no rank holds all keys" in line
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,18 @@ def test_a_launch_on_such_a_gpu_is_refused(install: Install) -> None:
     assert entry.found(OnGpu, None) == ""
 
 
-@pytest.mark.parametrize(("device", "named"), [("/dev/nvidiactl", "tested on a GPU"), (None, "tested on a CPU")])
+@pytest.mark.usefixtures("install")
+@pytest.mark.parametrize(
+    ("device", "named"),
+    [
+        ("/dev/nvidiactl", "tested on a CPU only; untested on a GPU (tested there: 0.4.9)"),
+        (None, "tested on a CPU"),
+    ],
+)
 def test_the_report_says_where_this_sglang_was_tested(
-    install: Install, monkeypatch: pytest.MonkeyPatch, device: str | None, named: str
+    monkeypatch: pytest.MonkeyPatch, device: str | None, named: str
 ) -> None:
+    monkeypatch.setattr(versions, "TESTED_SGLANG", {"cpu": ("0.4.9", SGLANG), "cuda": ("0.4.9",)})
     monkeypatch.setattr(cpu_host, "gpu_device", lambda: device)
     assert about(report()[1], "SGLang") == f"ok SGLang {SGLANG} {named}"
 
@@ -132,13 +140,6 @@ def test_the_report_is_what_a_person_needs_and_a_mismatch_is_always_in_it(monkey
     assert len(lines) <= 18, lines
     assert about(lines, gone.path) == f"FAIL {gone.path} no renamed_in_the_next_release in {gone.module}.ServerArgs"
     assert f'fix {gone.path}: pip install "{versions.supported_range()}"' in lines
-
-
-def test_an_untested_sglang_is_named_and_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(versions, "TESTED_SGLANG", {"cpu": ("0.4.9", SGLANG), "cuda": ("0.4.9",)})
-    monkeypatch.setattr(cpu_host, "gpu_device", lambda: "/dev/nvidiactl")
-    finding = doctor._tested(SGLANG)
-    assert (finding.value, finding.fix) == ("tested on a CPU only; untested on a GPU (tested there: 0.4.9)", "")
 
 
 def test_a_cpu_needs_none_of_them(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,15 +66,11 @@ def test_a_server_knows_its_key(options: list[str], key: str | None) -> None:
     assert ServerProcess("model", options, log_path=Path("log")).key == key
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_refusal_is_told_with_its_fix(status: int) -> None:
-    answer = httpx.Response(status)
-    with pytest.raises(
-        AccessError, match=rf"^http://h wants a key \(HTTP {status}\); fix: .*--api-key or OPENAI_API_KEY$"
-    ):
-        check_access(answer, "http://h", None)
+def test_a_refusal_is_told_with_its_fix() -> None:
+    with pytest.raises(AccessError, match=r"^http://h wants a key \(HTTP 401\); fix: .*--api-key or OPENAI_API_KEY$"):
+        check_access(httpx.Response(401), "http://h", None)
     with pytest.raises(AccessError, match=r"^http://h wants another key than the one sent .* --api-key or") as refused:
-        check_access(answer, "http://h", "secret")
+        check_access(httpx.Response(403), "http://h", "secret")
     assert "secret" not in str(refused.value)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -19,28 +18,19 @@ def ephemeral_from(first: int, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_free_port_is_none_that_the_kernel_hands_out() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        ephemeral = server.getsockname()[1]
     lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    assert ephemeral >= lowest
     chosen = {free_port() for _ in range(50)}
     assert len(chosen) > 40
     assert all(1024 <= port < lowest for port in chosen)
     assert {why_not_bound("127.0.0.1", port) for port in chosen} == {""}
 
 
-@pytest.mark.parametrize(("first", "allowed"), [(10_001, [10_000]), (12_000, range(10_000, 12_000))])
-def test_ephemeral_ports_leave_less_room(
-    first: int, allowed: Iterable[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("first", [1_024, 10_000, 10_001, 12_000])
+def test_ephemeral_ports_leave_little_or_no_room(first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ephemeral_from(first, tmp_path, monkeypatch)
-    assert {free_port() for _ in range(20)} <= set(allowed)
-
-
-@pytest.mark.parametrize("first", [1_024, 10_000])
-def test_ephemeral_ports_leave_no_room(first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ephemeral_from(first, tmp_path, monkeypatch)
-    assert why_not_bound("127.0.0.1", free_port()) == ""
+    chosen = {free_port() for _ in range(20)}
+    assert {why_not_bound("127.0.0.1", port) for port in chosen} == {""}
+    assert first <= 10_000 or chosen <= set(range(10_000, first))
 
 
 def test_a_system_that_does_not_tell_its_ephemeral_ports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
