@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # The stamp names the versions; it is re-made when an input below changed.
 STAMP := $(VENV)/.made-for-sglang-$(SGLANG)
 GPU := $(wildcard /dev/nvidiactl /dev/dxg)
-# Without a GPU, two processes start servers and a third runs the other tests; PARALLEL= is for one process.
+# Without a GPU, three processes share the tests, see tests/conftest.py; PARALLEL= is for one process.
 ifeq ($(GPU),)
 PARALLEL ?= -n 3 --no-loadscope-reorder
 endif

@@ -33,7 +33,7 @@ settings.load_profile("busy")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked ``gpu`` need an NVIDIA GPU. Those that start servers come first, as they take longest."""
-    items.sort(key=lambda item: _turn(item.nodeid.split("::", 1)[0]))
+    items.sort(key=lambda item: not item.nodeid.startswith(SERVERS))
     if torch.cuda.is_available():
         return
     for item in items:
@@ -42,24 +42,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @cache
-def _shared_servers(module: str) -> set[str]:
-    """Fixtures of servers that stay to the end of a process, as far as the module uses them."""
-    text = (ROOT / module).read_text()
-    return {name for name in ("dense_server", "lim_server") if name in text}
-
-
-def _turn(module: str) -> int:
-    """First what uses no more than one of the servers that stay, for memory's sake; last what starts none."""
-    if not module.startswith(SERVERS):
-        return 2
-    return 1 if "lim_server" in _shared_servers(module) else 0
-
-
 def _group(module: str) -> str:
-    """What runs in one process, module after module: two of them start servers, and 24 GB hold those of two."""
+    """What runs in one process, module after module: three groups share servers, whose memory is that of a runner."""
     if not module.startswith(SERVERS):
         return module
-    return "shared servers" if _shared_servers(module) else "own servers"
+    text = (ROOT / module).read_text()
+    return next((name for name in ("lim_server", "dense_server") if name in text), "own servers")
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +62,7 @@ def _root_logger() -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With ``-n 3 --no-loadscope-reorder`` two processes start servers, a third begins the rest. Modules stay whole."""
+    """With ``-n 3 --no-loadscope-reorder`` each process begins with a group that starts servers. Modules stay whole."""
     from xdist.scheduler import LoadScopeScheduling
 
     class Groups(LoadScopeScheduling):

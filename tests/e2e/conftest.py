@@ -37,6 +37,15 @@ COMMON_ARGS = ["--dtype", "float32", "--max-total-tokens", "16384", "--sleep-on-
 CHUNKS = ["--chunked-prefill-size", "1024"]
 
 
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The servers that commands start fork their processes, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in _load_plugins(tmp_path_factory.mktemp("forked"), fork_processes).items():
+            patch.setenv(name, value)
+        yield
+
+
 @pytest.fixture(scope="session")
 def model_path() -> Path:
     return Path(ensure_model())
@@ -62,12 +71,11 @@ def start_server(
 ) -> ServerProcess:
     """A server that has been started and may not be ready yet; the log has its folder to itself.
 
-    ``plugins``: modules of the tests that SGLang loads as plugins. How a server starts for a user, processes spawned,
-    is what the tests see that launch it by a command line.
+    ``plugins``: modules of the tests that SGLang loads as plugins. Servers whose processes are spawned, as a user's
+    are, start in test_readme.py, test_faults.py and test_user_errors.py.
     """
-    environment = (
-        {"OMP_NUM_THREADS": str(THREADS)} | _load_plugins(log_path.parent, fork_processes, *plugins) | (env or {})
-    )
+    loading = _load_plugins(log_path.parent, fork_processes, *plugins)
+    environment = {"OMP_NUM_THREADS": str(THREADS)} | loading | (env or {})
     # SGLang 0.5.16's own choice is an ephemeral port, which may be another socket's when it is bound. Ranks of data
     # parallelism need one each.
     own_port = [] if "--dp-size" in args else ["--nccl-port", str(free_port())]

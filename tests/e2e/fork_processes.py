@@ -9,11 +9,16 @@ import multiprocessing
 def register() -> None:
     """Choose the start method before SGLang does.
 
-    Plugins are not loaded again in a forked process: what it serves with is imported before they are, so that they hook
-    it here. What has been imported stays shared, as no collection looks at it.
+    Plugins are not loaded again in a forked process: what it serves with is imported, and patched, before. It stays
+    shared, as no collection looks at it.
     """
+    gc.disable()
     import sglang.srt.managers.scheduler  # noqa: F401
 
+    gc.freeze()
+    gc.enable()
+    from lim_patches import ledger, registry
+
+    registry.register(ledger.START)
     choose = multiprocessing.set_start_method
     multiprocessing.set_start_method = lambda method, force=False: choose("fork", force=True)
-    gc.freeze()

@@ -24,6 +24,7 @@ from .native_client import REQUEST_TIMEOUT, Generation, NativeClient
 pytestmark = pytest.mark.e2e
 
 LOGPROB_TOLERANCE = 2e-3
+LIMIT = 1500
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,8 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def lossless(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("lossless") / "server.log"
-    yield from running(start_lim(model_path, log, *LOSSLESS, "--enable-metrics", "--enable-custom-logit-processor"))
+    options = ["--enable-metrics", "--context-length", str(LIMIT)]
+    yield from running(start_lim(model_path, log, *LOSSLESS, *options))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +135,16 @@ def test_a_stop_that_a_round_passes_with_the_length_ends_the_answer(
         ours, theirs = (post(server, prompts[number], sampling) for server in (lossless, dense_server))
         assert ours["output_ids"] == theirs["output_ids"] == tokens[: at + 1], most
         assert ours["meta_info"]["finish_reason"] == theirs["meta_info"]["finish_reason"], most
+
+
+def test_the_end_of_the_context(lossless: ServerProcess, dense_server: ServerProcess, prompts: list[list[int]]) -> None:
+    """Drafts reach beyond it; the last token before it is dense attention's."""
+    prompt = [*prompts[4], *prompts[7]][: LIMIT - 11]
+    answer = post(lossless, prompt, {"max_new_tokens": 11})
+    found = answer["output_ids"]
+    assert len(found) >= 9  # SGLang leaves the last places of a context free, drafts or not
+    assert answer["meta_info"]["finish_reason"]["type"] == "length"
+    assert found == post(dense_server, prompt, {"max_new_tokens": len(found)})["output_ids"]
 
 
 def test_requests_that_may_not_draft_share_a_batch_with_those_that_may(

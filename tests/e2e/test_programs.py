@@ -30,8 +30,9 @@ from lim_sglang.tools.servers.process import ServerProcess
 
 from .conftest import THREADS, start_server
 from .native_client import NativeClient
+from .pages import DOCS, block, commands, run
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("forked")]
 
 ROOT = Path(__file__).parents[2]
 SHORT = ["--max-tokens", "12", "--time-limit", "300"]
@@ -330,6 +331,14 @@ def test_a_dense_server_must_be_dense(lim_server: ServerProcess, tmp_path: Path)
     done = runner(*where, "--programs", "tool_loop", "--turns", "1")
     assert done.returncode == 1
     assert "serves with lim attention, not dense; fix: name another server" in done.stderr
+
+
+def test_the_commands_of_the_page(lim_server: ServerProcess, tmp_path: Path) -> None:
+    """With short answers, and files elsewhere."""
+    for command in commands(block(DOCS / "programs.md", "bench.programs")):
+        short = f"{command.replace('30000', str(lim_server.port))} --max-tokens 8"
+        output = run(short + (f" --out {tmp_path}" if "bench.programs " in command else ""))
+        assert "answer:" in output or (tmp_path / "programs.csv").exists(), output
 
 
 def test_launch_runs_both_servers_and_stops_them(tmp_path: Path) -> None:

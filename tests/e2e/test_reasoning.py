@@ -40,6 +40,7 @@ def running_in(sessions: set[int]) -> list[str]:
 
 
 @pytest.mark.e2e
+@pytest.mark.usefixtures("forked")
 def test_one_command_serves_asks_and_sums_up(tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
     command = [*COMMAND, "--launch", "--budget", "96", "--problems", "4", "--samples", "2"]

@@ -12,7 +12,7 @@ import pytest
 
 from lim_sglang.host.versions import TESTED_SGLANG
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("forked")]
 
 
 def test_nothing_is_lost_stuck_or_leaked(tmp_path: Path) -> None:

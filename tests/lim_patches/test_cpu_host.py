@@ -47,13 +47,10 @@ def test_start_up_line_is_quiet_without_the_package() -> None:
 
 @pytest.mark.skipif(cpu_host.gpu_device() is not None, reason="the stand-ins are never active on a GPU machine")
 class TestStandIns:
-    def test_sglang_and_torchvision_import(self) -> None:
-        found = run("import torchvision, sgl_kernel, sglang.srt.server_args; print(sgl_kernel.__doc__[:8])")
-        assert found.stdout.strip() == "Stand-in", found.stderr
-
     def test_unused_kernels_refuse_by_name(self) -> None:
         import sgl_kernel
 
+        assert sgl_kernel.__doc__.startswith("Stand-in")
         with pytest.raises(NotImplementedError, match=r"sgl_kernel\.verify_tree_greedy_cpu has no CPU stand-in"):
             sgl_kernel.verify_tree_greedy_cpu(1, 2)
 

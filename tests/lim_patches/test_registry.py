@@ -27,19 +27,19 @@ def report():
     registry.check()
     print(json.dumps([[p.target for p in ledger.PATCHES if registry.is_registered(p)], states]), flush=True)
 """
-PLUGINS_FIRST = """
-report()
-from lim_patches.ledger import LOSSLESS
-from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
-before = [p.target for p in LOSSLESS if p.applied]
-for _ in range(2): SpeculativeAlgorithm.from_string('LIM').create_worker(SimpleNamespace(disable_overlap_schedule=True))
-print(json.dumps([before, [p.target for p in LOSSLESS if p.applied]]))
-"""
 LAUNCHER = """
 import multiprocessing, signal, sys
-import sglang.srt.managers.scheduler
+from sglang.srt.model_executor import model_runner
 from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
+
+def plugins_first():
+    report()
+    from lim_patches.ledger import LOSSLESS
+    before = [p.target for p in LOSSLESS if p.applied]
+    options = SimpleNamespace(disable_overlap_schedule=True)
+    for _ in range(2): SpeculativeAlgorithm.from_string("LIM").create_worker(options)
+    print(json.dumps([before, [p.target for p in LOSSLESS if p.applied]]), flush=True)
 
 def hooked_by_another(target):
     HookRegistry.register(target, lambda original, *args: original(*args), HookType.AROUND)
@@ -70,6 +70,8 @@ def fork(run, *args):
     print("exit", scheduler.exitcode, flush=True)
 
 signal.signal(signal.SIGQUIT, lambda *_: print("the launcher is told", flush=True))
+fork(plugins_first)
+import sglang.srt.managers.scheduler
 fork(report)
 for target in sys.argv[1:]:
     fork(serve, hooked_by_another, target)
@@ -78,15 +80,11 @@ fork(use_engine)
 """
 
 
-def run(code: str, *argv: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", REPORT + code, *argv]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
-
-
 @pytest.fixture(scope="module")
 def launcher() -> subprocess.CompletedProcess[str]:
-    """Imports SGLang's scheduler, and forks a process for each thing that may happen."""
-    return run(LAUNCHER, *(patch.target for patch in LOSSLESS))
+    """Forks a process for each thing that may happen, before and after it imports SGLang's scheduler."""
+    command = [sys.executable, "-c", REPORT + LAUNCHER, *(patch.target for patch in LOSSLESS)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
 
 
 def check_report(line: str, *, in_scheduler: bool) -> None:
@@ -103,16 +101,15 @@ def check_report(line: str, *, in_scheduler: bool) -> None:
         assert states[f"patch {patch.target}"] == expected
 
 
-def test_nothing_is_missed_where_plugins_come_first_and_the_lossless_ones_come_when_asked_for() -> None:
-    done = run(PLUGINS_FIRST)
-    assert done.returncode == 0, done.stderr
-    report, lossless = done.stdout.splitlines()[-2:]
+def test_nothing_is_missed_where_plugins_come_first_and_the_lossless_ones_come_when_asked_for(launcher: Any) -> None:
+    report, lossless, ended = launcher.stdout.splitlines()[:3]
     check_report(report, in_scheduler=False)
     assert json.loads(lossless) == [[], [patch.target for patch in LOSSLESS]]
+    assert ended == "exit 0"
 
 
 def test_nothing_is_missed_where_the_scheduler_comes_first(launcher: Any) -> None:
-    report, ended = launcher.stdout.splitlines()[:2]
+    report, ended = launcher.stdout.splitlines()[3:5]
     check_report(report, in_scheduler=True)
     assert ended == "exit 0"
 
@@ -123,7 +120,7 @@ def test_a_patch_that_does_not_take_ends_the_start(launcher: Any) -> None:
     Another plugin has hooked it, or SGLang cannot patch it. A start patch is looked at where SGLang asks for the
     attention backend; a program that uses ``Engine`` gets an exception.
     """
-    assert launcher.stdout.splitlines()[2:] == ["the launcher is told", "exit 1"] * 2 * len(LOSSLESS) + ["exit 1"]
+    assert launcher.stdout.splitlines()[5:] == ["the launcher is told", "exit 1"] * 2 * len(LOSSLESS) + ["exit 1"]
     *lossless, start = [line for line in launcher.stderr.splitlines() if "lim-sglang" in line]
     assert len(lossless) == 2 * len(LOSSLESS)
     for patch, line in zip([patch for patch in LOSSLESS for _ in range(2)], lossless, strict=True):

@@ -30,7 +30,19 @@ def test_importing_the_entry_point_is_light() -> None:
     assert run(code).stdout.strip() == "[]"
 
 
-def test_register_adds_no_model_code_and_is_idempotent() -> None:
+# What goes before has registered the plugin; SGLang would go on to say that lim is an invalid choice.
+BROKEN_HOST = """
+import sys
+from lim_sglang import plugin
+from lim_sglang.host import host_check, versions
+broken = host_check.HostName("sglang.srt.server_args", "ServerArgs.renamed_in_the_next_release")
+versions.HOST_NAMES = (*versions.HOST_NAMES, broken)
+plugin._registered = False
+register()
+"""
+
+
+def test_register_adds_no_model_code_is_idempotent_and_ends_the_launch_on_a_host_that_lacks_a_name() -> None:
     """``import sglang`` itself loads torch; register() must add neither backends nor models to that."""
     code = """
 import json, sys
@@ -46,12 +58,16 @@ heavy = [m for m in set(sys.modules) - before if m.startswith(("sglang.srt.model
 hooks = {target: len(found) for target, found in HookRegistry._hooks.items() if "ServerArgs" in target}
 print(json.dumps([heavy, server_args.ATTENTION_BACKEND_CHOICES.count("lim"), hooks]))
 """
-    done = run(code)
+    done = run(code + BROKEN_HOST, "--model-path", "x", "--attention-backend", "lim")
     heavy, choices, hooks = json.loads(done.stdout.strip().splitlines()[-1])
     assert heavy == []
     assert choices == 1
     assert len(hooks) == 3
     assert set(hooks.values()) == {1}
+    # then, on a host that lacks a name
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("lim-sglang: error: SGLang ")
+    assert "Traceback" not in done.stderr
 
 
 def test_every_host_name_is_found() -> None:
@@ -72,14 +88,6 @@ def test_a_missing_host_name_is_named(name: HostName, problem: str) -> None:
     assert problem in check([name])[0].problem
 
 
-BROKEN_HOST = """
-import sys
-from lim_sglang.host import host_check, versions
-broken = host_check.HostName("sglang.srt.server_args", "ServerArgs.renamed_in_the_next_release")
-versions.HOST_NAMES = (*versions.HOST_NAMES, broken)
-"""
-
-
 def test_an_unsupported_host_registers_nothing_and_logs_one_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -92,15 +100,6 @@ def test_an_unsupported_host_registers_nothing_and_logs_one_error(
     [line] = [record.getMessage() for record in caplog.records if record.name == "lim_sglang.plugin"]
     for part in ("renamed_in_the_next_release", "install sglang>=0.5.16", "lim-sglang doctor"):
         assert part in line
-
-
-def test_where_lim_is_asked_for_the_user_gets_our_line_and_not_invalid_choice() -> None:
-    code = BROKEN_HOST + "from sglang.srt.plugins import load_plugins; load_plugins(); print('went on')"
-    done = run(code, "--model-path", "x", "--attention-backend", "lim")
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert done.stderr.splitlines()[-1].startswith("lim-sglang: error: SGLang ")
-    assert "Traceback" not in done.stderr
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def written(path: str) -> LimConfig:
 
 def test_real_model_twice(capsys: pytest.CaptureFixture[str]) -> None:
     model = ensure_model(quiet=True)
-    arguments = (model, "--context", 1024, "--windows", 1, "--budget", 64, "--bytes", 0.134)
+    arguments = (model, "--context", 512, "--windows", 1, "--budget", 64, "--bytes", 0.134)
     assert run(*arguments) == 0
     shown = capsys.readouterr()
     assert run(*arguments, "--out", "again.json") == 0
