@@ -149,11 +149,12 @@ LOSSLESS_NAMES = _names(
         ),
         "layers.sampler": ("Sampler._preprocess_logits(logits, sampling_info)",),
         "managers.schedule_batch": (
-            "Req: custom_logit_processor finished_len grammar",
+            "Req: custom_logit_processor finished_len grammar reasoning_tokens",
             "Req.update_finish_state(new_accepted_len)",
             "ScheduleBatch.seq_lens_cpu",
         ),
         "managers.scheduler": ("Scheduler.init_req_max_new_tokens(req)",),
+        "managers.scheduler_components.output_streamer": ("SchedulerOutputStreamer.stream_output(reqs)",),
         "mem_cache.allocation_sizing": ("get_alloc_reserve_per_decode",),
         "layers.attention.torch_native_backend": (
             "TorchNativeAttnBackend.forward_extend(q, k, v, layer, forward_batch, save_kv_cache)",
@@ -179,10 +180,11 @@ LOSSLESS_NAMES = _names(
 FORKS = _names(
     {
         "arg_groups.model_override_base": ("resolving_view",),
+        "entrypoints.openai.serving_chat": ("OpenAIServingChat._process_logprobs_tokens(logprobs, use_token_index)",),
         "layers.logprob_processor": ("compute_spec_logprobs", "compute_spec_v2_logprobs"),
     }
 )
-"""Names that only some of the tested releases have; ``compat`` looks which, so none of them is a mismatch."""
+"""Names that only some of the tested releases have; ``compat`` or the patch looks which: none of them is a mismatch."""
 
 HOST_NAMES = PLUGIN_NAMES + TORCH_NATIVE_NAMES + LOADED_MODEL_NAMES + FLASHINFER_NAMES + LOSSLESS_NAMES
 

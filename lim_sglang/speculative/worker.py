@@ -103,7 +103,8 @@ class LimSpecWorker(BaseSpecWorker):
             self.policy.costs = measure_costs(self.plain, self.drafter.steps, self.width)
 
     def update_weights_from_disk(self, recv_req: Any) -> tuple[bool, str]:
-        return True, "The drafts have no weights of their own."
+        """Answer as SGLang does: the drafts have no weights of their own."""
+        return True, "Succeeded to update model weights."
 
     update_weights_from_ipc = update_weights_from_disk
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lim_cpu_host import is_active
+from lim_sglang.host.host_check import HostName, check
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Patch:
         only_if_loaded: module without which the patch is not wanted in this process, so that a hook never
             makes a process import what it does not use.
         only_on_cpu_host: not wanted where the process may use a GPU.
+        in_some_releases: not wanted where this SGLang has no such target: ``names.FORKS`` lists it.
     """
 
     target: str
@@ -30,12 +32,21 @@ class Patch:
     kind: Literal["after", "around"]
     only_if_loaded: str = ""
     only_on_cpu_host: bool = False
+    in_some_releases: bool = False
 
     @property
     def wanted(self) -> bool:
         """Whether this process wants the patch, by what it has loaded so far and may use."""
         loaded = not self.only_if_loaded or self.only_if_loaded in sys.modules
-        return loaded and (not self.only_on_cpu_host or is_active())
+        return loaded and (not self.only_on_cpu_host or is_active()) and self.has_target
+
+    @property
+    def has_target(self) -> bool:
+        """Whether this SGLang has what a patch of some releases hooks; SGLang is not imported for it."""
+        if not self.in_some_releases:
+            return True
+        module, owner, name = self.target.rsplit(".", 2)
+        return check([HostName(module, f"{owner}.{name}")])[0].ok
 
     def register(self) -> None:
         """Hand the hook to SGLang, which applies it after all plugins have run."""

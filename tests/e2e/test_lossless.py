@@ -14,6 +14,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from bench.fidelity.texts import encode
+from lim_sglang.tools.servers.events import read_events
 from lim_sglang.tools.servers.process import ServerProcess
 
 from .conftest import SETTINGS, running, start_lim
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.e2e
 
 LOGPROB_TOLERANCE = 2e-3
 LIMIT = 1500
+SHORT = 20
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,20 @@ def prompts(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def lossless(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("lossless") / "server.log"
-    options = ["--enable-metrics", "--context-length", str(LIMIT)]
-    yield from running(start_lim(model_path, log, *LOSSLESS, *options))
+    options = ["--enable-metrics", "--context-length", str(LIMIT), "--reasoning-parser", "qwen3"]
+    yield from running(start_lim(thinking_model(model_path, log.parent / "thinking"), log, *LOSSLESS, *options))
+
+
+def thinking_model(model: Path, folder: Path) -> Path:
+    """The model with a token for the begin and one for the end of its thoughts, which are two that no text holds."""
+    folder.mkdir()
+    for file in model.iterdir():
+        if file.suffix == ".safetensors":
+            (folder / file.name).symlink_to(file)
+        else:
+            text = file.read_text().replace("<file_sep>", "<think>").replace("<filename>", "</think>")
+            (folder / file.name).write_text(text)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +108,7 @@ ASKED: dict[str, tuple[dict[str, Any], bool]] = {
     "repetition penalty": ({"repetition_penalty": 1.2}, False),
     "logit bias": ({"logit_bias": {"28": 4.0, "216": -3.0}}, True),
     "regex": ({"regex": r"[a-z ]{5,20}\.", "ignore_eos": False}, False),
-    "minimum length": ({"min_new_tokens": NEW_TOKENS, "ignore_eos": False}, False),
+    "minimum length": ({"min_new_tokens": SHORT, "ignore_eos": False}, False),
     "stop string": ({"stop": [" the", "0"], "ignore_eos": False}, True),
     "stop token": ({"stop_token_ids": [28, 30], "ignore_eos": False}, True),
     "short": ({"max_new_tokens": 2}, True),
@@ -111,7 +125,8 @@ def test_a_request_gets_what_dense_attention_gives(
     drafts: bool,
 ) -> None:
     before = counters(lossless)
-    answers = [post(server, prompts[1], sampling, return_logprob=True) for server in (lossless, dense_server)]
+    asked = {"max_new_tokens": SHORT} | sampling
+    answers = [post(server, prompts[1], asked, return_logprob=True) for server in (lossless, dense_server)]
     ours, theirs = (answer if isinstance(answer, list) else [answer] for answer in answers)
     for found, expected in zip(ours, theirs, strict=True):
         assert found["output_ids"] == expected["output_ids"]
@@ -197,6 +212,58 @@ def test_sampled_tokens_follow_dense_attention(lossless: ServerProcess, tokenize
     assert statistic < len(likely) + 5 * (2 * len(likely)) ** 0.5, (statistic, len(likely))
 
 
+@pytest.mark.parametrize("end", [{}, {"stop_token_ids": [33]}, {"stop": ["5"]}], ids=["length", "token", "string"])
+def test_the_next_turn_of_a_session_stands_on_what_its_client_saw(
+    lossless: ServerProcess, dense_server: ServerProcess, tokenizer: PreTrainedTokenizerBase, end: dict[str, Any]
+) -> None:
+    """Plain, a branch that drops the last output, and one that goes back to an offset."""
+    text = encode(tokenizer, "Step 1: 2 + 3 = 5. Step 2: 5 + 3 = 8. Step 3: 8 + 3 = 11. Step 4:")
+    turn = encode(tokenizer, " So")
+
+    def converse(server: ServerProcess) -> list[tuple[list[int], int]]:
+        opened = httpx.post(f"{server.url}/open_session", json={"capacity_of_str_len": 2000}, timeout=REQUEST_TIMEOUT)
+        session = {"id": opened.raise_for_status().json()}
+        sampling = {"ignore_eos": False, "max_new_tokens": 10}
+        answers = [post(server, text, sampling | end, session_params=session)]
+        first = session | {"rid": answers[0]["meta_info"]["id"]}
+        for more in ({}, {"drop_previous_output": True}, {"offset": len(text) + 1}, {"replace": True}):
+            answers.append(post(server, turn, sampling, session_params=first | more))
+        return [(answer["output_ids"], answer["meta_info"]["prompt_tokens"]) for answer in answers]
+
+    assert converse(lossless) == converse(dense_server)
+
+
+def chat(server: ServerProcess, stream: bool, **asked: Any) -> list[dict[str, Any]]:
+    """The answer to a chat, or its events."""
+    body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Count to ten."}], "temperature": 0}
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body | asked, timeout=REQUEST_TIMEOUT)
+    assert answer.status_code == 200, answer.text
+    if not stream:
+        return [answer.json()]
+    return list(read_events([answer.content]))
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
+@pytest.mark.parametrize("end", [{"max_tokens": 2}, {"max_tokens": 30, "stop": [","]}], ids=["length", "string"])
+def test_reasoning_is_part_of_what_was_completed(lossless: ServerProcess, end: dict[str, Any], stream: bool) -> None:
+    """The model never ends its thoughts: all that it says is reasoning."""
+    usage = chat(lossless, stream, **end)[-1]["usage"]
+    assert usage["reasoning_tokens"] == usage["completion_tokens"] > 0
+
+
+def test_every_token_of_a_streamed_chat_has_its_own_alternatives(lossless: ServerProcess) -> None:
+    asked = {"max_tokens": 12, "logprobs": True, "top_logprobs": 2, "separate_reasoning": False, "n": 2}
+    [whole] = chat(lossless, stream=False, **asked)
+    events = [event["choices"][0] for event in chat(lossless, stream=True, **asked) if event["choices"]]
+    for choice in whole["choices"]:
+        mine = [event["logprobs"] for event in events if event["index"] == choice["index"]]
+        told = [logprobs["content"] for logprobs in mine if logprobs]
+        assert max(map(len, told)) > 1, "rounds of several tokens"
+        assert [token for tokens in told for token in tokens] == choice["logprobs"]["content"]
+
+
 def test_rounds_are_counted_as_sglang_counts_them(lossless: ServerProcess, prompts: list[list[int]]) -> None:
     before = counters(lossless)
     answers = [post(lossless, prompts[0], {"max_new_tokens": length})["meta_info"] for length in (9, 18, 32)]
@@ -213,3 +280,13 @@ def test_the_counters_are_shown(lossless: ServerProcess, prompts: list[list[int]
     for name in ("verify_steps", "plain_steps", "drafted_tokens", "accepted_tokens", "request_rounds"):
         [shown] = [line for line in metrics.splitlines() if line.startswith(f"sglang:lim_{name}_total")]
         assert float(shown.split()[-1]) == totals[name]
+
+
+def test_weights_updated_from_disk_are_served(
+    lossless: ServerProcess, model_path: Path, prompts: list[list[int]], dense: list[Generation]
+) -> None:
+    """In SGLang's own words; the same weights again, so that the tokens are dense attention's."""
+    body = {"model_path": str(model_path)}
+    answer = httpx.post(f"{lossless.url}/update_weights_from_disk", json=body, timeout=REQUEST_TIMEOUT).json()
+    assert (answer["success"], answer["message"]) == (True, "Succeeded to update model weights.")
+    assert NativeClient(lossless.url).generate(prompts[0], NEW_TOKENS).tokens == dense[0].tokens

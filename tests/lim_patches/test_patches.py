@@ -49,7 +49,9 @@ def underlying(target: str) -> Any:
     return getattr(found, "__func__", found)
 
 
-@pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target.rsplit(".", 1)[1])
+@pytest.mark.parametrize(
+    "patch", [patch for patch in PATCHES if patch.has_target], ids=lambda patch: patch.target.rsplit(".", 1)[1]
+)
 def test_a_patch_applies_and_undoes_fully(patch: Patch) -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry
 

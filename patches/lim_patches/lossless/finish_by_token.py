@@ -9,7 +9,11 @@ from lim_patches.patch import Patch
 
 
 def token_by_token(original: Callable[..., None], req: Any, new_accepted_len: int = 1) -> None:
-    """Show SGLang the new tokens one by one; those behind the end stay, as their slots are freed by their number."""
+    """Show SGLang the new tokens one by one.
+
+    Those behind the end stay until it is told (``drop_behind_end``), as their slots are freed by their number. As
+    reasoning they were counted before anything was known of an end.
+    """
     if new_accepted_len < 2 or req.finished() or req.to_finish:
         original(req, new_accepted_len)
         return
@@ -21,6 +25,7 @@ def token_by_token(original: Callable[..., None], req: Any, new_accepted_len: in
         if req.finished():
             if req.finished_len is None:
                 req.finished_len = len(req.output_ids)
+            req.reasoning_tokens = min(req.reasoning_tokens, req.finished_len)
             req.output_ids.extend(run[count:])
             return
 
