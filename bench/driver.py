@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ def parser(description: str | None, kind: type[Parser] = Parser) -> Parser:
 def add_out(to: Parser, holds: str = "the results") -> None:
     """Add ``--out``, the folder that a bench writes into."""
     to.add_argument("--out", type=Path, default=Path("runs"), help=f"folder of {holds} (runs)")
+
+
+def require_gpu(parser: Parser) -> None:
+    """End a bench of kernels with one line where it cannot run."""
+    import torch
+
+    if not torch.cuda.is_available():
+        parser.error("it times kernels: run it on a machine with an NVIDIA GPU")
+    if find_spec("flashinfer") is None:
+        parser.error("it compares with FlashInfer, which is not installed; fix: pip install flashinfer-python")
 
 
 def results_folder(description: str | None) -> tuple[Parser, Path]:

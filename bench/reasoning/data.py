@@ -82,6 +82,7 @@ def _json_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 def _csv_rows(lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """Each row by its header; empty cells are left out."""
+    csv.field_size_limit(1 << 30)  # the library's own 131,072 characters are fewer than a problem may have
     try:
         for row in csv.DictReader(lines, strict=True):
             yield {key.strip().lower(): cell for key, cell in row.items() if key and cell}

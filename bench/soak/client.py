@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import Sequence
@@ -14,6 +13,7 @@ import httpx
 
 from bench.soak.traffic import Operation
 from lim_sglang.errors import one_line
+from lim_sglang.tools.servers.events import read_events_async
 
 JSON = {"Content-Type": "application/json"}
 GONE = {"verdict": "gone", "status": 200}
@@ -81,10 +81,8 @@ async def _stream(client: httpx.AsyncClient, operation: Operation) -> dict[str, 
             raise Lost(response.status_code, (await response.aread()).decode(errors="replace"))
         if operation.after == 0:
             return GONE
-        async for line in response.aiter_lines():
-            if not line.startswith("data: {"):
-                continue
-            last, events = json.loads(line.removeprefix("data: ")), events + 1
+        async for event in read_events_async(response.aiter_bytes()):
+            last, events = event, events + 1
             if "error" in last:
                 raise Lost(200, str(last["error"]))
             if events == operation.after:

@@ -46,7 +46,8 @@ async def replay(
     Args:
         most: how many, taken evenly; None for all.
         retracted: whether those of retracted requests can be: what lim decoded is prefilled again by dense attention.
-        tolerance: difference of log-probabilities up to which another token is a near-tie; 0 asks for equal tokens.
+        tolerance: difference of log-probabilities up to which another token is a near-tie; 0 asks for equal tokens, or
+            exactly as likely ones.
     """
     kept = [o for o in outcomes if o.tokens and maker.operation(o.number).compared and (retracted or not o.retractions)]
     found = Replayed()

@@ -89,6 +89,7 @@ def main() -> None:
     parser.add_argument("--budgets", nargs="+", type=int, default=[2048])
     driver.add_out(parser)
     args = parser.parse_args()
+    driver.require_gpu(parser)
     copy = copy_tb_s()
     driver.write_json(args.out / "decode_attention.json", copy_tb_s=copy)
     asked = GRID if args.grid else args.shapes

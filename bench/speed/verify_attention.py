@@ -121,6 +121,7 @@ def main() -> None:
     parser.add_argument("--tune", action="store_true", help="many configurations of the launch")
     driver.add_out(parser)
     args = parser.parse_args()
+    driver.require_gpu(parser)
     driver.write_json(args.out / "verify_attention.json")
     with driver.row_writer(args.out / "verify_attention.csv", COLUMNS) as add:
         for batch, context in args.shapes:

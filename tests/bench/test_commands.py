@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -49,3 +50,15 @@ def help_of(module: str) -> str:
 )
 def test_a_command_runs_and_takes_its_flags(module: str, flags: tuple[str, ...]) -> None:
     assert [flag for flag in flags if not re.search(rf"(?<!\S){flag}\b", help_of(module))] == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU they run")
+@pytest.mark.parametrize("module", ["bench.speed.decode_attention", "bench.speed.verify_attention"])
+def test_a_bench_of_kernels_says_in_one_line_that_it_needs_a_gpu(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.splitlines()[-1].endswith("run it on a machine with an NVIDIA GPU")

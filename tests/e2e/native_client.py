@@ -4,9 +4,12 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import httpx
+
+from lim_sglang.tools.servers.events import read_events
 
 REQUEST_TIMEOUT = 300.0
 
@@ -54,14 +57,9 @@ class NativeClient:
     def disconnect_after(self, prompt: Sequence[int], max_new_tokens: int, events: int) -> int:
         """Stream a request and close the connection after `events` events; the number of events read."""
         body = _body(prompt, {"max_new_tokens": max_new_tokens}) | {"return_logprob": True, "stream": True}
-        seen = 0
         with httpx.stream("POST", f"{self.url}/generate", json=body, timeout=REQUEST_TIMEOUT) as response:
             assert response.status_code == 200
-            for line in response.iter_lines():
-                seen += line.startswith("data: {")
-                if seen == events:
-                    break
-        return seen
+            return len(list(islice(read_events(response.iter_bytes()), events)))
 
     def running_requests(self) -> int:
         return self._load("num_running_reqs")

@@ -17,6 +17,7 @@ import psutil
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from lim_sglang.tools.servers.events import read_events
 from lim_sglang.tools.servers.ports import free_port
 from lim_sglang.tools.servers.process import ServerProcess
 
@@ -110,22 +111,21 @@ def stream(url: str, prompt: list[int], tokens: int, begun: Callable[[], object]
     """What a client saw: ``answered``, or the kind of error."""
     body = {"input_ids": prompt, "stream": True}
     body["sampling_params"] = {"temperature": 0, "ignore_eos": True, "max_new_tokens": tokens}
-    lines = []
+    events = []
     try:
         with httpx.stream("POST", f"{url}/generate", json=body, timeout=REQUEST_TIMEOUT) as response:
-            for line in response.iter_lines():
-                if line.startswith("data: {"):
-                    lines.append(line)
-                    begun()
+            for event in read_events(response.iter_bytes()):
+                events.append(event)
+                begun()
     except httpx.TimeoutException:
         return "hung"
     except httpx.HTTPError as error:
         return type(error).__name__
-    last = json.loads(lines[-1].removeprefix("data: ")) if lines else {"error": "no event"}
+    last = events[-1] if events else {"error": "no event"}
     reason = last.get("meta_info", {}).get("finish_reason") or {}
     if "error" in last or reason.get("type") == "abort":
         return "error"
-    return "answered" if reason == {"type": "length", "length": tokens} else f"cut off after {len(lines)} events"
+    return "answered" if reason == {"type": "length", "length": tokens} else f"cut off after {len(events)} events"
 
 
 class Load:

@@ -1,12 +1,12 @@
 """One request for each thing that SGLang's HTTP interface offers: every one is answered, and the server lives."""
 
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+from lim_sglang.tools.servers.events import read_events
 from lim_sglang.tools.servers.process import ServerProcess
 
 from .http_checks import Check
@@ -59,10 +59,9 @@ def test_it_is_refused(ask: Ask, path: str, body: Body) -> None:
 @pytest.mark.parametrize(("path", "body"), STREAMED.values(), ids=STREAMED)
 def test_it_is_streamed(ask: Ask, path: str, body: Body) -> None:
     response = ask("POST", path, json=body)
-    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line.startswith("data: ")]
     assert response.status_code == 200
-    assert events[-1] == "[DONE]"
-    assert [event for event in map(json.loads, events[:-1]) if "error" in event] == []
+    assert response.content.endswith(b"data: [DONE]\n\n")
+    assert [event for event in read_events([response.content]) if "error" in event] == []
 
 
 @pytest.mark.parametrize("path", PAGES)

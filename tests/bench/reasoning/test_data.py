@@ -73,6 +73,11 @@ def write_csv(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
+def test_a_cell_may_be_long(tmp_path: Path) -> None:
+    [problem] = load(write_csv(tmp_path / "data.csv", [{"Problem": "P" * 200_000, "Answer": 5}]), "aime", 0)
+    assert "P" * 200_000 in problem.prompt
+
+
 MALFORMED = {
     "not-json": ("aime", '{"problem": ', "not JSON"),
     "not-an-object": ("aime", [1], "not an object"),

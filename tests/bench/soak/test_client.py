@@ -89,6 +89,7 @@ FIRST, WHOLE, ABORTED = answer([7], None), answer([7, 8, 9]), answer([7, 8], "ab
     ("asked", "events", "verdict"),
     [
         (STREAM, [FIRST, WHOLE], "answered"),
+        (STREAM, [FIRST, WHOLE | {"text": "a\u2028b\u2029c\u0085d"}], "answered"),
         (STREAM, [FIRST], "lost"),
         (STREAM, [], "lost"),
         (STREAM, [FIRST, ABORTED], "lost"),
@@ -105,7 +106,7 @@ FIRST, WHOLE, ABORTED = answer([7], None), answer([7, 8, 9]), answer([7, 8], "ab
     ],
 )
 def test_a_stream_ends_as_it_was_to(asked: Operation, events: list[Any], verdict: str) -> None:
-    text = "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+    text = "".join(f"data: {json.dumps(event, ensure_ascii=False)}\n\n" for event in events) + "data: [DONE]\n\n"
     assert of(asked, httpx.Response(200, text=text)).verdict == verdict
     if asked == ABORTS:
         assert of(asked, httpx.Response(200, text=text), abort=401).verdict == "lost"

@@ -54,10 +54,12 @@ def test_what_is_wrong_is_named(other: dict[str, Any], wrong: list[str]) -> None
     ("gone", "late", "wrong"), [(3, 3, []), (1, 2, []), (3, 4, ["too_late"]), (0, 3, ["too_late"])]
 )
 def test_a_server_that_heeds_no_aborts_is_wrong(gone: int, late: int, wrong: list[str]) -> None:
+    """Clients that vanish, in time or late, say nothing about aborts."""
     verdicts = ["gone"] * gone + ["late"] * late
     outcomes = [Outcome(number, "aborted", verdict, 200) for number, verdict in enumerate(verdicts)]
-    found = found_of([*outcomes, Outcome(9, "disconnected", "late", 200)])
-    assert (found["aborted"], found["too_late"], found["wrong"]) == (gone, late + 1, wrong)
+    vanished = [Outcome(9, "disconnected", verdict, 200) for verdict in ("gone", "gone", "gone", "gone", "late")]
+    found = found_of(outcomes + vanished)
+    assert (found["aborted"], found["too_late"], found["wrong"]) == (gone + 4, late + 1, wrong)
 
 
 def test_memory_and_drafts_are_told_by_difference() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,12 @@ STEPS, BUDGET = 16, 256
 WITHIN = BUDGET - STEPS - 8  # the longest context whose requests never outgrow the budget
 
 
-def arms_of(
-    context: int, dense: list[list[int]], lim: list[list[int]], dense_ms: Sequence[float] = (4.0, 4.0, 5.0)
-) -> dict[str, list[dict[str, Any]]]:
-    """One engine per arm; lim takes half of dense's time."""
+def arms_of(context: int, dense: list[list[int]], *lim: list[list[int]]) -> dict[str, list[dict[str, Any]]]:
+    """A round of engines for each of lim's tokens; lim takes half of dense's time."""
     shape = f"2x{context}"
     return {
-        "dense": [{"shapes": {shape: {"ms": [*dense_ms], "tokens": dense}}}],
-        "lim": [{"shapes": {shape: {"ms": [2.0, 1.0, 2.0], "tokens": lim}}}],
+        "dense": [{"shapes": {shape: {"ms": [4.0, 4.0, 5.0], "tokens": dense}}} for _ in lim],
+        "lim": [{"shapes": {shape: {"ms": [2.0, 1.0, 2.0], "tokens": tokens}}} for tokens in lim],
     }
 
 
@@ -35,19 +32,30 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def row_of(model: Path, context: int, *arms: Any, **more: Any) -> dict[str, Any]:
+def arguments(model: Path, **more: Any) -> argparse.Namespace:
     usual = {"device": "cpu", "tp": 1, "budget": BUDGET, "steps": STEPS, "dp_attention": False, "layers": None}
-    return compare_shape(argparse.Namespace(model=str(model), **(usual | more)), arms_of(context, *arms), 2, context)
+    return argparse.Namespace(model=str(model), **(usual | more))
+
+
+def row_of(model: Path, context: int, *tokens: list[list[int]], **more: Any) -> dict[str, Any]:
+    return compare_shape(arguments(model, **more), arms_of(context, *tokens), 2, context)
 
 
 SAME, OTHER = [[1, 2], [3, 4]], [[1, 2], [3, 5]]
 
 
-def test_no_speed_where_tokens_within_the_budget_differ_or_a_step_takes_no_time(model: Path) -> None:
-    row = row_of(model, WITHIN, SAME, OTHER)
-    assert (row["speedup"], row["same_tokens"]) == ("wrong tokens", "1/2")
+@pytest.mark.parametrize(("lim", "same"), [([OTHER], "1/2"), ([SAME, OTHER], "3/4")], ids=["a round", "two rounds"])
+def test_no_speed_where_tokens_within_the_budget_differ(model: Path, lim: list[Any], same: str) -> None:
+    row = row_of(model, WITHIN, SAME, *lim)
+    assert (row["speedup"], row["same_tokens"]) == ("wrong tokens", same)
     assert not {"dense_tok_s", "lim_tok_s"} & row.keys()
-    assert row_of(model, WITHIN, SAME, SAME, (-0.05, 4.0, 5.0))["speedup"] == "unsteady"
+
+
+@pytest.mark.parametrize(("arm", "number"), [("dense", 0), ("dense", 1), ("lim", 0), ("lim", 1)])
+def test_no_speed_where_a_step_of_any_round_takes_no_time(model: Path, arm: str, number: int) -> None:
+    arms = arms_of(WITHIN, SAME, SAME, SAME)
+    arms[arm][number]["shapes"][f"2x{WITHIN}"]["ms"][1] = -0.05
+    assert compare_shape(arguments(model), arms, 2, WITHIN)["speedup"] == "unsteady"
 
 
 @pytest.mark.parametrize(("context", "tokens"), [(WITHIN, SAME), (WITHIN + 1, OTHER)])

@@ -11,6 +11,7 @@ import torch
 
 from bench.driver import read_rows
 from bench.speed import imposed_acceptance, lossless, report
+from bench.speed.arms import WARM_STEPS
 from bench.speed.imposed_acceptance import imposed, run_length
 from lim_sglang.speculative.sampling import Drafts, VerifyResult
 
@@ -71,9 +72,29 @@ def test_a_row_per_share() -> None:
     assert (first["same_tokens"], first["extra_mib"], first["gpu"], first["model"]) == ("1/2", 30, "G", "Qwen3-8B")
 
 
-def test_no_speed_for_wrong_tokens_within_the_budget() -> None:
-    wrong = lossless.compare(arguments(1500), arms([[1, 2], [3, 5]]))
-    assert [row["speedup"] for row in wrong] == ["wrong tokens"] * 2
+WITHIN = 2048 - 384 - WARM_STEPS  # the longest context whose requests never outgrow the budget
+
+
+@pytest.mark.parametrize(("context", "speeds"), [(WITHIN, ["wrong tokens"] * 2), (WITHIN + 1, [1.25, 1.6])])
+def test_no_speed_for_wrong_tokens_within_the_budget(context: int, speeds: list[object]) -> None:
+    rows = lossless.compare(arguments(context), arms([[1, 2], [3, 5]]))
+    assert [row["speedup"] for row in rows] == speeds
+
+
+@pytest.mark.parametrize("arm", lossless.ARMS)
+@pytest.mark.parametrize("measured", [{"ms": -0.05}, {"spread_ms": 20.0}], ids=["no time", "spread"])
+def test_no_speed_where_an_arm_is_unsteady(arm: str, measured: dict[str, float]) -> None:
+    found = arms([[1, 2], [3, 4]])
+    found[arm]["rows"][0][-1] |= measured
+    row = lossless.compare(arguments(32_000), found)[-1]
+    assert (row["speedup"], row["speedup_of_lim"]) == ("unsteady", None)
+
+
+def test_without_lim_there_is_still_a_speed() -> None:
+    found = arms([[1, 2], [3, 4]])
+    del found["lim"]
+    row = lossless.compare(arguments(32_000), found)[-1]
+    assert (row["speedup"], row["lim_ms"], row["speedup_of_lim"]) == (1.6, None, None)
 
 
 def test_the_plot_leaves_out_other_drafts_and_the_tokens_table(tmp_path: Path) -> None:
