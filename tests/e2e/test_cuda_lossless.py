@@ -8,12 +8,14 @@ between dense batches of two sizes. Tokens are compared up to the first near-tie
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lim_sglang.tools.servers.state import lim_part
 
@@ -186,3 +188,75 @@ def test_within_the_budget_nothing_is_drafted_where_it_must_pay(
     assert (counted["verify_steps"], counted["plain_steps"] > NEW_TOKENS // 2) == (0, True)
     for ours, index in zip(answers, within, strict=True):
         assert_same(ours, dense["batch"][index])
+
+
+@pytest.mark.parametrize("graphs_too", ["0", "1"], ids=["graphs stay", "graphs are released too"])
+def test_memory_released_and_resumed_keeps_tokens(
+    model: Path, prompts: list[list[int]], found: dict[str, Any], monkeypatch: pytest.MonkeyPatch, graphs_too: str
+) -> None:
+    """As between the rollouts of a training run."""
+    monkeypatch.setenv("SGLANG_MEMORY_SAVER_CUDA_GRAPH", graphs_too)
+    with lossless_engine(model, monkeypatch, enable_memory_saver=True, enable_weights_cpu_backup=True) as running:
+        before = generate(running, prompts)
+        running.release_memory_occupation()
+        running.resume_memory_occupation()
+        after = generate(running, prompts)
+    assert all(answer.cached == 0 for answer in after), "the cache was released"
+    for ours, again, theirs in zip(before, after, found["batch"], strict=True):
+        assert_same(ours, theirs)
+        assert_same(again, theirs)
+
+
+def test_updated_weights_give_a_fresh_engines_tokens(
+    model: Path, prompts: list[list[int]], found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From disk to other weights, and from tensors back, between requests."""
+    name = "model.layers.7.mlp.down_proj.weight"
+    weights = load_file(model / "model.safetensors")
+    for file in model.iterdir():
+        if file.suffix != ".safetensors":
+            shutil.copy(file, tmp_path)
+    save_file(weights | {name: -weights[name]}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with lossless_engine(tmp_path, monkeypatch) as running:
+        fresh = generate(running, prompts)
+    assert any(ours.tokens != theirs.tokens for ours, theirs in zip(fresh, found["batch"], strict=True))
+    with lossless_engine(model, monkeypatch) as running:
+        generate(running, prompts)
+        assert running.update_weights_from_disk(str(tmp_path))[0]
+        from_disk = generate(running, prompts)
+        assert running.update_weights_from_tensor([(name, weights[name].cuda())])[0]
+        from_tensors = generate(running, prompts)
+        assert counters(running)["verify_steps"] > 0
+    for ours, theirs in zip([*from_disk, *from_tensors], [*fresh, *found["batch"]], strict=True):
+        assert ours.cached == 0
+        assert_same(ours, theirs)
+
+
+def test_grammars_and_penalties_in_a_mixed_batch_are_denses(
+    model: Path, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside requests that draft; a grammar may end its request early."""
+    kinds: list[dict[str, Any]] = [
+        {"regex": r"[a-z ]{20,40}\."},
+        {"frequency_penalty": 0.6, "ignore_eos": True},
+        {"ignore_eos": True},
+        {"json_schema": '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'},
+        {"repetition_penalty": 1.2, "ignore_eos": True},
+        {"logit_bias": {"7": 1.5}, "ignore_eos": True},
+    ]
+    asked = [{"max_new_tokens": NEW_TOKENS, "temperature": 0} | kind for kind in kinds]
+    options = {"grammar_backend": "xgrammar", "skip_tokenizer_init": False}
+
+    def answer(running: Any) -> list[Answer]:
+        outputs = running.generate(
+            input_ids=prompts[-len(kinds) :], sampling_params=asked, return_logprob=True, top_logprobs_num=2
+        )
+        return [Answer(output) for output in outputs]
+
+    with engine(model, "flashinfer", **options) as running:
+        dense = answer(running)
+    with lossless_engine(model, monkeypatch, **options) as running:
+        ours = answer(running)
+        assert counters(running)["verify_steps"] > 0
+    for one, other in zip(ours, dense, strict=True):
+        assert_same(one, other)

@@ -49,8 +49,13 @@ def batch_of(mode: str, prefixes: list[int], rows: list[int]) -> Any:
 
 
 @pytest.mark.parametrize("captured", [False, True])
-def test_a_verification_reads_every_key_of_its_request(backend: Any, captured: bool) -> None:
-    prefixes, rows = [40, 0, 13], [2, 0, 3]
+def test_every_verification_reads_every_key_of_its_requests(backend: Any, captured: bool) -> None:
+    verify(backend, [7, 22], [1, 3], captured)
+    verify(backend, [40, 0, 13], [2, 0, 3], captured)
+
+
+def verify(backend: Any, prefixes: list[int], rows: list[int], captured: bool) -> None:
+    """Prepare a verification and attend in it, by capped logits."""
     step = batch_of("TARGET_VERIFY", prefixes, rows)
     if captured:
         backend.init_forward_metadata_out_graph(step, in_capture=True)
@@ -62,10 +67,12 @@ def test_a_verification_reads_every_key_of_its_request(backend: Any, captured: b
     torch.manual_seed(0)
     q = torch.randn(len(prefixes) * WIDTH, HEADS, HEAD_DIM)
     keys, values = torch.randn(2, SLOTS, KV_HEADS, HEAD_DIM)
-    found = wrapper.forward(q, (keys, values), causal=True, sm_scale=0.25, window_left=-1, k_scale=0.5, v_scale=2.0)
+    scales = {"sm_scale": 0.25, "logits_soft_cap": 0.3, "k_scale": 0.5, "v_scale": 2.0}
+    found = wrapper.forward(q, (keys, values), causal=True, window_left=-1, **scales)
     table = backend.req_to_token_pool.req_to_token
     q_by_request = q.unflatten(0, (len(prefixes), WIDTH))
-    expected = verify_attention(q_by_request, keys, values, table, torch.tensor(rows), torch.tensor(prefixes), 0.125)
+    requests = table, torch.tensor(rows), torch.tensor(prefixes)
+    expected = verify_attention(q_by_request, keys, values, *requests, 0.125, 0.3)
     torch.testing.assert_close(found, 2 * expected.flatten(0, 1), rtol=0, atol=1e-5)
 
 

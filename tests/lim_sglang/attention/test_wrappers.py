@@ -109,8 +109,10 @@ LENGTHS = [100, 7, 64, 65]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="interpreted shapes; a GPU serves in tests/e2e")
-@pytest.mark.parametrize(("k_scale", "ranks_share"), [(None, True), (0.5, False)], ids=["ranks", "scaled"])
-def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None, ranks_share: bool) -> None:
+@pytest.mark.parametrize(
+    ("k_scale", "soft_cap", "ranks_share"), [(None, 0.0, True), (0.5, 0.4, False)], ids=["ranks", "scaled and capped"]
+)
+def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None, soft_cap: float, ranks_share: bool) -> None:
     """A SELECT layer, then a SPARSE one, as SGLang's backend calls them, on other keys and values.
 
     The other rank's heads, a copy of this one's, want the same tokens.
@@ -135,12 +137,12 @@ def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None, ranks_
     dense = SimpleNamespace(_paged_kv_indptr_buf=indptr, _paged_kv_indices_buf=slots)
     q = torch.randn(len(LENGTHS), heads, head_dim)
     first, second = (tuple(torch.randn(len(slots), kv_heads, head_dim) for _ in "kv") for _layer in range(2))
-    scales = {"sm_scale": 0.3, "logits_soft_cap": 0.0, "k_scale": k_scale, "v_scale": k_scale}
+    scales = {"sm_scale": 0.3, "logits_soft_cap": soft_cap, "k_scale": k_scale, "v_scale": k_scale}
     factor = 1.0 if k_scale is None else k_scale
 
     write_sparse_indptr(indptr, buffers.sparse_indptr, len(LENGTHS), BUDGET)
     output = wrappers.SelectWrapper(buffers, parts, dense).forward(q, first, **scales).clone()
-    torch.testing.assert_close(output, factor * decode_attention(q, *first, indptr, slots, 0.3 * factor))
+    torch.testing.assert_close(output, factor * decode_attention(q, *first, indptr, slots, 0.3 * factor, soft_cap))
     sets = []
     for request, length in enumerate(LENGTHS):
         own = slots[indptr[request] : indptr[request + 1]]
@@ -152,7 +154,7 @@ def test_a_step_selects_and_attends(wrappers: Any, k_scale: float | None, ranks_
 
     output = wrappers.SplitKVWrapper(buffers).forward(q, second, **scales)
     index = buffers.sparse_indptr, torch.cat(sets)
-    torch.testing.assert_close(output, factor * decode_attention(q, *second, *index, 0.3 * factor))
+    torch.testing.assert_close(output, factor * decode_attention(q, *second, *index, 0.3 * factor, soft_cap))
 
 
 def test_memory_stays_within_what_is_promised(wrappers: Any) -> None:

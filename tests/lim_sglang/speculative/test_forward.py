@@ -1,4 +1,7 @@
-"""Which attention and graphs SGLang's model runner has during a step; graphs themselves need a GPU."""
+"""Which attention and graphs SGLang's model runner has during a step, and the steps of a round's drafts.
+
+Graphs themselves need a GPU.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from sglang.srt.managers.schedule_batch import ScheduleBatch
+from sglang.srt.model_executor.forward_batch_info import ForwardMode
 from sglang.srt.speculative.spec_info import SpeculativeAlgorithm
 
-from lim_sglang.speculative.forward import StepKind
+from lim_sglang.speculative import forward
+from lim_sglang.speculative.forward import LimDrafter, StepKind, slots_ahead
+from lim_sglang.speculative.sampling import SamplingRule, distribution
+
+from .test_sampling import sampling_info
 
 
 class Graphs:
@@ -52,3 +62,51 @@ def test_nothing_is_captured_where_the_runner_captures_nothing() -> None:
     assert StepKind(host, "lim").capture_graphs().graphs is None
     host.decode_cuda_graph_runner = host.eager_runner
     assert StepKind(host, "lim").capture_graphs().graphs is None
+
+
+def schedule_batch(lengths: list[int], info: Any, requests: list[Any]) -> ScheduleBatch:
+    """SGLang's batch of decoding requests; position ``p`` of the n-th request is in slot ``100 * (n + 1) + p``."""
+    rows = torch.arange(1, len(lengths) + 1)
+    table = 100 * torch.arange(len(lengths) + 1, dtype=torch.int32)[:, None] + torch.arange(100, dtype=torch.int32)
+    return ScheduleBatch(
+        reqs=requests,
+        req_to_token_pool=SimpleNamespace(req_to_token=table),
+        req_pool_indices=rows,
+        seq_lens=torch.tensor(lengths),
+        seq_lens_cpu=torch.tensor(lengths),
+        sampling_info=info,
+        forward_mode=ForwardMode.DECODE,
+        device="cpu",
+    )
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_drafts_are_a_chain_of_decode_steps(monkeypatch: pytest.MonkeyPatch, greedy: bool) -> None:
+    """Each reads and writes one token further than the one before, on the device and by the host's lengths."""
+    torch.manual_seed(0)
+    logits, bias = torch.randn(3, 2, 9), 5 * torch.randn(2, 9)  # by step and request
+    options = {} if greedy else {"is_all_greedy": False, "top_ks": torch.full((2,), 9)}
+    batch = schedule_batch([7, 12], sampling_info(2, logit_bias=bias, **options), [])
+    host, steps = runner("verify graphs"), []
+
+    def run_step(runner: Any, step: ScheduleBatch) -> torch.Tensor:
+        steps.append((runner.attn_backend, step))
+        return logits[len(steps) - 1].clone()
+
+    monkeypatch.setattr(forward, "run_step", run_step)
+    rule, last_tokens = SamplingRule.from_batch(batch.sampling_info, False), torch.tensor([3, 4])
+    drafts = LimDrafter(StepKind(host, "lim")).draft(batch, last_tokens, slots_ahead(batch, 5), rule, 3)
+    inputs = [last_tokens, *drafts.tokens.T]
+    for number, (attention, step) in enumerate(steps):
+        assert (attention, step.forward_mode) == ("lim", ForwardMode.DECODE)
+        assert step.input_ids.tolist() == inputs[number].tolist()
+        assert step.out_cache_loc.tolist() == [107 + number, 212 + number]
+        assert step.seq_lens.tolist() == step.seq_lens_cpu.tolist() == [8 + number, 13 + number]
+        assert step.seq_lens_sum == 21 + 2 * number
+    assert batch.seq_lens.tolist() == batch.seq_lens_cpu.tolist() == [7, 12]
+    biased = (logits + bias).transpose(0, 1)
+    if greedy:
+        assert drafts.tokens.tolist() == biased.argmax(-1).tolist()
+    else:
+        assert drafts.proposals is not None
+        torch.testing.assert_close(drafts.proposals, distribution(biased, rule))

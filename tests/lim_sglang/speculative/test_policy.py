@@ -55,6 +55,13 @@ def test_the_choice_is_the_best(seed: int) -> None:
     assert chosen == 0 or of_all[chosen] == max(of_all)
 
 
+@pytest.mark.parametrize(("gain", "drafts"), [(1.005, False), (1.015, True)])
+def test_a_gain_of_less_than_a_hundredth_is_none(gain: float, drafts: bool) -> None:
+    """All drafts are accepted, and every number of them gains as much."""
+    costs = Costs(dense=flat(gain), draft=flat(1), verify=flat(1))
+    assert (policy_at(1.0, costs).choose_num_drafts([BUDGET + 1], [True]) > 0) is drafts
+
+
 def test_within_the_budget_nothing_is_drafted_whatever_it_costs() -> None:
     free = Costs(flat(100), flat(0.001), flat(1))
     assert policy_at(1.0, free).choose_num_drafts([BUDGET, 7], [True, True]) == 0

@@ -205,6 +205,32 @@ def test_distribution_is_what_sglang_samples_from(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(distribution(logits, plain), torch.softmax(logits / temperatures[:, None, None], -1))
 
 
+def sampling_info(size: int, **fields: Any) -> Any:
+    """SGLang's own, of greedy requests but for ``fields``."""
+    from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
+
+    flags = ("is_any_greedy", "need_top_p_sampling", "need_top_k_sampling", "need_min_p_sampling")
+    greedy = {
+        "temperatures": torch.ones(size, 1),
+        "top_ks": torch.ones(size, dtype=torch.int32),
+        "top_ps": torch.ones(size),
+        "min_ps": torch.zeros(size),
+        "is_all_greedy": True,
+        "vocab_size": 9,
+        "device": "cpu",
+    }
+    return SamplingBatchInfo(**dict.fromkeys(flags, False) | greedy | fields)
+
+
+@pytest.mark.parametrize("by_flashinfer", [False, True])
+@pytest.mark.parametrize("name", ["top_p", "top_k", "min_p", None])
+def test_each_filter_is_asked_for(name: str | None, by_flashinfer: bool) -> None:
+    info = sampling_info(2, **{f"need_{name}_sampling": True} if name else {})
+    rule = SamplingRule.from_batch(info, by_flashinfer)
+    assert rule.is_filtered is (name is not None)
+    assert rule.renormalises is (name == "min_p" and by_flashinfer)
+
+
 DRAFT: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
     "top-p": {"top_p": 0.8},
