@@ -17,11 +17,12 @@ from lim_sglang.tools.servers.process import ServerProcess
 
 from . import fork_processes, record_sets
 from .hf_oracle import OracleSettings, SparseOracle
+from .short_model import short_model
 
 # Their assertions tell both sides, as those of tests do; none of them is imported above.
 pytest.register_assert_rewrite(*(f"{__package__}.{name}" for name in ("http_checks", "native_client", "ranks")))
 
-SETTINGS = OracleSettings(budget=256, recency_ratio=0.25, sink_tokens=4, select_layers=(2, 20))
+SETTINGS = OracleSettings(budget=256, recency_ratio=0.25, sink_tokens=4, select_layers=(2, 6))
 LIM_CONFIG = {
     "budget": SETTINGS.budget,
     "recency_ratio": SETTINGS.recency_ratio,
@@ -31,8 +32,9 @@ LIM_CONFIG = {
 # Threads that wait for each other crawl as soon as one of them shares its core with something else.
 THREADS = max(1, (os.cpu_count() or 1) // 2)
 # A small KV pool, so that several servers fit into memory; an idle server that leaves the cores to the oracle; a log
-# line per decode step, which tells the batch size.
+# line per decode step, which tells the batch size; no spaces without end where a schema would allow them.
 COMMON_ARGS = ["--dtype", "float32", "--max-total-tokens", "16384", "--sleep-on-idle", "--decode-log-interval", "1"]
+COMMON_ARGS += ["--constrained-json-disable-any-whitespace"]
 # How lim_server prefills what is longer.
 CHUNKS = ["--chunked-prefill-size", "1024"]
 
@@ -41,14 +43,14 @@ CHUNKS = ["--chunked-prefill-size", "1024"]
 def forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The servers that commands start fork their processes, too."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in _load_plugins(tmp_path_factory.mktemp("forked"), fork_processes).items():
+        for name, value in load_plugins(tmp_path_factory.mktemp("forked"), fork_processes).items():
             patch.setenv(name, value)
         yield
 
 
 @pytest.fixture(scope="session")
 def model_path() -> Path:
-    return Path(ensure_model())
+    return short_model(Path(ensure_model()))
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +76,7 @@ def start_server(
     ``plugins``: modules of the tests that SGLang loads as plugins. Servers whose processes are spawned, as a user's
     are, start in test_readme.py, test_faults.py and test_user_errors.py.
     """
-    loading = _load_plugins(log_path.parent, fork_processes, *plugins)
+    loading = load_plugins(log_path.parent, fork_processes, *plugins)
     environment = {"OMP_NUM_THREADS": str(THREADS)} | loading | (env or {})
     # SGLang 0.5.16's own choice is an ephemeral port, which may be another socket's when it is bound. Ranks of data
     # parallelism need one each.
@@ -85,7 +87,7 @@ def start_server(
     return server
 
 
-def _load_plugins(folder: Path, *modules: ModuleType) -> dict[str, str]:
+def load_plugins(folder: Path, *modules: ModuleType) -> dict[str, str]:
     """Write what makes SGLang load these modules as plugins; the environment of a server that does."""
     for module in modules:
         add_metadata(folder, f"lim-test-{module.__name__.split('.')[-1].replace('_', '-')}", module.__name__)

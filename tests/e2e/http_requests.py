@@ -23,7 +23,7 @@ from .http_checks import (
 PROMPT = "The capital of France is"
 SCHEMA = json.dumps(OBJECT)
 EBNF = 'root ::= "yes" | "no"'
-TAG = {"type": "tag", "begin": "<f>", "content": {"type": "json_schema", "json_schema": OBJECT}, "end": "</f>"}
+TAG = {"type": "tag", "begin": "<f>", "content": {"type": "regex", "pattern": r"\{[a-z]{1,3}\}"}, "end": "</f>"}
 STRUCTURAL_TAG = {"type": "structural_tag", "format": TAG}
 TOOL = {"name": "get_weather", "description": "the weather", "parameters": OBJECT}
 TOOLS = [{"type": "function", "function": TOOL}]

@@ -21,7 +21,8 @@ from lim_sglang.tools.servers.events import read_events
 from lim_sglang.tools.servers.ports import free_port
 from lim_sglang.tools.servers.process import ServerProcess
 
-from .conftest import COMMON_ARGS, THREADS
+from . import fork_processes
+from .conftest import COMMON_ARGS, THREADS, load_plugins
 from .lossless_requests import LOSSLESS
 from .native_client import REQUEST_TIMEOUT, NativeClient
 from .prompts import make_prompt
@@ -41,6 +42,8 @@ class Relay:
 
     def __init__(self, model_path: Path, folder: Path, options: tuple[str, ...], prompt: list[int]) -> None:
         self._model_path, self._folder, self._options = model_path, folder, options
+        # One of the two is started as a user's server is, by spawning.
+        self._environment = load_plugins(folder, fork_processes) if options == LOSSLESS else {}
         self._port, self._started = free_port(), 0
         self._prompt, self._tokens = prompt, list[int]()
         self.server: ServerProcess | None = None
@@ -52,7 +55,7 @@ class Relay:
             self.server = ServerProcess(
                 self._model_path,
                 [*OPTIONS, *self._options],
-                env={"OMP_NUM_THREADS": str(THREADS)},
+                env={"OMP_NUM_THREADS": str(THREADS)} | self._environment,
                 port=self._port,
                 log_path=self._folder / f"server-{self._started}.log",
             )

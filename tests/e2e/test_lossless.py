@@ -253,6 +253,12 @@ def test_reasoning_is_part_of_what_was_completed(lossless: ServerProcess, end: d
     assert usage["reasoning_tokens"] == usage["completion_tokens"] > 0
 
 
+def alternatives(token: dict[str, Any]) -> tuple[list[str], list[float]]:
+    """A token of a chat and those that it might have been, and their log-probabilities."""
+    found = [token, *token["top_logprobs"]]
+    return [one["token"] for one in found], [one["logprob"] for one in found]
+
+
 def test_every_token_of_a_streamed_chat_has_its_own_alternatives(lossless: ServerProcess) -> None:
     asked = {"max_tokens": 12, "logprobs": True, "top_logprobs": 2, "separate_reasoning": False, "n": 2}
     [whole] = chat(lossless, stream=False, **asked)
@@ -261,7 +267,10 @@ def test_every_token_of_a_streamed_chat_has_its_own_alternatives(lossless: Serve
         mine = [event["logprobs"] for event in events if event["index"] == choice["index"]]
         told = [logprobs["content"] for logprobs in mine if logprobs]
         assert max(map(len, told)) > 1, "rounds of several tokens"
-        assert [token for tokens in told for token in tokens] == choice["logprobs"]["content"]
+        streamed, whole_ones = [token for tokens in told for token in tokens], choice["logprobs"]["content"]
+        assert [alternatives(token)[0] for token in streamed] == [alternatives(token)[0] for token in whole_ones]
+        for ours, theirs in zip(streamed, whole_ones, strict=True):
+            assert close(alternatives(ours)[1], alternatives(theirs)[1])
 
 
 def test_rounds_are_counted_as_sglang_counts_them(lossless: ServerProcess, prompts: list[list[int]]) -> None:
