@@ -89,8 +89,8 @@ def _check_ratio(key: str, value: object) -> float:
     raise _rejected(key, value)
 
 
-def _check_drafts(key: str, value: object) -> str:
-    if isinstance(value, str) and value in ("auto", "always", "measured"):
+def _check_word(words: tuple[str, ...], key: str, value: object) -> str:
+    if isinstance(value, str) and value in words:
         return value
     raise _rejected(key, value)
 
@@ -115,6 +115,8 @@ class LimConfig:
         select_layers: ascending numbers of the layers that choose the token set, or ``"auto"``: by model.
         drafts: how many tokens the lossless mode drafts in a round: ``"measured"``, as many as pay by measured costs;
             ``"always"``, as many as there may be; ``"auto"``, measured on a GPU, always on a CPU.
+        draft_weights: what the lossless mode's drafts multiply by: ``"model"``, the model's own weights; ``"int8"``,
+            copies of half of the bytes; ``"auto"``, copies on a GPU where they pay and take little memory.
 
     Raises:
         LimConfigError: a value that cannot work.
@@ -163,7 +165,16 @@ class LimConfig:
         metavar="WHEN",
         allowed='"auto", "always" or "measured"',
         example='"always"',
-        check=_check_drafts,
+        check=partial(_check_word, ("auto", "always", "measured")),
+        read=str.strip,
+    )
+    draft_weights: str = _declared(
+        default="auto",
+        help="weights of the lossless mode's drafts: the model's, int8 copies, or auto: copies where they pay",
+        metavar="WEIGHTS",
+        allowed='"auto", "model" or "int8"',
+        example='"int8"',
+        check=partial(_check_word, ("auto", "model", "int8")),
         read=str.strip,
     )
 

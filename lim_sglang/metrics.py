@@ -32,9 +32,13 @@ class DecodeMetrics:
         self._layers = {role: plan.count(role) for role in LayerRole}
         self._prometheus = _Prometheus(self._layers) if prometheus else None
 
-    def add_rounds(self) -> RoundMetrics:
-        """Count the rounds of the lossless mode as well; the decode steps are then those of the drafts."""
-        self.rounds = RoundMetrics(prometheus=self._prometheus is not None)
+    def add_rounds(self, draft_weights: Any = None) -> RoundMetrics:
+        """Count the rounds of the lossless mode as well; the decode steps are then those of the drafts.
+
+        Args:
+            draft_weights: the ``DraftWeights`` that drafts multiply by; None for the model's own.
+        """
+        self.rounds = RoundMetrics(prometheus=self._prometheus is not None, draft_weights=draft_weights)
         return self.rounds
 
     def observe_decode(self, seq_lens: Sequence[int]) -> None:
@@ -79,7 +83,7 @@ class DecodeMetrics:
                 "context_tokens": {role.value: layers * self.context_tokens for role, layers in self._layers.items()},
             }
             | ({} if self.rounds is None else {"lossless": self.rounds.report()}),
-        }
+        } | ({} if self.rounds is None else {"lossless": self.rounds.describe()})
 
 
 class RoundMetrics:
@@ -91,11 +95,18 @@ class RoundMetrics:
         request_rounds: Requests that drafted, summed over the verify steps; not in a step that came after their end.
         drafted_tokens: Their drafts.
         accepted_tokens: Those that dense attention accepted: output, but for what lies behind a request's end.
+        accepted_first_drafts: Requests whose first draft was accepted. Over ``request_rounds`` it is the
+            ``first_draft_acceptance``: with the model's own weights, how often sparse attention says the next token
+            that dense attention says, on this traffic.
     """
 
-    _NAMES = ("verify_steps", "plain_steps", "request_rounds", "drafted_tokens", "accepted_tokens")
+    _NAMES = (
+        *("verify_steps", "plain_steps", "request_rounds", "drafted_tokens", "accepted_tokens"),
+        "accepted_first_drafts",
+    )
 
-    def __init__(self, prometheus: bool = False) -> None:
+    def __init__(self, prometheus: bool = False, draft_weights: Any = None) -> None:
+        self._draft_weights = draft_weights
         self._totals = dict.fromkeys(self._NAMES, 0)
         self._counters: dict[str, Any] = {}
         if prometheus:
@@ -108,9 +119,15 @@ class RoundMetrics:
     def observe_verify_step(self) -> None:
         self._add(verify_steps=1)
 
-    def observe_drafts(self, requests: int, drafts: int, accepted: int) -> None:
-        """Count the round of ``requests`` that drafted ``drafts`` tokens each, of which ``accepted`` were, together."""
-        self._add(request_rounds=requests, drafted_tokens=requests * drafts, accepted_tokens=accepted)
+    def observe_drafts(self, num_accepted: Sequence[int], num_drafts: int) -> None:
+        """Count a round: by request that drafted, how many of its ``num_drafts`` drafts were accepted."""
+        requests = len(num_accepted)
+        self._add(
+            request_rounds=requests,
+            drafted_tokens=requests * num_drafts,
+            accepted_tokens=sum(num_accepted),
+            accepted_first_drafts=sum(number > 0 for number in num_accepted),
+        )
 
     def observe_plain_step(self) -> None:
         self._add(plain_steps=1)
@@ -123,6 +140,14 @@ class RoundMetrics:
 
     def report(self) -> dict[str, int]:
         return dict(self._totals)
+
+    def describe(self) -> dict[str, Any]:
+        """What drafts multiply by, and the share of rounds whose first draft was accepted; None before the first."""
+        rounds = self._totals["request_rounds"]
+        return {
+            "first_draft_acceptance": self._totals["accepted_first_drafts"] / rounds if rounds else None,
+            "draft_weights": self._draft_weights.report() if self._draft_weights else {"format": "model"},
+        }
 
 
 class _Prometheus:

@@ -19,6 +19,7 @@ if not torch.cuda.is_available():
 
     import lim_kernels.attend.kernel
     import lim_kernels.attend.slots
+    import lim_kernels.linear.kernel
     import lim_kernels.select.complete
     import lim_kernels.select.exchange
     import lim_kernels.select.shortlist  # noqa: F401

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from bench import driver
+from bench.fidelity.acceptance.rounds import INT8, LIM
 from bench.speed import imposed_acceptance
 from bench.speed.arms import (
     WARM_STEPS,
@@ -43,7 +44,8 @@ from lim_sglang.tools.servers.state import lim_part, rounds_since
 ARMS = ("dense", "lim", "lossless")
 BELOW = 0.8
 COLUMNS = [
-    *("gpu", "model", "tp", "batch", "context", "budget", "share", "measured", "drafts", "accepted", "dense_ms"),
+    *("gpu", "model", "tp", "draft_weights", "batch", "context", "budget", "share", "measured", "drafts", "accepted"),
+    "dense_ms",
     *("lim_ms", "lossless_ms", "speedup", "speedup_of_lim", "dense_spread_ms", "lossless_spread_ms", "extra_mib"),
     "same_tokens",
 ]
@@ -69,20 +71,27 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=384, help="generated tokens per measurement (384)")
     parser.add_argument("--repeats", type=int, default=2, help="measurements per shape and share (2)")
     parser.add_argument("--tp", type=int, default=1, help="GPUs that share the heads (1)")
+    parser.add_argument("--draft-weights", choices=["auto", "model", "int8"], default="auto", help="of drafts (auto)")
     parser.add_argument("--without-lim", action="store_true", help="no arm of lim alone")
     args = parser.parse_args()
     args.model = default_model(args, parser)
     args.arms = [arm for arm in ARMS if arm != "lim" or not args.without_lim]
     args.shares_by_shape = [
-        args.shares or sorted({BELOW, *measured_shares(args.budget, context).values()}) for _, context in args.shapes
+        args.shares or sorted({BELOW, *measured_shares(args, context).values()}) for _, context in args.shapes
     ]
     return args
 
 
+def measured_shares(args: argparse.Namespace, context: int) -> dict[str, float]:
+    """Those of the arm's drafts; copies are expected on a GPU where ``auto`` chooses."""
+    copies = args.draft_weights == "int8" or (args.draft_weights == "auto" and args.device == "cuda")
+    return shares_of(INT8 if copies else LIM, args.budget, context)
+
+
 @cache
-def measured_shares(budget: int, context: int, drafts: int = 6) -> dict[str, float]:
+def shares_of(kind: str, budget: int, context: int, drafts: int = 6) -> dict[str, float]:
     """By sampling, the share that gives as many accepted drafts as were measured at the nearest share of a context."""
-    rows = [row for row in driver.read_rows(ACCEPTANCE) if row["drafts"] == "lim steps" and int(row["k"]) == drafts]
+    rows = [row for row in driver.read_rows(ACCEPTANCE) if row["drafts"] == kind and int(row["k"]) == drafts]
     nearest = min(distance(row, budget, context) for row in rows)
     rows = [row for row in rows if distance(row, budget, context) == nearest]
     found = {}
@@ -107,6 +116,7 @@ def compare(args: argparse.Namespace, arms: dict[str, Any]) -> list[Row]:
     """A row per shape and share."""
     extra = arms["lossless"].get("memory_mib", 0) - arms["dense"].get("memory_mib", 0)
     common = {"gpu": arms["dense"].get("gpu", "none"), "model": Path(args.model).name, "tp": args.tp}
+    common["draft_weights"] = arms["lossless"]["draft_weights"]
     rows = []
     for number, (batch, context) in enumerate(args.shapes):
         shape = {"batch": batch, "context": context, "budget": args.budget, "extra_mib": extra}
@@ -122,7 +132,7 @@ def compare_shape(args: argparse.Namespace, at: dict[str, list[Row]], row: Row, 
     within = context + args.tokens + 8 <= args.budget
     why_not = problem((arm["ms"] - arm["spread_ms"] for arm in (dense, lim, row) if arm), same, within)
     rounds = row["rounds"]["request_rounds"] or 1
-    names = [name for name, share in measured_shares(args.budget, context).items() if share == row["share"]]
+    names = [name for name, share in measured_shares(args, context).items() if share == row["share"]]
     return {
         "share": row["share"],
         "measured": " ".join(names),
@@ -155,14 +165,18 @@ def run_arm(args: argparse.Namespace) -> dict[str, Any]:
         longest = max(context for _, context in args.shapes) + 2 * SETTLING + args.tokens + 64
         with engine(args, max(batch for batch, _ in args.shapes), longest) as running:
             shapes = zip(args.shapes, args.shares_by_shape, strict=True)
-            rows = [measure(running, batch, context, file, shares, args) for (batch, context), shares in shapes]
+            found: dict[str, Any] = {
+                "rows": [measure(running, batch, context, file, shares, args) for (batch, context), shares in shapes]
+            }
+            if args.arm == "lossless":
+                found["draft_weights"] = lim_part(running.get_server_info())["lossless"]["draft_weights"]["format"]
             if args.device == "cpu":
-                return {"rows": rows}
+                return found
             import torch
 
             from bench.timing import used_mib
 
-            return {"rows": rows, "gpu": torch.cuda.get_device_name(), "memory_mib": used_mib()}
+            return found | {"gpu": torch.cuda.get_device_name(), "memory_mib": used_mib()}
 
 
 def measure(

@@ -15,10 +15,12 @@ class Gpu(NamedTuple):
     Attributes:
         capability: compute capability, major and minor.
         shared_bytes: shared memory that one block of threads may have, in bytes.
+        multiprocessors: how many blocks run at once, at least.
     """
 
     capability: tuple[int, int]
     shared_bytes: int
+    multiprocessors: int = 1
 
     @property
     def has_fp8(self) -> bool:
@@ -40,5 +42,5 @@ def gpu_of(device: torch.device) -> Gpu:
     if device.type != "cuda":
         return INTERPRETER
     index = torch.cuda.current_device() if device.index is None else device.index
-    shared_bytes = driver.active.utils.get_device_properties(index)["max_shared_mem"]  # what Triton goes by
-    return Gpu(torch.cuda.get_device_capability(device), shared_bytes)
+    found = driver.active.utils.get_device_properties(index)  # what Triton goes by
+    return Gpu(torch.cuda.get_device_capability(device), found["max_shared_mem"], found["multiprocessor_count"])

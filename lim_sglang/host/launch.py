@@ -165,6 +165,8 @@ def _check_model(server_args: Any, args: Any, model: Any) -> None:
     """``args`` are the options in effect; ``server_args`` carries the ``--lim-*`` flags."""
     check_supported(args, model)
     config, plan = resolve(server_args, model)
+    if config.draft_weights == "int8" and not asks_for_lossless(args):
+        raise LimConfigError("draft_weights=int8 needs the lossless mode; add --speculative-algorithm LIM")
     idle = layers_without_attention(model)
     if idle:
         depth = model.num_hidden_layers

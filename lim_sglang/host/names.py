@@ -155,6 +155,14 @@ LOSSLESS_NAMES = _names(
         ),
         "managers.scheduler": ("Scheduler.init_req_max_new_tokens(req)",),
         "managers.scheduler_components.output_streamer": ("SchedulerOutputStreamer.stream_output(reqs)",),
+        "managers.scheduler_components.weight_updater": (
+            "SchedulerWeightUpdaterManager: draft_worker update_weights_from_disk update_weights_from_distributed",
+            "SchedulerWeightUpdaterManager: update_weights_from_tensor update_weights_from_ipc",
+            "SchedulerWeightUpdaterManager: resume_memory_occupation check_weights",
+        ),
+        "layers.linear": ("LinearBase",),
+        "layers.moe.fused_moe_triton.layer": ("FusedMoE",),
+        "layers.quantization.unquant": ("UnquantizedLinearMethod.apply(layer, x, bias)", "UnquantizedEmbeddingMethod"),
         "mem_cache.allocation_sizing": ("get_alloc_reserve_per_decode",),
         "layers.attention.torch_native_backend": (
             "TorchNativeAttnBackend.forward_extend(q, k, v, layer, forward_batch, save_kv_cache)",
@@ -182,6 +190,7 @@ FORKS = _names(
         "arg_groups.model_override_base": ("resolving_view",),
         "entrypoints.openai.serving_chat": ("OpenAIServingChat._process_logprobs_tokens(logprobs, use_token_index)",),
         "layers.logprob_processor": ("compute_spec_logprobs", "compute_spec_v2_logprobs"),
+        "managers.scheduler_components.weight_updater": ("SchedulerWeightUpdaterManager.end_weight_update",),
     }
 )
 """Names that only some of the tested releases have; ``compat`` or the patch looks which: none of them is a mismatch."""
@@ -191,6 +200,7 @@ HOST_NAMES = PLUGIN_NAMES + TORCH_NATIVE_NAMES + LOADED_MODEL_NAMES + FLASHINFER
 SERVER_ARGS_FIELDS = (
     "attention_backend",
     "attn_cp_size",
+    "cpu_offload_gb",
     "dcp_size",
     "decode_attention_backend",
     "decrypted_config_file",
@@ -201,6 +211,7 @@ SERVER_ARGS_FIELDS = (
     "dtype",
     "enable_deterministic_inference",
     "enable_dp_attention",
+    "enable_fp32_lm_head",
     "enable_hierarchical_cache",
     "enable_hisparse",
     "enable_lora",
@@ -209,11 +220,13 @@ SERVER_ARGS_FIELDS = (
     "enable_return_hidden_states",
     "enable_torch_compile",
     "enable_two_batch_overlap",
+    "enable_weights_cpu_backup",
     "encoder_only",
     "host",
     "is_embedding",
     "json_model_override_args",
     "kv_cache_dtype",
+    "mem_fraction_static",
     "model_config_parser",
     "model_path",
     "page_size",

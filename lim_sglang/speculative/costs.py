@@ -100,6 +100,13 @@ def measure_costs(plain: StepKind, drafting: StepKind, width: int) -> Costs:
     return costs
 
 
+def run_one_draft(drafting: StepKind) -> None:
+    """One step of the drafts' kind, of one made-up request in the empty cache."""
+    runner = drafting.runner
+    with fill_cache(runner, drafting.attention):
+        Trial(runner, 1, 2, 1).decode(drafting)
+
+
 def batch_sizes(most: int, capacity: int) -> list[int]:
     """Powers of two up to the most requests that may run, and that number."""
     most = max(1, min(most, capacity // 64))

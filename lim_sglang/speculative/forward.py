@@ -1,7 +1,7 @@
 """The steps of a round, each one forward of SGLang's ``ModelRunner``, and the drafter, which chains several.
 
 One runner, one cache, three kinds of steps. Which one the runner takes hangs on the attention backend and the CUDA
-graphs that it holds at the moment; ``StepKind.swap_in`` exchanges both for a block::
+graphs that it holds at the moment, and on what its layers multiply by; ``StepKind.swap_in`` exchanges all for a block::
 
     step                 attention                      graphs
     verification         dense (the runner's own)       the runner's own, T tokens per request
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.model_executor.model_runner import ModelRunner
 
+    from lim_sglang.speculative.draft_weights import DraftWeights
+
 
 @dataclass(frozen=True)
 class StepKind:
@@ -37,11 +39,13 @@ class StepKind:
         runner: whose steps they are.
         attention: the backend that attends in these steps, over the runner's cache.
         graphs: SGLang's ``DecodeCudaGraphRunner`` of these steps; None where none are captured.
+        weights: copies that the layers multiply by in these steps; None for the model's own weights.
     """
 
     runner: ModelRunner
     attention: Any
     graphs: Any = None
+    weights: DraftWeights | None = None
 
     def capture_graphs(self) -> StepKind:
         """The same kind with graphs, where the runner has captured its own.
@@ -67,7 +71,8 @@ class StepKind:
         kept = runner.attn_backend, runner.decode_cuda_graph_runner
         runner.attn_backend, runner.decode_cuda_graph_runner = self.attention, self.graphs
         try:
-            yield
+            with self.weights.swap_in() if self.weights else nullcontext():
+                yield
         finally:
             runner.attn_backend, runner.decode_cuda_graph_runner = kept
 

@@ -53,16 +53,18 @@ class DraftPolicy:
 
     Args:
         most: drafts of a round, at most.
-        budget: tokens up to which a draft is what dense attention would say, and costs as much.
+        budget: tokens up to which a draft attends to all, as dense attention does.
         costs: None: always draft ``most``.
+        drafts_within_budget: whether such drafts may pay all the same, by copies of the weights.
     """
 
     MARGIN = 1.01  # what drafting must promise: costs are measured at start, and nothing is lost by a step without
 
-    def __init__(self, most: int, budget: int, costs: Costs | None = None) -> None:
+    def __init__(self, most: int, budget: int, costs: Costs | None = None, drafts_within_budget: bool = False) -> None:
         self.most = most
         self.budget = budget
         self.costs = costs
+        self.drafts_within_budget = drafts_within_budget
         self.acceptance = Acceptance()
 
     def observe(self, num_accepted: Sequence[int], num_drafts: int) -> None:
@@ -88,7 +90,7 @@ class DraftPolicy:
             return 0
         if self.costs is None:
             return self.most
-        if max(lengths) <= self.budget:
+        if max(lengths) <= self.budget and not self.drafts_within_budget:
             return 0
         batch, cached = len(lengths), sum(lengths)
         # A draft of a shorter request is taken to cost as much as one at the budget.

@@ -30,7 +30,9 @@ from sglang.srt.speculative.base_spec_worker import BaseSpecWorker
 from torch import Tensor
 
 from lim_sglang.host import compat
-from lim_sglang.speculative.costs import measure_costs
+from lim_sglang.host.launch import one_line_for_the_command_line
+from lim_sglang.speculative.costs import measure_costs, run_one_draft
+from lim_sglang.speculative.draft_weights import weights_of_launch
 from lim_sglang.speculative.forward import LimDrafter, StepKind, decode_step, slots_ahead, verify_step
 from lim_sglang.speculative.policy import DraftPolicy
 from lim_sglang.speculative.sampling import Drafts, SamplingRule, VerifyResult, adjust_logits, may_draft, verify
@@ -65,6 +67,7 @@ class LimSpecWorker(BaseSpecWorker):
         self.runner = target_worker.model_runner
         self._read_done_event = compat.read_done_event(self.runner)
         # Ranks that share the heads sample alike: same numbers, same order, from the seed that SGLang gave all of them.
+        self.weights = weights_of_launch(server_args, self.runner)
         self.generator = torch.Generator(self.runner.device).manual_seed(target_worker.random_seed)
         self.plain: StepKind
         self.drafter: LimDrafter
@@ -90,20 +93,33 @@ class LimSpecWorker(BaseSpecWorker):
 
         attention = build_sparse(self.runner)
         self.plain = StepKind(self.runner, self.runner.attn_backend)
-        self.drafter = LimDrafter(StepKind(self.runner, attention), self.generator)
-        self.policy = DraftPolicy(self.width - 1, attention.parts.budget)
+        self.drafter = LimDrafter(StepKind(self.runner, attention, weights=self.weights), self.generator)
+        budget = attention.parts.budget
+        self.policy = DraftPolicy(self.width - 1, budget, drafts_within_budget=self.weights is not None)
         self.config = attention.metrics.config
-        self.metrics = attention.metrics.add_rounds()
+        self.metrics = attention.metrics.add_rounds(self.weights)
 
     def init_cuda_graphs(self) -> None:
         """The runner has captured verifications; here come plain steps, and the drafts'."""
         self.plain = self.plain.capture_graphs()
+        if self.weights:
+            self.weights.refresh()
         self.drafter.steps = self.drafter.steps.capture_graphs()
+        if self.weights:
+            with one_line_for_the_command_line(self.server_args):
+                if self.drafter.steps.graphs is None:
+                    run_one_draft(self.drafter.steps)
+                self.weights.check_calls(self.config.draft_weights)
         if self.config.drafts_by_costs(str(self.runner.device)):
             self.policy.costs = measure_costs(self.plain, self.drafter.steps, self.width)
 
+    def mark_weights_stale(self) -> None:
+        """The model's weights may have changed, by any of SGLang's ways; ``lim_patches`` calls it."""
+        if self.weights:
+            self.weights.mark_stale()
+
     def update_weights_from_disk(self, recv_req: Any) -> tuple[bool, str]:
-        """Answer as SGLang does: the drafts have no weights of their own."""
+        """Answer as SGLang does: what drafts have of their own is made of the model's weights."""
         return True, "Succeeded to update model weights."
 
     update_weights_from_ipc = update_weights_from_disk
@@ -143,7 +159,7 @@ class LimSpecWorker(BaseSpecWorker):
         outcomes = zip(num_correct_drafts_per_req, drafters, strict=True)
         num_accepted = [n for n, req in outcomes if req and not (req.finished() or req.is_retracted)]
         if num_drafts:
-            self.metrics.observe_drafts(len(num_accepted), num_drafts, sum(num_accepted))
+            self.metrics.observe_drafts(num_accepted, num_drafts)
         self.policy.observe(num_accepted, num_drafts)
 
     def _extend(self, batch: ScheduleBatch, on_publish: Publish) -> GenerationBatchResult:
@@ -171,6 +187,8 @@ class LimSpecWorker(BaseSpecWorker):
         self, batch: ScheduleBatch, rule: SamplingRule, drafting: list[bool], num_drafts: int, on_publish: Publish
     ) -> GenerationBatchResult:
         """Draft, then verify all drafts in one step; see the drawing above."""
+        if self.weights:
+            self.weights.refresh()
         last_tokens, slots = batch.spec_info.bonus_tokens, slots_ahead(batch, self.width)
         drafts = self.drafter.draft(batch, last_tokens, slots, rule, num_drafts)
         padding = last_tokens[:, None].expand(-1, self.width - 1 - num_drafts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lim_patches.cpu import grammar_mask, last_slot, request_values, scaling_penalties, support_triton
-from lim_patches.lossless import drop_behind_end, finish_by_token, room_for_rounds, top_logprobs
+from lim_patches.lossless import drop_behind_end, finish_by_token, room_for_rounds, stale_copies, top_logprobs
 from lim_patches.patch import Patch
 from lim_patches.start import add_cli_args, check_server_args, from_cli_args, internal_state
 
@@ -20,6 +20,11 @@ START: tuple[Patch, ...] = (
 """When the plugin registers, in every process that wants them."""
 LAUNCH: tuple[Patch, ...] = (*request_values.PATCHES, top_logprobs.PATCH)
 """When launch options have passed, by the hook of ``check_server_args``; the last one for the lossless mode only."""
-LOSSLESS: tuple[Patch, ...] = (finish_by_token.PATCH, drop_behind_end.PATCH, room_for_rounds.PATCH)
+LOSSLESS: tuple[Patch, ...] = (
+    finish_by_token.PATCH,
+    drop_behind_end.PATCH,
+    room_for_rounds.PATCH,
+    *stale_copies.PATCHES,
+)
 """When SGLang asks for the lossless mode's worker."""
 PATCHES = START + LAUNCH + LOSSLESS

@@ -46,10 +46,10 @@ def prompts(model: Path) -> list[list[int]]:
 
 
 @contextmanager
-def engine(model: Path, backend: str, **options: Any) -> Iterator[Any]:
+def engine(model: Path, backend: str, draft_weights: str = "auto", **options: Any) -> Iterator[Any]:
     import sglang
 
-    os.environ["SGLANG_LIM_CONFIG"] = json.dumps(CONFIG)
+    os.environ["SGLANG_LIM_CONFIG"] = json.dumps(CONFIG | {"draft_weights": draft_weights})
     settings = {
         "attention_backend": backend,
         "dtype": "bfloat16",

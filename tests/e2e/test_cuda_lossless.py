@@ -40,17 +40,23 @@ DRAFTS = 4
 
 @contextmanager
 def lossless_engine(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, *, always: bool = True, **options: Any
+    folder: Path, monkeypatch: pytest.MonkeyPatch, *, always: bool = True, draft_weights: str = "int8", **options: Any
 ) -> Iterator[Any]:
-    """One that drafts in every round, or only where it pays."""
+    """One that drafts in every round from int8 copies, if nothing else is said, or only where it pays."""
     monkeypatch.setenv("SGLANG_LIM_DRAFTS", "always" if always else "auto")
     settings = {"speculative_algorithm": "LIM", "speculative_num_draft_tokens": DRAFTS + 1}
-    with engine(folder, "lim", **(settings | options)) as running:
+    with engine(folder, "lim", draft_weights, **(settings | options)) as running:
         yield running
 
 
 def counters(running: Any) -> dict[str, int]:
     found: dict[str, int] = lim_part(running.get_server_info())["counters"]["lossless"]
+    return found
+
+
+def fills(running: Any) -> int:
+    """How often the copies of the weights were made."""
+    found: int = lim_part(running.get_server_info())["lossless"]["draft_weights"]["fills"]
     return found
 
 
@@ -79,7 +85,8 @@ def found(model: Path, prompts: list[list[int]], dense: dict[str, list[Answer]])
         running.flush_cache()
         alone = [generate(running, [prompts[index]])[0] for index in (7, 12, 15)]
         sampled = generate_sampled(running, prompts[12])
-    return {"batch": batch, "second": second, "alone": alone, "counters": counted, "sampled": sampled}
+        filled = fills(running)
+    return {"batch": batch, "second": second, "alone": alone, "counters": counted, "sampled": sampled, "fills": filled}
 
 
 def generate_sampled(running: Any, prompt: list[int]) -> list[dict[str, Any]]:
@@ -134,7 +141,8 @@ def test_drafts_were_accepted(found: dict[str, Any]) -> None:
     counted = found["counters"]
     assert counted["verify_steps"] > 0
     assert counted["plain_steps"] == 0
-    assert 1 < counted["accepted_tokens"] / counted["request_rounds"] <= DRAFTS
+    assert 2 < counted["accepted_tokens"] / counted["request_rounds"] <= DRAFTS
+    assert found["fills"] == 1
 
 
 def test_every_kind_of_sampling_is_answered(found: dict[str, Any]) -> None:
@@ -182,7 +190,7 @@ def test_within_the_budget_nothing_is_drafted_where_it_must_pay(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     within = [index for index, length in enumerate(LENGTHS) if length + NEW_TOKENS <= BUDGET]
-    with lossless_engine(model, monkeypatch, always=False) as running:
+    with lossless_engine(model, monkeypatch, always=False, draft_weights="model") as running:
         answers = generate(running, [prompts[index] for index in within])
         counted = counters(running)
     assert (counted["verify_steps"], counted["plain_steps"] > NEW_TOKENS // 2) == (0, True)
@@ -227,6 +235,7 @@ def test_updated_weights_give_a_fresh_engines_tokens(
         assert running.update_weights_from_tensor([(name, weights[name].cuda())])[0]
         from_tensors = generate(running, prompts)
         assert counters(running)["verify_steps"] > 0
+        assert fills(running) == 3
     for ours, theirs in zip([*from_disk, *from_tensors], [*fresh, *found["batch"]], strict=True):
         assert ours.cached == 0
         assert_same(ours, theirs)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,12 +12,21 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from bench.fidelity.texts import encode
+from lim_sglang.metrics import RoundMetrics
 from lim_sglang.tools.servers.events import read_events
 from lim_sglang.tools.servers.process import ServerProcess
 
 from .conftest import SETTINGS, running, start_lim
 from .hf_oracle import SparseOracle
-from .lossless_requests import DRAFTS, LOSSLESS, NEW_TOKENS, counters, post, ragged_prompts
+from .lossless_requests import (
+    DRAFTS,
+    LOSSLESS,
+    NEW_TOKENS,
+    assert_sampled_as_dense,
+    counters,
+    post,
+    ragged_prompts,
+)
 from .native_client import REQUEST_TIMEOUT, Generation, NativeClient
 
 pytestmark = pytest.mark.e2e
@@ -190,26 +197,7 @@ def test_log_probabilities_of_other_tokens(
 
 
 def test_sampled_tokens_follow_dense_attention(lossless: ServerProcess, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The second token, given the first: the first round's. Its probabilities are dense attention's, by prefill."""
-    prompt = encode(tokenizer, "The three most common colours of cars are black, white and grey. The colour of my car")
-    sampling = {"temperature": 0.7, "max_new_tokens": 2, "n": 40}
-    found: Counter[tuple[int, int]] = Counter()
-    for _ in range(4):
-        found.update(tuple(answer["output_ids"]) for answer in post(lossless, prompt, sampling))
-    first = Counter(first for first, _ in found.elements()).most_common(1)[0][0]
-    given = {second: count for (one, second), count in found.items() if one == first}
-    total = sum(given.values())
-    assert total > 100
-    answer = post(
-        lossless, [*prompt, first], {"max_new_tokens": 1, "temperature": 0.7}, return_logprob=True, top_logprobs_num=400
-    )
-    shares = {token: math.exp(logprob) for logprob, token, *_ in answer["meta_info"]["output_top_logprobs"][0]}
-    likely = [token for token, share in shares.items() if share * total >= 5]
-    rest = 1 - sum(shares[token] for token in likely)
-    statistic = sum((given.get(t, 0) - shares[t] * total) ** 2 / (shares[t] * total) for t in likely)
-    others = total - sum(given.get(token, 0) for token in likely)
-    statistic += (others - rest * total) ** 2 / (rest * total)
-    assert statistic < len(likely) + 5 * (2 * len(likely)) ** 0.5, (statistic, len(likely))
+    assert_sampled_as_dense(lossless, tokenizer)
 
 
 @pytest.mark.parametrize("end", [{}, {"stop_token_ids": [33]}, {"stop": ["5"]}], ids=["length", "token", "string"])
@@ -286,7 +274,7 @@ def test_the_counters_are_shown(lossless: ServerProcess, prompts: list[list[int]
     assert meta["spec_accept_length"] > 1
     totals = counters(lossless)
     metrics = httpx.get(f"{lossless.url}/metrics", timeout=REQUEST_TIMEOUT).text
-    for name in ("verify_steps", "plain_steps", "drafted_tokens", "accepted_tokens", "request_rounds"):
+    for name in RoundMetrics().report():
         [shown] = [line for line in metrics.splitlines() if line.startswith(f"sglang:lim_{name}_total")]
         assert float(shown.split()[-1]) == totals[name]
 

@@ -1,4 +1,4 @@
-"""The lossless mode over pages of 16 tokens: tokens are dense attention's, also behind what a round left in a page."""
+"""The lossless mode with int8 copies, over pages of 16 tokens: dense attention's tokens, also behind a part of one."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from lim_sglang.host.compat import pages_need_triton
 from lim_sglang.tools.servers.process import ServerProcess
 
 from .conftest import running, start_lim
-from .lossless_requests import LOSSLESS, NEW_TOKENS, counters, ragged_prompts
+from .lossless_requests import INT8, LOSSLESS, NEW_TOKENS, assert_copies_follow_updates, counters, ragged_prompts
 from .native_client import NativeClient
+from .short_model import LAYERS
 
 pytestmark = [
     pytest.mark.e2e,
@@ -24,7 +25,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def paged(model_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     log = tmp_path_factory.mktemp("paged") / "server.log"
-    yield from running(start_lim(model_path, log, *LOSSLESS, "--page-size", "16"))
+    yield from running(start_lim(model_path, log, *LOSSLESS, *INT8, "--page-size", "16"))
 
 
 def test_tokens_are_denses_in_a_batch_alone_and_on_a_second_turn(
@@ -41,4 +42,13 @@ def test_tokens_are_denses_in_a_batch_alone_and_on_a_second_turn(
     second = ours.generate(turn, NEW_TOKENS)
     assert second.tokens == theirs.generate(turn, NEW_TOKENS).tokens
     assert second.cached_tokens >= (len(prompts[2]) + NEW_TOKENS - 1) // 16 * 16
-    assert counters(paged)["verify_steps"] > 0
+    totals = counters(paged)
+    assert totals["accepted_per_round"] > 2
+    assert totals["first_draft_acceptance"] > 0.8
+    assert (totals["draft_weights"]["layers"], totals["draft_weights"]["fills"]) == (4 * len(LAYERS) + 1, 1)
+
+
+def test_copies_are_made_anew_of_updated_weights(
+    paged: ServerProcess, dense_server: ServerProcess, model_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    assert_copies_follow_updates(paged, dense_server, model_path, ragged_prompts(tokenizer)[0])

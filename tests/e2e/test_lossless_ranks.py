@@ -1,4 +1,4 @@
-"""The lossless mode where three ranks share the heads: dense attention's tokens, and all draft and accept alike."""
+"""The lossless mode with int8 copies on three ranks: dense attention's tokens, and all draft and accept alike."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lim_sglang.tools.servers.process import ServerProcess
 
 from . import record_sets, record_verdicts
 from .conftest import LIM_CONFIG
-from .lossless_requests import DRAFTS, LOSSLESS
+from .lossless_requests import DRAFTS, INT8, LOSSLESS
 from .native_client import Generation, NativeClient
 from .prompts import make_prompt
 from .ranks import ranked_server
@@ -41,7 +41,7 @@ def served(
     verdicts = folder / "verdicts"
     verdicts.mkdir()
     env = {record_verdicts.FOLDER: str(verdicts)}
-    with ranked_server(model_path, folder, 3, LIM_CONFIG, *LOSSLESS, more=[record_verdicts], env=env) as client:
+    with ranked_server(model_path, folder, 3, LIM_CONFIG, *LOSSLESS, *INT8, more=[record_verdicts], env=env) as client:
         greedy = client.generate_together(prompts, NEW_TOKENS)
         common = {"max_new_tokens": NEW_TOKENS, "ignore_eos": True}
         sampled = [client.post(prompts[0], common | sampling) for sampling in SAMPLED]

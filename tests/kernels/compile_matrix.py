@@ -23,6 +23,8 @@ from lim_kernels.attend.config import AttendConfig, HeadShape, fit_config, verif
 from lim_kernels.attend.launch import AttendWorkspace, KVCache, Requests, attend
 from lim_kernels.attend.slots import list_slots
 from lim_kernels.gpu import Gpu
+from lim_kernels.linear import launch as linear
+from lim_kernels.linear.reference import quantize
 from lim_kernels.select.budget import split_budget
 from lim_kernels.select.launch import LaunchConfig, SelectLayer, SlotIndex, write_sparse_indptr
 from lim_kernels.select.shard import Exchange, HeadShard
@@ -81,7 +83,7 @@ class Target:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.gpu = Gpu(divmod(number, 10), LIMITS[number])
+        self.gpu = Gpu(divmod(number, 10), LIMITS[number], multiprocessors=100)
         self.variant = ""
         self.foreseen = 0
         self.records: list[dict[str, Any]] = []
@@ -124,7 +126,7 @@ class Target:
 
         JITFunction.run = run
         launch.fit_config = fit
-        launch.gpu_of = chain.gpu_of = lambda _device: self.gpu  # type: ignore[assignment]
+        launch.gpu_of = linear.gpu_of = chain.gpu_of = lambda _device: self.gpu  # type: ignore[assignment]
         try:
             self.launch_all()
         finally:
@@ -141,12 +143,21 @@ class Target:
         layer = selection(num_heads, 4, 128, BF16, BF16, budget, 0.25)
         layer.run()
         shared(layer).run()
+        self.variant = "linear"
+        run_linear()
         for batch in (1, 4096) if self.number == WHOLE else (1,):
             self.variant = f"batch of {batch}"
             write_sparse_indptr(*(torch.zeros(batch + 1, dtype=torch.int32) for _ in range(2)), batch, 2048)
             requests = torch.zeros(batch, dtype=torch.int64)
             table, ends = torch.zeros(batch, 64, dtype=torch.int32), torch.zeros(batch + 1, dtype=torch.int32)
             list_slots(table, requests, requests, 7, ends, ends)
+
+
+def run_linear() -> None:
+    """Few and many rows, a weight of whole blocks and one that ends in a part of one, both shared by programs."""
+    for rows, k in ((1, 4096), (linear.MAX_ROWS, 576)):
+        x = torch.zeros(rows, k, dtype=BF16)
+        linear.int8_linear(x, quantize(torch.zeros(64, k, dtype=BF16)), linear.LinearWorkspace.allocate(x.device))
 
 
 def run_attention(layer: Layer) -> None:

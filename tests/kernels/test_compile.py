@@ -21,7 +21,7 @@ from .compile_matrix import BF16, FP8, LIMITS
 KERNELS = {
     *("attend_kernel", "merge_kernel", "sparse_indptr_kernel", "slots_kernel", "shortlist_kernel"),
     *("emit_kernel", "full_rank_kernel", "full_emit_kernel"),
-    *("offer_kernel", "full_offer_kernel", "join_kernel"),
+    *("offer_kernel", "full_offer_kernel", "join_kernel", "int8_linear_kernel"),
 }
 
 pytestmark = pytest.mark.timeout(900)

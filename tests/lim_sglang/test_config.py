@@ -37,6 +37,7 @@ REJECTED = [
     ("recency_ratio", True, "True", "0.25"),
     ("sink_tokens", -1, "-1", "4"),
     ("drafts", "never", "'never'", '"always"'),
+    ("draft_weights", "int4", "'int4'", '"int8"'),
     ("select_layers", [-1, 2], "[-1, 2]", "count layers from 0"),
     ("select_layers", [12, 2], "[12, 2]", "write [2, 12]"),
     ("select_layers", [2, 2, 12], "[2, 2, 12]", "write [2, 12]"),
@@ -154,8 +155,9 @@ def test_malformed_json(text: str, where: str) -> None:
 
 def test_flag_values() -> None:
     assert parse_flag_values(dict.fromkeys(FLAGS)) == {}
-    texts = dict(zip(FLAGS, ["1024", "0.5", " 8 ", "2, 12", "always"], strict=True))
-    assert resolve_config(parse_flag_values(texts), None, None) == LimConfig(1024, 0.5, 8, (2, 12), "always")
+    texts = dict(zip(FLAGS, ["1024", "0.5", " 8 ", "2, 12", "always", "int8"], strict=True))
+    expected = LimConfig(1024, 0.5, 8, (2, 12), "always", "int8")
+    assert resolve_config(parse_flag_values(texts), None, None) == expected
     assert parse_flag_values({"select_layers": "auto"}) == {"select_layers": "auto"}
 
 

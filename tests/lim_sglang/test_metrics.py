@@ -9,7 +9,7 @@ import sys
 from lim_sglang.config import LimConfig
 from lim_sglang.layer_plan import LayerPlan
 from lim_sglang.metrics import DecodeMetrics
-from lim_sglang.tools.servers.state import accepted_per_round
+from lim_sglang.tools.servers.state import accepted_per_round, first_draft_acceptance
 
 CONFIG = LimConfig(budget=10, sink_tokens=1, select_layers=(2, 4))
 PLAN = LayerPlan.from_select_layers(6, (2, 4))  # 2 dense, 2 select, 2 sparse
@@ -36,9 +36,9 @@ def test_rounds() -> None:
     metrics = DecodeMetrics(CONFIG, PLAN)
     assert "lossless" not in metrics.report()["counters"]
     rounds = metrics.add_rounds()
-    for requests, accepted in ((3, 7), (2, 8)):
+    for accepted in ([0, 3, 4], [4, 4]):
         rounds.observe_verify_step()
-        rounds.observe_drafts(requests, 4, accepted)
+        rounds.observe_drafts(accepted, 4)
     rounds.observe_plain_step()
     counters = json.loads(json.dumps(metrics.report()))["counters"]
     assert counters["lossless"] == {
@@ -47,9 +47,13 @@ def test_rounds() -> None:
         "request_rounds": 5,
         "drafted_tokens": 20,
         "accepted_tokens": 15,
+        "accepted_first_drafts": 4,
     }
+    assert metrics.report()["lossless"] == {"first_draft_acceptance": 0.8, "draft_weights": {"format": "model"}}
+    assert first_draft_acceptance(counters["lossless"]) == 0.8
     assert accepted_per_round(counters["lossless"]) == 3.0
     assert accepted_per_round(metrics.add_rounds().report()) is None
+    assert metrics.report()["lossless"]["first_draft_acceptance"] is None
 
 
 def test_prometheus_shows_the_same_totals() -> None:

@@ -4,10 +4,11 @@
     python -m bench.fidelity.acceptance --budgets 256 --temperatures 0 --windows 1  a part of it
 
 The dense model writes on behind real text, at every temperature by itself. Rounds start inside of what it wrote: from
-there k tokens are drafted with sparse attention, in one of three ways (``lim steps`` select in every draft step, ``kept
-sets`` are those of the last verified token in every layer, ``window`` is sinks and recent tokens), and the dense model
-verifies them: greedily by equality, else by rejection with the drafts' probabilities. A column shows what greedy drafts
-would give instead. Before a text is measured, drafts that leave nothing out must be accepted; the run ends otherwise.
+there k tokens are drafted with sparse attention, in one of four ways (``lim steps`` select in every draft step, ``lim
+steps, int8`` as well, with weights rounded to int8, ``kept sets`` are those of the last verified token in every layer,
+``window`` is sinks and recent tokens), and the dense model verifies them: greedily by equality, else by rejection with
+the drafts' probabilities. A column shows what greedy drafts would give instead. Before a text is measured, drafts that
+leave nothing out must be accepted; the run ends otherwise.
 Rows are written as they are measured; a second run with the same folder takes up where the first stopped.
 ``bench.fidelity.acceptance.report`` makes page and plot.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 
-from bench.fidelity.acceptance.rounds import KINDS, UnequalError, Written, check, run_round, write
+from bench.fidelity.acceptance.rounds import INT8, KINDS, UnequalError, Written, check, quantize_model, run_round, write
 from bench.fidelity.files import Table, write_facts
 from bench.fidelity.subject import Subject, subject_parser
 from lim_sglang.layer_plan import LayerPlan
@@ -92,6 +93,7 @@ class Bench:
     def __init__(self, subject: Subject, args: argparse.Namespace) -> None:
         self.subject, self.model, self.args = subject, subject.model, args
         self.plan = LayerPlan.from_select_layers(subject.model.num_layers, subject.select_layers)
+        self.int8_model = quantize_model(self.model) if INT8 in args.drafts else self.model
         self.starts = range(1, args.tokens - max(args.k), args.every)
 
     def run(self, progress: Progress) -> None:
@@ -118,8 +120,8 @@ class Bench:
 
     def measure(self, written: Written, kind: str, budget: int) -> dict[int, dict[str, float]]:
         """By ``k``: accepted drafts per round, means over the rounds."""
-        longest = max(self.args.k)
-        rounds = [run_round(self.model, self.plan, written, start, longest, kind, budget) for start in self.starts]
+        longest, model = max(self.args.k), self.model if kind != INT8 else self.int8_model
+        rounds = [run_round(model, self.plan, written, start, longest, kind, budget) for start in self.starts]
         accepted = torch.stack([one.chances().cumsum(0) for one in rounds]).mean(0)
         greedy = torch.stack([one.chances(greedy_drafts=True).cumsum(0) for one in rounds]).mean(0)
         return {

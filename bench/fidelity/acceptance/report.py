@@ -16,7 +16,7 @@ from typing import Any
 
 from bench import driver
 from bench.driver import markdown, read_rows
-from bench.fidelity.acceptance.rounds import KINDS
+from bench.fidelity.acceptance.rounds import INT8, KEPT, KINDS, LIM, WINDOW
 from bench.fidelity.report import Row, count, group, interval, mean, plt, same_windows, save, values, window
 
 ARM = ("temperature", "drafts", "budget", "k")
@@ -68,21 +68,28 @@ INTRO = """
 every temperature by itself. {rounds} rounds start in each of these texts, {every} tokens apart. Drafts that leave
 nothing out were all accepted in every text, or nothing would be reported for it.
 
-- **lim steps**: ordinary decode steps of LessIsMore, select layers {plan}; a set is chosen in every draft step.
-- **kept sets**: the sets that the last verified token chose, and the drafts so far; every layer is sparse.
-- **window**: 4 sinks and the latest tokens; every layer is sparse.
+{drafts}
 
 Cells are mean accepted drafts of a round, without the token that verification adds, and their 95 % interval over texts.
 """
 
 
+WORDS = {
+    LIM: "ordinary decode steps of LessIsMore, select layers {plan}; a set is chosen in every draft step",
+    INT8: "the same with weights rounded to int8, as `--lim-draft-weights int8` copies them",
+    KEPT: "the sets that the last verified token chose, and the drafts so far; every layer is sparse",
+    WINDOW: "4 sinks and the latest tokens; every layer is sparse",
+}
+
+
 def intro(rows: Sequence[Row], facts: dict[str, Any]) -> str:
+    plan = "+".join(map(str, facts["plan"]))
     found = {
+        "drafts": "\n".join(f"- **{kind}**: {WORDS[kind].format(plan=plan)}." for kind in kinds(rows)),
         "prompts": count(rows),
         "contexts": " and ".join(f"{int(context):,}" for context in values(rows, "context")),
         "texts": ", ".join(sorted(group(rows, "text"))),
         "rounds": len(range(1, facts["tokens"] - facts["most_drafts"], facts["every"])),
-        "plan": "+".join(map(str, facts["plan"])),
     }
     return INTRO.lstrip().format(**facts | found)
 
@@ -160,7 +167,7 @@ def plot(by_temperature: dict[str, list[Row]], path: Path) -> None:
         drafts = [int(k) for k in values(rows, "k")]
         cells = group(rows, "drafts", "budget", "k")
         ax.plot(drafts, drafts, color="lightgrey", label="all of them")
-        for color, kind in zip(("tab:blue", "tab:orange", "tab:green"), kinds(rows), strict=False):
+        for color, kind in zip(("tab:blue", "tab:red", "tab:orange", "tab:green"), kinds(rows), strict=False):
             for style, budget in zip(cycle((":", "--", "-", "-.")), values(rows, "budget"), strict=False):
                 accepted = [mean(cells[kind, budget, str(k)], "accepted") for k in drafts]
                 ax.plot(drafts, accepted, style, color=color, marker="o", markersize=3, label=f"{kind}, K = {budget}")

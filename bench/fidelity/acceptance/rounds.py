@@ -10,6 +10,7 @@ Greedy choice is the same with all probability on one token: accepted where both
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bench.fidelity.policies import SINKS, streaming_llm
+from lim_kernels.linear.reference import quantize
 from lim_kernels.select.budget import split_budget
 from lim_kernels.select.reference import select_token_set
 from lim_sglang.layer_plan import LayerPlan, LayerRole
@@ -26,7 +28,7 @@ from lim_sglang.tools.analysis.model import LayerView, Policy, PolicyModel, Pref
 from lim_sglang.tools.analysis.policies import Dense, LessIsMore, set_mask
 
 RECENCY_RATIO = 0.25
-LIM, KEPT, WINDOW = KINDS = ("lim steps", "kept sets", "window")
+LIM, INT8, KEPT, WINDOW = KINDS = ("lim steps", "lim steps, int8", "kept sets", "window")
 TOLERANCE = 1e-3  # of a draft's chance; two shapes of one float32 product differ by less
 
 
@@ -74,7 +76,7 @@ class SetRecorder:
 
 def draft_policy(kind: str, plan: LayerPlan, budget: int, sets: Mapping[int, Tensor]) -> Policy:
     """One of ``KINDS`` at ``K = budget``; ``sets`` are the last verified token's at that budget, as in ``KeptSets``."""
-    if kind == LIM:
+    if kind in (LIM, INT8):
         return LessIsMore(plan, split_budget(budget, RECENCY_RATIO, SINKS), LIM)
     return KeptSets(sets) if kind == KEPT else streaming_llm(budget, dense_layers=0, name=WINDOW)
 
@@ -155,12 +157,22 @@ class Round:
         return before * overlap
 
 
+@torch.no_grad()
+def quantize_model(model: PolicyModel) -> PolicyModel:
+    """The model as ``--lim-draft-weights int8`` drafts with it: layers and head rounded, the embedding as it is."""
+    drafting = copy.deepcopy(model)
+    for module in drafting.model.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight = torch.nn.Parameter(quantize(module.weight).dequantize().to(module.weight.dtype))
+    return drafting
+
+
 def run_round(
     model: PolicyModel, plan: LayerPlan, written: Written, start: int, drafts: int, kind: str, budget: int
 ) -> Round:
     """Draft ``k = drafts`` tokens behind token ``start`` of a text that goes on for as many.
 
-    The last verified token is the one before ``start``, so ``start`` is at least 1.
+    The last verified token is the one before ``start``, so ``start`` is at least 1. ``model`` is the one that drafts.
     """
     prefix = written.before(start)
     sets = written.recorder.sets(budget, start - 1, prefix.length)
@@ -172,7 +184,7 @@ def run_round(
 def check(model: PolicyModel, plan: LayerPlan, written: Written, start: int, drafts: int) -> None:
     """Drafts that read everything are accepted, whatever they are made by; raises UnequalError where one is not."""
     everything = written.prefix.length
-    for kind in KINDS:
+    for kind in (LIM, KEPT, WINDOW):
         found = run_round(model, plan, written, start, drafts, kind, everything).chances()
         if not bool((found > 1 - TOLERANCE).all()):
             raise UnequalError(

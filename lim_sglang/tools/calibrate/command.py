@@ -84,7 +84,8 @@ def _run(args: argparse.Namespace) -> None:
         samples=SAMPLES,
     )
     chosen = calibration.config.to_dict()
-    del chosen["drafts"]  # not judged here: the file would win over SGLANG_LIM_DRAFTS
+    for key in ("drafts", "draft_weights"):
+        del chosen[key]  # not judged here: the file would win over SGLANG_LIM_DRAFTS
     write_out(out, json.dumps(chosen) + "\n")
     print_report(calibration, out)
     peak, kind = peak_memory(model.device)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Column, Table
 
 from lim_sglang.tools.common import CommandError
-from lim_sglang.tools.servers.state import ROLES, accepted_per_round
+from lim_sglang.tools.servers.state import ROLES, accepted_per_round, first_draft_acceptance
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def role_rows(plan: Mapping[str, Any], counted: Mapping[str, Mapping[str, int]])
 def drafts_line(rounds: Mapping[str, int]) -> str:
     """What became of the lossless mode's drafts."""
     accepted, drafted, mean = rounds["accepted_tokens"], rounds["drafted_tokens"], accepted_per_round(rounds)
-    per_round = "no round" if mean is None else f"{mean:.2f} per round"
+    first = first_draft_acceptance(rounds)
+    per_round = "no round" if mean is None else f"{mean:.2f} per round, first_draft_acceptance {first:.1%}"
     return f"Drafts by lim, verified by dense attention: {accepted:,} of {drafted:,} accepted, {per_round}"
 
 

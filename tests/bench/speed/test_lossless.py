@@ -43,7 +43,7 @@ def test_shares_are_those_measured_at_the_budgets_part_of_the_context() -> None:
     chosen = {"budget": "128", "context": "2000", "k": "6", "drafts": "lim steps", "temperature": "0"}
     greedy = [float(row["accepted"]) for row in read_rows(lossless.ACCEPTANCE) if chosen.items() <= row.items()]
     assert len(greedy) == 10
-    share = lossless.measured_shares(2048, 32_000)["greedy"]
+    share = lossless.shares_of("lim steps", 2048, 32_000)["greedy"]
     assert sum(share**n for n in range(1, 7)) == pytest.approx(sum(greedy) / 10, abs=0.01)
 
 
@@ -56,12 +56,14 @@ def arms(tokens: list[list[int]]) -> dict[str, Any]:
     return {
         "dense": {"gpu": "G", "memory_mib": 100, "rows": [[dense]]},
         "lim": {"memory_mib": 110, "rows": [[dense | {"ms": 10.0}]]},
-        "lossless": {"memory_mib": 130, "rows": [[low, high]]},
+        "lossless": {"memory_mib": 130, "draft_weights": "model", "rows": [[low, high]]},
     }
 
 
 def arguments(context: int) -> argparse.Namespace:
-    return argparse.Namespace(model="folder/Qwen3-8B", tp=1, shapes=[(2, context)], budget=2048, tokens=384)
+    return argparse.Namespace(
+        model="folder/Qwen3-8B", tp=1, shapes=[(2, context)], budget=2048, tokens=384, draft_weights="model"
+    )
 
 
 def test_a_row_per_share() -> None:

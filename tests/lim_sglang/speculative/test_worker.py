@@ -117,6 +117,12 @@ def test_nothing_is_drafted_where_two_rounds_could_pass_the_context(monkeypatch:
         assert ours.forward_batch_generation(batch) == expected
 
 
+@pytest.fixture(autouse=True)
+def drafts_with_the_models_own_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is launched here whose configuration would say which."""
+    monkeypatch.setattr("lim_sglang.speculative.worker.weights_of_launch", lambda *_: None)
+
+
 def worker(target: Any, seed_of_the_node: int = 1) -> LimSpecWorker:
     args: Any = SimpleNamespace(
         speculative_num_draft_tokens=5, sampling_backend="pytorch", random_seed=seed_of_the_node

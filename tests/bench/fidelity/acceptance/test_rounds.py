@@ -11,7 +11,17 @@ from torch.nn.functional import one_hot
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.fidelity.acceptance import rounds
-from bench.fidelity.acceptance.rounds import KEPT, KINDS, WINDOW, Round, Written, draft_policy, run_round
+from bench.fidelity.acceptance.rounds import (
+    KEPT,
+    KINDS,
+    WINDOW,
+    Round,
+    Written,
+    draft_policy,
+    quantize_model,
+    run_round,
+)
+from lim_kernels.linear.reference import quantize
 from lim_kernels.select.budget import split_budget
 from lim_kernels.select.reference import select_token_set
 from lim_sglang.layer_plan import LayerPlan
@@ -82,6 +92,15 @@ def test_a_greedy_round_is_the_one_drafted_step_by_step(
     assert [float(one.chances().sum()) for one in found] == expected
     assert [float(one.chances(greedy_drafts=True).sum()) for one in found] == expected
     assert len(set(expected)) > 2, "nothing to tell apart"
+
+
+def test_a_model_of_int8_weights_looks_up_its_own_embedding(model: PolicyModel) -> None:
+    """Whose matrix is the head as well."""
+    rounded = dict(quantize_model(model).model.named_parameters(remove_duplicate=False))
+    for name, weight in model.model.named_parameters(remove_duplicate=False):
+        is_rounded = name.endswith("proj.weight") or name == "lm_head.weight"
+        expected = quantize(weight).dequantize() if is_rounded else weight
+        torch.testing.assert_close(rounded[name], expected, rtol=0, atol=0)
 
 
 def test_a_drawn_round_compares_both_models_at_the_texts_tokens(

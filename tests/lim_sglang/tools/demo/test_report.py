@@ -55,6 +55,6 @@ def test_role_rows_are_the_difference_of_two_states() -> None:
 
 
 def test_drafts_line() -> None:
-    totals = {"accepted_tokens": 1234, "drafted_tokens": 2000, "request_rounds": 400}
-    assert drafts_line(totals).endswith(": 1,234 of 2,000 accepted, 3.08 per round")
+    totals = {"accepted_tokens": 1234, "drafted_tokens": 2000, "request_rounds": 400, "accepted_first_drafts": 390}
+    assert drafts_line(totals).endswith(": 1,234 of 2,000 accepted, 3.08 per round, first_draft_acceptance 97.5%")
     assert drafts_line(dict.fromkeys(totals, 0)).endswith("no round")
