@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 
 from bench import driver
-from bench.fidelity.acceptance.rounds import INT8, LIM
 from bench.speed import imposed_acceptance
 from bench.speed.arms import (
     WARM_STEPS,
@@ -85,7 +84,7 @@ def parse() -> argparse.Namespace:
 def measured_shares(args: argparse.Namespace, context: int) -> dict[str, float]:
     """Those of the arm's drafts; copies are expected on a GPU where ``auto`` chooses."""
     copies = args.draft_weights == "int8" or (args.draft_weights == "auto" and args.device == "cuda")
-    return shares_of(INT8 if copies else LIM, args.budget, context)
+    return shares_of("lim steps, int8" if copies else "lim steps", args.budget, context)
 
 
 @cache

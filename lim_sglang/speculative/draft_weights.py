@@ -17,16 +17,17 @@ from torch.nn import functional as F
 
 from lim_kernels.linear.launch import MAX_ROWS, LinearWorkspace, int8_linear
 from lim_kernels.linear.reference import Int8Weight, quantize
-from lim_sglang.host import linears, ranks
+from lim_sglang.host import ranks
 from lim_sglang.host.launch import one_line_for_the_command_line, resolve
 from lim_sglang.host.refusals import UnsupportedError
+from lim_sglang.speculative import linears
 
 if TYPE_CHECKING:
     from sglang.srt.model_executor.model_runner import ModelRunner
 
 logger = logging.getLogger(__name__)
 
-ROWS = 4096  # of a weight that are rounded at once: no float32 twin of a whole weight exists
+ROWS = 1024  # of a weight that are rounded at once: no float32 twin of a whole weight exists
 POOL_SHARE = 0.1  # of the KV cache's memory: what copies may take that nobody asked for
 LEAST_SPEEDUP = 1.25  # of a step's products, below which copies are not worth their memory
 TIMED_ROWS = 8

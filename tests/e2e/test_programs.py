@@ -348,10 +348,10 @@ def test_the_commands_of_the_page(lim_server: ServerProcess, tmp_path: Path) -> 
         assert "answer:" in output or (tmp_path / "programs.csv").exists(), output
 
 
-def test_launch_runs_both_servers_and_stops_them(tmp_path: Path) -> None:
+def test_launch_runs_both_servers_and_stops_them(model_path: Path, tmp_path: Path) -> None:
     mark = uuid.uuid4().hex
     what = ["--programs", "documents,tool_loop", "--documents", "3", "--turns", "1", "--max-tokens", "8"]
-    done = runner("--launch", "--budget", "128", "--out", str(tmp_path), *what, mark=mark)
+    done = runner("--launch", "--model", str(model_path), "--budget", "128", "--out", str(tmp_path), *what, mark=mark)
     assert done.returncode == 0, done.stderr
     assert processes_marked(mark) == []
     rows = {(row["program"], row["attention"]): row for row in read_rows(tmp_path)}

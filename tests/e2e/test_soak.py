@@ -15,9 +15,10 @@ from lim_sglang.host.versions import TESTED_SGLANG
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("forked")]
 
 
-def test_nothing_is_lost_stuck_or_leaked(tmp_path: Path) -> None:
+def test_nothing_is_lost_stuck_or_leaked(model_path: Path, tmp_path: Path) -> None:
     mode = "lossless" if version("sglang") == TESTED_SGLANG["cpu"][0] else "lim"
     size = ["--pool", "1200", "--prompt", "500", "--output", "48", "--replays", "8"]
+    size += ["--model", str(model_path), "--budget", "256"]
     options = ["--minutes", "1", "--out", str(tmp_path), "--attention", mode, "--seed", "16", *size]
     command = [sys.executable, "-m", "bench.soak", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=800, cwd=Path(__file__).parents[2])

@@ -14,9 +14,8 @@ from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod, U
 from torch import Tensor, nn
 
 from lim_kernels.linear.reference import quantize
-from lim_sglang.host import linears
 from lim_sglang.host.refusals import UnsupportedError
-from lim_sglang.speculative import draft_weights
+from lim_sglang.speculative import draft_weights, linears
 from lim_sglang.speculative.draft_weights import DraftWeights, make_draft_weights
 from lim_sglang.speculative.forward import StepKind
 

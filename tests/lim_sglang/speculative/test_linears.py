@@ -13,7 +13,8 @@ from sglang.srt.layers.quantization.unquant import UnquantizedEmbeddingMethod
 from sglang.srt.layers.radix_attention import RadixAttention
 from torch import nn
 
-from lim_sglang.host import compat, linears
+from lim_sglang.host import compat
+from lim_sglang.speculative import linears
 
 SIZE = 8
 
