@@ -104,6 +104,13 @@ def _declared(*, default: Any, **described: Any) -> Any:
     return field(default=default, metadata={"key": Key(**described)})
 
 
+def _one_of(words: tuple[str, ...], **described: Any) -> Any:
+    """A key that holds one of ``words``, by default the first."""
+    *others, last = (f'"{word}"' for word in words)
+    allowed = f"{', '.join(others)} or {last}"
+    return _declared(default=words[0], allowed=allowed, check=partial(_check_word, words), read=str.strip, **described)
+
+
 @dataclass(frozen=True)
 class LimConfig:
     """What a user can set; how a value is written and judged stands in the field's ``Key``.
@@ -159,23 +166,17 @@ class LimConfig:
         read=_read_layers,
         several=True,
     )
-    drafts: str = _declared(
-        default="auto",
+    drafts: str = _one_of(
+        ("auto", "always", "measured"),
         help="drafts of a lossless round: always the most, measured: as many as pay, auto: measured on a GPU",
         metavar="WHEN",
-        allowed='"auto", "always" or "measured"',
         example='"always"',
-        check=partial(_check_word, ("auto", "always", "measured")),
-        read=str.strip,
     )
-    draft_weights: str = _declared(
-        default="auto",
+    draft_weights: str = _one_of(
+        ("auto", "model", "int8"),
         help="weights of the lossless mode's drafts: the model's, int8 copies, or auto: copies where they pay",
         metavar="WEIGHTS",
-        allowed='"auto", "model" or "int8"',
         example='"int8"',
-        check=partial(_check_word, ("auto", "model", "int8")),
-        read=str.strip,
     )
 
     def __post_init__(self) -> None:

@@ -143,11 +143,16 @@ class RoundMetrics:
 
     def describe(self) -> dict[str, Any]:
         """What drafts multiply by, and the share of rounds whose first draft was accepted; None before the first."""
-        rounds = self._totals["request_rounds"]
         return {
-            "first_draft_acceptance": self._totals["accepted_first_drafts"] / rounds if rounds else None,
+            "first_draft_acceptance": first_draft_acceptance(self._totals),
             "draft_weights": self._draft_weights.report() if self._draft_weights else {"format": "model"},
         }
+
+
+def first_draft_acceptance(totals: Mapping[str, int]) -> float | None:
+    """The share of rounds whose first draft was accepted, by totals of ``RoundMetrics``; None before the first."""
+    rounds = totals["request_rounds"]
+    return totals["accepted_first_drafts"] / rounds if rounds else None
 
 
 class _Prometheus:

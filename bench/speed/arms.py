@@ -99,8 +99,9 @@ def made_model(name: str, parser: Parser) -> str:
 @contextmanager
 def engine(args: argparse.Namespace, max_batch: int, longest: int, **more: Any) -> Iterator[Any]:
     """SGLang's engine for this arm, for up to ``max_batch`` requests of ``longest`` tokens; shut down at the end."""
-    config = {"budget": args.budget, "draft_weights": getattr(args, "draft_weights", "auto")}
-    config = config if args.arm == "lossless" else {"budget": args.budget}
+    config = {"budget": args.budget}
+    if args.arm == "lossless":
+        config["draft_weights"] = getattr(args, "draft_weights", "auto")
     os.environ["SGLANG_LIM_CONFIG"] = json.dumps(config)
     import sglang
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -49,14 +50,16 @@ class Bf16:
 class Int8:
     """What the drafts use; more rows than it is made for are multiplied in parts."""
 
-    workspace: LinearWorkspace
+    workspace = staticmethod(cache(LinearWorkspace.allocate))  # one for all weights, as in a server
 
     def __init__(self, weight: Tensor) -> None:
         self.parts = quantize(weight)
-        Int8.workspace = LinearWorkspace.allocate(weight.device)
 
     def multiply(self, x: Tensor) -> Tensor:
-        return torch.cat([int8_linear(part, self.parts, self.workspace) for part in x.split(MAX_ROWS)])
+        workspace = self.workspace(x.device)
+        if len(x) <= MAX_ROWS:
+            return int8_linear(x, self.parts, workspace)
+        return torch.cat([int8_linear(part, self.parts, workspace) for part in x.split(MAX_ROWS)])
 
     def expected(self, x: Tensor) -> Tensor:
         return x.float() @ self.parts.dequantize().T

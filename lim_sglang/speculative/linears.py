@@ -31,10 +31,7 @@ def copyable_layers(runner: Any) -> list[Any]:
     args = compat.effective_args(runner.server_args)
     if args.cpu_offload_gb:
         raise ValueError("the weights are offloaded (--cpu-offload-gb)")
-    if (
-        "cuda" in str(runner.device)
-        and gpu_of(torch.device("cuda", torch.cuda.current_device())).capability < LEAST_CAPABILITY
-    ):
+    if "cuda" in str(runner.device) and gpu_of(torch.device("cuda")).capability < LEAST_CAPABILITY:
         raise ValueError("the GPU is older than compute capability 8.0")
     modules = dict(runner.model.named_modules())
     stacks = {re.split(r"\.\d+\.", name)[0] + "." for name, each in modules.items() if isinstance(each, RadixAttention)}

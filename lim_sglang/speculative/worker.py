@@ -66,8 +66,8 @@ class LimSpecWorker(BaseSpecWorker):
         self._samples_by_flashinfer = args.sampling_backend == "flashinfer"
         self.runner = target_worker.model_runner
         self._read_done_event = compat.read_done_event(self.runner)
-        # Ranks that share the heads sample alike: same numbers, same order, from the seed that SGLang gave all of them.
         self.weights = weights_of_launch(server_args, self.runner)
+        # Ranks that share the heads sample alike: same numbers, same order, from the seed that SGLang gave all of them.
         self.generator = torch.Generator(self.runner.device).manual_seed(target_worker.random_seed)
         self.plain: StepKind
         self.drafter: LimDrafter

@@ -8,8 +8,8 @@ import sys
 
 from lim_sglang.config import LimConfig
 from lim_sglang.layer_plan import LayerPlan
-from lim_sglang.metrics import DecodeMetrics
-from lim_sglang.tools.servers.state import accepted_per_round, first_draft_acceptance
+from lim_sglang.metrics import DecodeMetrics, first_draft_acceptance
+from lim_sglang.tools.servers.state import accepted_per_round
 
 CONFIG = LimConfig(budget=10, sink_tokens=1, select_layers=(2, 4))
 PLAN = LayerPlan.from_select_layers(6, (2, 4))  # 2 dense, 2 select, 2 sparse

@@ -48,7 +48,7 @@ class LinearWorkspace:
 
 
 def int8_linear(x: Tensor, weight: Int8Weight, workspace: LinearWorkspace) -> Tensor:
-    """``reference.Int8Weight.multiply`` for few rows.
+    """Few rows times ``weight.dequantize()``, transposed; sums are float32.
 
     Args:
         x: [M, K] bfloat16, float16 or float32, contiguous, M from 1 to ``MAX_ROWS``.

@@ -1,4 +1,4 @@
-"""The specification: a weight rounded to int8 by rows, and the product with it."""
+"""The specification: a weight rounded to int8 by rows. The product is that with the rounded weight."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 class Int8Weight(NamedTuple):
@@ -23,10 +22,6 @@ class Int8Weight(NamedTuple):
     def dequantize(self) -> Tensor:
         """[N, K] float32."""
         return self.codes.float() * self.scales.float()[:, None]
-
-    def multiply(self, x: Tensor) -> Tensor:
-        """``x`` [M, K] times the weight: [M, N] of ``x``'s dtype, summed in float32."""
-        return F.linear(x.float(), self.dequantize()).to(x.dtype)
 
 
 def quantize(weight: Tensor) -> Int8Weight:

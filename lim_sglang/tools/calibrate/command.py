@@ -85,7 +85,7 @@ def _run(args: argparse.Namespace) -> None:
     )
     chosen = calibration.config.to_dict()
     for key in ("drafts", "draft_weights"):
-        del chosen[key]  # not judged here: the file would win over SGLANG_LIM_DRAFTS
+        del chosen[key]  # not judged here, and the file would win over the environment
     write_out(out, json.dumps(chosen) + "\n")
     print_report(calibration, out)
     peak, kind = peak_memory(model.device)

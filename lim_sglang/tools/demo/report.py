@@ -8,8 +8,9 @@ from typing import Any
 
 from rich.table import Column, Table
 
+from lim_sglang.metrics import first_draft_acceptance
 from lim_sglang.tools.common import CommandError
-from lim_sglang.tools.servers.state import ROLES, accepted_per_round, first_draft_acceptance
+from lim_sglang.tools.servers.state import ROLES, accepted_per_round
 
 
 @dataclass(frozen=True)

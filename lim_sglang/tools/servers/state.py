@@ -83,9 +83,3 @@ def accepted_per_round(totals: Mapping[str, int]) -> float | None:
     """Mean of accepted drafts per request and round, by the lossless mode's totals; None before its first round."""
     rounds = totals["request_rounds"]
     return totals["accepted_tokens"] / rounds if rounds else None
-
-
-def first_draft_acceptance(totals: Mapping[str, int]) -> float | None:
-    """The share of rounds whose first draft was accepted, by the lossless mode's totals; None before its first."""
-    rounds = totals["request_rounds"]
-    return totals["accepted_first_drafts"] / rounds if rounds else None
