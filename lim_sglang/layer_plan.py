@@ -13,7 +13,7 @@ from lim_sglang.config import FLAGS, LimConfigError, check_layer_numbers
 PAPER = "arXiv 2508.07101 v2, table 10"
 MEASURED = "measured by this project"
 RULE = "rule"
-MIN_AUTO_LAYERS = 4  # below, dense layers 0 and 1 and the select layer 2 leave no layer to be sparse
+MIN_AUTO_LAYERS = 4  # attending ones; below, two dense layers and a select layer leave none to be sparse
 
 
 class LayerRole(Enum):
@@ -170,13 +170,22 @@ PRESETS = (
 
 
 def select_layers_for_model(
-    num_layers: int, architecture: str, hidden_size: int, num_kv_heads: int, model_name: str | None
+    num_layers: int,
+    architecture: str,
+    hidden_size: int,
+    num_kv_heads: int,
+    model_name: str | None,
+    attending: Sequence[int] | None = None,
 ) -> tuple[tuple[int, ...], str]:
-    """The select layers that ``"auto"`` stands for: a preset, else layer 2 and the one at two thirds of the depth.
+    """The select layers that ``"auto"`` stands for: a preset, else two of the attending layers by a rule.
+
+    The rule takes the third attending layer and the one at two thirds; in a hybrid, where most layers do not attend and
+    the first attending one lies behind some of them, the second and the one at two thirds.
 
     Args:
         num_layers, architecture, hidden_size, num_kv_heads: the shape, as in the model config (not per TP rank).
         model_name: the model's name or path; it decides between models of one shape.
+        attending: ascending numbers of the layers that attend; None for all.
 
     Returns:
         ``(select_layers, source)``. The source is ``RULE`` without a preset; then warn with ``rule_warning``.
@@ -187,12 +196,14 @@ def select_layers_for_model(
     for preset in PRESETS:
         if preset.matches(num_layers, architecture, hidden_size, num_kv_heads, model_name):
             return preset.select_layers, preset.source
-    if num_layers < MIN_AUTO_LAYERS:
+    layers = range(num_layers) if attending is None else attending
+    if len(layers) < MIN_AUTO_LAYERS:
         raise LimConfigError(
-            f'select_layers="auto" is not allowed for a model of {num_layers} layers: expected at least '
-            f"{MIN_AUTO_LAYERS} layers; name select_layers, for example {FLAGS['select_layers']} 0"
+            f'select_layers="auto" is not allowed for a model of {len(layers)} layers that attend: expected at least '
+            f"{MIN_AUTO_LAYERS} layers; name select_layers, for example {FLAGS['select_layers']} {layers[0]}"
         )
-    return tuple(sorted({2, 2 * num_layers // 3})), RULE
+    is_hybrid = 2 * len(layers) < num_layers
+    return tuple(sorted({layers[1 if is_hybrid else 2], layers[2 * len(layers) // 3]})), RULE
 
 
 def rule_warning(model_name: str | None, select_layers: Sequence[int]) -> str:

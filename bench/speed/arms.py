@@ -22,6 +22,7 @@ from typing import Any
 
 from bench import driver
 from bench.driver import Parser
+from bench.speed.byte_bound import Config, is_hybrid, text_config
 
 CONFIGS = Path(__file__).parents[1] / "models"
 MODEL_HELP = "folder with config.json, or a name in bench/models; on a CPU the embedded model if left out"
@@ -29,6 +30,8 @@ DENSE = {"cuda": "flashinfer", "cpu": "torch_native"}
 LIM: dict[str, dict[str, Any]] = {"lim": {}, "lossless": {"speculative_algorithm": "LIM"}}
 """Options of the arms that are not dense attention."""
 WARM_STEPS = 8
+STATES = 64  # at least, of a hybrid: those of cached prompts among them
+STATES_PER_REQUEST = 8  # SGLang wants five for each request that runs
 
 
 def start_arm(module: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -96,6 +99,49 @@ def made_model(name: str, parser: Parser) -> str:
     return str(folder)
 
 
+def config_of(model: str) -> Config:
+    """The config.json in a model's folder."""
+    found: Config = json.loads((Path(model) / "config.json").read_text())
+    return found
+
+
+def with_layers(config: Config, layers: int) -> Config:
+    """``config`` with its first ``layers`` layers alone."""
+    text = text_config(config)
+    lists = [name for name in ("layer_types", "attn_type_list") if name in text]
+    first = text | {"num_hidden_layers": layers} | {name: text[name][:layers] for name in lists}
+    return config | {"text_config": first} if "text_config" in config else first
+
+
+def shortened(model: str, layers: int) -> str:
+    """A folder with the config of ``model`` with its first ``layers`` layers, for dummy weights."""
+    folder = Path("runs", "models", f"{Path(model).name}-{layers}-layers")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(with_layers(config_of(model), layers), indent=2))
+    return str(folder)
+
+
+def backend_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arm's attention backend: lim's, one by name, or the choice of SGLang."""
+    if args.arm in LIM:
+        phase = "decode_attention_backend" if getattr(args, "decode_only", False) else "attention_backend"
+        return {phase: "lim"}
+    backend = getattr(args, "dense_backend", None) or DENSE[args.device]
+    return {} if backend == "auto" else {"attention_backend": backend}
+
+
+def model_options(config: Config, requests: int) -> dict[str, Any]:
+    """What a model needs beside the usual options: no images, as its folder has no processor; room for its states.
+
+    By itself SGLang gives nearly half of a hybrid's memory to states, and caches of long contexts do not fit.
+    """
+    found: dict[str, Any] = {"enable_multimodal": False} if "vision_config" in config else {}
+    if is_hybrid(text_config(config)):
+        states = max(STATES_PER_REQUEST * requests, STATES)
+        found |= {"max_running_requests": requests, "max_mamba_cache_size": states}
+    return found
+
+
 @contextmanager
 def engine(args: argparse.Namespace, max_batch: int, longest: int, **more: Any) -> Iterator[Any]:
     """SGLang's engine for this arm, for up to ``max_batch`` requests of ``longest`` tokens; shut down at the end."""
@@ -107,13 +153,14 @@ def engine(args: argparse.Namespace, max_batch: int, longest: int, **more: Any) 
 
     options: dict[str, Any] = {
         "model_path": args.model,
-        "attention_backend": "lim" if args.arm in LIM else DENSE[args.device],
         "skip_tokenizer_init": True,
         "grammar_backend": "none",
         "sampling_backend": "pytorch",
         "random_seed": 0,
         "log_level": "warning",
-    } | LIM.get(args.arm, {})
+    }
+    groups = args.tp if getattr(args, "dp_attention", False) else 1
+    options |= backend_options(args) | model_options(config_of(args.model), max_batch * groups) | LIM.get(args.arm, {})
     if args.device == "cuda":
         options |= {
             "load_format": "dummy",
@@ -126,7 +173,7 @@ def engine(args: argparse.Namespace, max_batch: int, longest: int, **more: Any) 
         if getattr(args, "dp_attention", False):
             options |= {"dp_size": args.tp, "enable_dp_attention": True}
         if layers := getattr(args, "layers", None):
-            options["json_model_override_args"] = json.dumps({"num_hidden_layers": layers})
+            options["model_path"] = shortened(args.model, layers)
     else:
         options |= {"dtype": "float32", "max_total_tokens": max_batch * longest}
     began = time.perf_counter()

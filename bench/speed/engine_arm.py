@@ -21,6 +21,8 @@ import torch
 from bench.speed import host_timer
 from bench.speed.arms import WARM_STEPS, decode_ms, engine, generate
 from bench.timing import copy_tb_s, used_mib
+from lim_sglang.host.compat import effective_args
+from lim_sglang.host.finders import attention_backends
 
 WARM_CALLS = 2  # kernels compile at first use, some in a prefill and some in one that finds the cache filled
 SELECTION = (
@@ -48,6 +50,7 @@ def measure_all(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Every shape in one engine, into ``result``."""
     longest = max(context for _, context in args.shapes) + args.steps + WARM_STEPS + 8
     with engine(args, max(batch for batch, _ in args.shapes), longest) as running:
+        result["backends"] = attention_backends(effective_args(running.server_args))  # prefill, decode
         for batch, context in args.shapes:
             # With DP attention each GPU's requests come in batches of their own, so more has to be compiled before.
             for _ in range(WARM_CALLS * (args.tp if args.dp_attention else 1)):
@@ -55,10 +58,10 @@ def measure_all(args: argparse.Namespace, result: dict[str, Any]) -> None:
             times, tokens = decode_ms(running, batch, context, args.steps, args.repeats)
             measured: dict[str, Any] = {"ms": times, "tokens": tokens}
             if f"{batch}x{context}" in args.profile and args.device == "cuda":
-                trace = Path(args.out) / "traces" / f"{args.arm}_{batch}x{context}.json.gz"
+                trace = Path(args.out) / "traces" / f"{args.label}_{batch}x{context}.json.gz"
                 measured["profile"] = profile(running, batch, context, trace)
             result["shapes"][f"{batch}x{context}"] = measured
-            print(f"{args.arm}: {batch}x{context} {statistics.median(times):.3f} ms/step", flush=True)
+            print(f"{args.label}: {batch}x{context} {statistics.median(times):.3f} ms/step", flush=True)
         if args.device == "cuda":
             result["memory_mib"] = used_mib()
 

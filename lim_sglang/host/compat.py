@@ -21,6 +21,15 @@ def pages_need_triton() -> bool:
     return not check([HostName("sglang.srt.mem_cache.allocator.paged", "alloc_decode_naive")])[0].ok
 
 
+def is_qwen_sparse_attention(hf_config: Any) -> bool:
+    """Whether the model is a Qwen with a trained selection of tokens, which SGLang 0.5.16 does not know."""
+    try:
+        from sglang.srt.layers.attention.qsa.config import is_qwen_qsa
+    except ImportError:
+        return False
+    return bool(is_qwen_qsa(hf_config))
+
+
 def has_pdmux(args: Any) -> bool:
     """Whether PD multiplexing is asked for; SGLang 0.5.23 no longer has it."""
     return bool(getattr(args, "enable_pdmux", False))

@@ -8,7 +8,7 @@ from typing import Any
 
 from lim_sglang.config import ENV_DRAFTS
 from lim_sglang.host import compat, ranks, versions
-from lim_sglang.host.model import gives_windows
+from lim_sglang.host.model import gives_windows, is_gated_delta_net
 
 Finder = Callable[[Any, Any], str]
 """Returns what was found, as the user would recognise it, or an empty string.
@@ -66,6 +66,18 @@ def on_device(device: str, found: Finder) -> Finder:
 def of_model(is_refused: Callable[[Any], bool]) -> Finder:
     """Finds a property of the model; what the user recognises is its architecture."""
     return lambda _args, model: f"the model ({model.hf_config.architectures[0]})" if is_refused(model) else ""
+
+
+def gated_delta_net_on_blackwell(args: Any, model: Any) -> str:
+    import torch
+
+    blackwell = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (10, 0)
+    return of_model(is_gated_delta_net)(args, model) if blackwell else ""
+
+
+def lossless_gated_delta_net(args: Any, model: Any) -> str:
+    found = of_model(is_gated_delta_net)(args, model) if asks_for_lossless(args) else ""
+    return found and f"--speculative-algorithm {LOSSLESS} with {found}"
 
 
 def prefill_only(args: Any, _model: Any) -> str:

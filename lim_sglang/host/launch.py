@@ -26,7 +26,7 @@ from lim_sglang.config import (
 from lim_sglang.errors import exit_with
 from lim_sglang.host import compat
 from lim_sglang.host.finders import BACKEND, asks_for_lossless, attention_backends
-from lim_sglang.host.model import layers_without_attention, model_config, model_config_of_command_line, pipeline_stages
+from lim_sglang.host.model import attending_layers, model_config, model_config_of_command_line, pipeline_stages
 from lim_sglang.host.ports import why_not_bound
 from lim_sglang.host.refusals import DENSE, UnsupportedError, check_lossless, check_supported
 from lim_sglang.layer_plan import RULE, LayerPlan, rule_warning, select_layers_for_model
@@ -124,16 +124,17 @@ def resolve(server_args: Any, model: Any, *, warn: bool = False) -> tuple[LimCon
         os.environ.get(ENV_CONFIG),
         os.environ.get(ENV_DRAFTS),
     )
-    layers = config.select_layers
+    depth, layers, attending = model.num_hidden_layers, config.select_layers, attending_layers(model)
     if layers == "auto":
         name = str(server_args.model_path)
         architecture = model.hf_config.architectures[0]
         layers, source = select_layers_for_model(
-            model.num_hidden_layers, architecture, model.hidden_size, model.num_key_value_heads, name
+            depth, architecture, model.hidden_size, model.num_key_value_heads, name, attending
         )
         if warn and source == RULE:
             logger.warning("lim: %s", rule_warning(name, layers))
-    return config, LayerPlan.from_select_layers(model.num_hidden_layers, layers)
+    plan = LayerPlan.from_select_layers(depth, layers)
+    return config, plan if attending is None else plan.limited_to(attending, 0, depth)
 
 
 def _check_sources(args: Namespace, flags: dict[str, Any]) -> None:
@@ -167,10 +168,6 @@ def _check_model(server_args: Any, args: Any, model: Any) -> None:
     config, plan = resolve(server_args, model)
     if config.draft_weights == "int8" and not asks_for_lossless(args):
         raise LimConfigError("draft_weights=int8 needs the lossless mode; add --speculative-algorithm LIM")
-    idle = layers_without_attention(model)
-    if idle:
-        depth = model.num_hidden_layers
-        plan = plan.limited_to(set(range(depth)).difference(idle), 0, depth)
     if args.device == "cuda":
         try:
             check_device_limits(config.parts, model.num_attention_heads)

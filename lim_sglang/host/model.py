@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from lim_sglang.host import compat
 from lim_sglang.host.host_check import source_folder
 
 logger = logging.getLogger(__name__)
@@ -64,11 +65,23 @@ def is_mha(config: Any) -> bool:
     return bool(config.attention_arch == AttentionArch.MHA)
 
 
-def has_linear_attention(config: Any) -> bool:
-    """Whether any layer is a Mamba, linear-attention or short-convolution layer."""
+GATED_DELTA_NETS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+"""Types of text configs whose layers are gated delta nets or full attention, and nothing else."""
+
+
+def is_gated_delta_net(config: Any) -> bool:
+    """Whether the model is one of ``GATED_DELTA_NETS``."""
+    from sglang.srt.configs.hybrid_arch import hybrid_gdn_config
+
+    found = hybrid_gdn_config(config)
+    return found is not None and found.model_type in GATED_DELTA_NETS
+
+
+def has_other_linear_attention(config: Any) -> bool:
+    """Whether any layer is a Mamba, short-convolution or linear-attention layer other than of ``GATED_DELTA_NETS``."""
     from sglang.srt.configs.hybrid_arch import mambaish_config
 
-    return mambaish_config(config) is not None
+    return mambaish_config(config) is not None and not is_gated_delta_net(config)
 
 
 def gives_windows(config: Any) -> bool:
@@ -82,11 +95,16 @@ def gives_windows(config: Any) -> bool:
     return "def get_attention_sliding_window_size" in own
 
 
-def layers_without_attention(config: Any) -> list[int]:
-    """The layers that the config says do not attend (the blocks of a Nemotron-NAS model)."""
+def attending_layers(config: Any) -> list[int] | None:
+    """The layers that attend to keys and values by the config; None for all.
+
+    Others do not in hybrids with gated delta nets, and in some blocks of a Nemotron-NAS model.
+    """
+    if is_gated_delta_net(config):
+        return list(config.hf_text_config.full_attention_layer_ids)
     blocks = getattr(config.hf_text_config, "block_configs", None) or []
     attention = [getattr(block, "attention", None) for block in blocks]
-    return [layer for layer, block in enumerate(attention) if getattr(block, "no_op", False)]
+    return [layer for layer, block in enumerate(attention) if not getattr(block, "no_op", False)] or None
 
 
 def has_attention_of_its_own(config: Any) -> bool:
@@ -96,6 +114,7 @@ def has_attention_of_its_own(config: Any) -> bool:
     hf_config, text_config = config.hf_config, config.hf_text_config
     return bool(
         is_minimax_sparse(hf_config)
+        or compat.is_qwen_sparse_attention(hf_config)
         or hasattr(text_config, "wrap_attention_backend")  # Dots 3, which 0.5.16 does not know
         or hf_config.model_type == "hrm_text"
         or "HrmTextForCausalLM" in hf_config.architectures

@@ -9,8 +9,8 @@ from __future__ import annotations
 from lim_sglang.host.host_check import HostName
 
 
-def _names(modules: dict[str, tuple[str, ...]]) -> tuple[HostName, ...]:
-    """The names by module below ``sglang.srt``."""
+def _names(modules: dict[str, tuple[str, ...]], package: str = "sglang.srt") -> tuple[HostName, ...]:
+    """The names by module below ``package``."""
     found = []
     for module, names in modules.items():
         for text in names:
@@ -18,7 +18,7 @@ def _names(modules: dict[str, tuple[str, ...]]) -> tuple[HostName, ...]:
             for each in [f"{owner}.{attribute}" for attribute in attributes.split()] if several else [text]:
                 name, _, parameters = each.removesuffix(")").partition("(")
                 relied_on = tuple(parameters.split(", ")) if parameters else ()
-                found.append(HostName(f"sglang.srt.{module}", name, relied_on))
+                found.append(HostName(f"{package}.{module}", name, relied_on))
     return tuple(found)
 
 
@@ -48,7 +48,8 @@ PLUGIN_NAMES = _names(
             "is_minimax_sparse(config)",
             "AttentionArch.MHA",
         ),
-        "configs.hybrid_arch": ("mambaish_config(model_config)",),
+        "configs.hybrid_arch": ("mambaish_config(model_config)", "hybrid_gdn_config(model_config)"),
+        "configs.qwen3_next": ("Qwen3NextConfig: full_attention_layer_ids",),
         "distributed.utils": ("get_pp_indices(num_hidden_layers, pp_rank, pp_size)",),
         "distributed.parallel_state": (
             "model_parallel_is_initialized",
@@ -188,14 +189,32 @@ LOSSLESS_NAMES = _names(
 FORKS = _names(
     {
         "arg_groups.model_override_base": ("resolving_view",),
+        "layers.attention.qsa.config": ("is_qwen_qsa(config)",),
         "entrypoints.openai.serving_chat": ("OpenAIServingChat._process_logprobs_tokens(logprobs, use_token_index)",),
         "layers.logprob_processor": ("compute_spec_logprobs", "compute_spec_v2_logprobs"),
         "managers.scheduler_components.weight_updater": ("SchedulerWeightUpdaterManager.end_weight_update",),
     }
+) + _names(
+    {
+        "elementwise.elementwise": ("fused_gate_sigmoid_mul_add",),
+        "layernorm.elementwise": ("fused_gate_sigmoid_mul_add",),
+    },
+    "sglang.kernels.ops",
 )
 """Names that only some of the tested releases have; ``compat`` or the patch looks which: none of them is a mismatch."""
 
-HOST_NAMES = PLUGIN_NAMES + TORCH_NATIVE_NAMES + LOADED_MODEL_NAMES + FLASHINFER_NAMES + LOSSLESS_NAMES
+HYBRID_NAMES = _names(
+    {
+        "fused_norm_gate": ("rms_norm_gated(x, g, weight, bias, activation, eps)",),
+        "layernorm_gated": ("layernorm_fn(x, weight, bias, z, eps, norm_before_gate, is_rms_norm, activation)",),
+    },
+    "sglang.kernels.ops.attention.fla",
+)
+"""Hybrids with gated delta nets on the CPU host."""
+
+HOST_NAMES = (
+    PLUGIN_NAMES + TORCH_NATIVE_NAMES + LOADED_MODEL_NAMES + FLASHINFER_NAMES + LOSSLESS_NAMES + HYBRID_NAMES
+)
 
 SERVER_ARGS_FIELDS = (
     "attention_backend",

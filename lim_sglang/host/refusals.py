@@ -8,7 +8,7 @@ from typing import Any
 from lim_sglang.config import ENV_DRAFTS
 from lim_sglang.host import compat, finders
 from lim_sglang.host.finders import BACKEND, DEFAULT_WIDTH, LOSSLESS, WIDEST_BY_TOKEN, WIDTHS, Finder, flag, on_device
-from lim_sglang.host.model import has_attention_of_its_own, has_linear_attention, is_mha
+from lim_sglang.host.model import has_attention_of_its_own, has_other_linear_attention, is_mha
 
 DENSE = "use SGLang's own attention backend (leave out --attention-backend lim)"
 
@@ -87,10 +87,28 @@ REFUSALS: tuple[Refusal, ...] = (
         DENSE,
     ),
     Refusal(
-        "linear-attention and Mamba hybrids",
-        finders.of_model(has_linear_attention),
-        "their layers are not all attention over a KV cache",
+        "models with an attention of their own",
+        finders.of_model(has_attention_of_its_own),
+        "SGLang gives some of its layers to a backend made for this model",
         DENSE,
+    ),
+    Refusal(
+        "Mamba, KDA, lightning and short-convolution hybrids",
+        finders.of_model(has_other_linear_attention),
+        "their layers are not all attention over a KV cache, and of those hybrids gated delta nets alone were tried",
+        DENSE,
+    ),
+    Refusal(
+        "hybrids with gated delta nets on a GPU of the Blackwell generation",
+        on_device("cuda", finders.gated_delta_net_on_blackwell),
+        "SGLang has a list of backends for them there, and lim has not been run with them",
+        DENSE,
+    ),
+    Refusal(
+        "the lossless mode of hybrids with gated delta nets",
+        finders.lossless_gated_delta_net,
+        "a draft advances the states of their linear layers, which would have to be rolled back",
+        "leave out --speculative-algorithm, or use NEXTN, the checkpoint's own, without lim",
     ),
     Refusal(
         "models whose layers attend several times",
@@ -98,12 +116,6 @@ REFUSALS: tuple[Refusal, ...] = (
             lambda model: not model.is_encoder_decoder and model.num_attention_layers != model.num_hidden_layers
         ),
         "the layer plan gives every layer one role, and a set is defined for one pass",
-        DENSE,
-    ),
-    Refusal(
-        "models with an attention of their own",
-        finders.of_model(has_attention_of_its_own),
-        "SGLang gives some of its layers to a backend made for this model",
         DENSE,
     ),
     Refusal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 NAME = "sgl_kernel"
+MAMBA = f"{NAME}.mamba"
 
 
 def assign_req_to_token_pool_cpu(
@@ -53,31 +55,41 @@ def copy_all_layer_kv_cache_cpu(
             ctypes.memmove(buffer + row * stride, content, stride)
 
 
-def _refusing(name: str) -> Callable[..., NoReturn]:
+def _refusing(module: str, name: str) -> Callable[..., NoReturn]:
     def refuse(*_args: Any, **_kwargs: Any) -> NoReturn:
-        raise NotImplementedError(f"{NAME}.{name} has no CPU stand-in in lim-sglang; run this feature on a GPU")
+        raise NotImplementedError(f"{module}.{name} has no CPU stand-in in lim-sglang; run this feature on a GPU")
 
     return refuse
 
 
-def _getattr(name: str) -> Any:
-    """SGLang imports more ``*_cpu`` kernels of speculative decoding at start and calls none of them here."""
+def _getattr(module: str, name: str) -> Any:
+    """SGLang imports more ``*_cpu`` kernels, of speculative decoding at start, and calls none of them here."""
     if name.endswith("_cpu"):
-        return _refusing(name)
-    raise AttributeError(f"lim-sglang's stand-in for {NAME} has no {name}")
+        return _refusing(module, name)
+    raise AttributeError(f"lim-sglang's stand-in for {module} has no {name}")
 
 
 class Finder(MetaPathFinder, Loader):
-    """Answers ``import sgl_kernel`` with the stand-in; its submodules stay absent."""
+    """Answers ``import sgl_kernel`` and ``import sgl_kernel.mamba`` with stand-ins; other submodules stay absent."""
 
     def find_spec(self, fullname: str, _path: Sequence[str] | None, _target: ModuleType | None = None) -> Any:
-        return ModuleSpec(fullname, self, is_package=True) if fullname == NAME else None
+        return ModuleSpec(fullname, self, is_package=fullname == NAME) if fullname in (NAME, MAMBA) else None
 
     def create_module(self, _spec: ModuleSpec) -> None:
         return None
 
     def exec_module(self, module: ModuleType) -> None:
+        """Fill the module; ``sgl_kernel`` also fills ``torch.ops.sgl_kernel``, as the wheel does.
+
+        SGLang imports it behind torch and ahead of all models and attention backends, some of which look ops up.
+        """
+        from lim_cpu_host import gated_delta_net
+
         module.__doc__ = __doc__
-        module.__getattr__ = _getattr  # type: ignore[method-assign]
-        for kernel in (assign_req_to_token_pool_cpu, copy_all_layer_kv_cache_cpu):
+        module.__getattr__ = partial(_getattr, module.__name__)  # type: ignore[method-assign]
+        kernels: Sequence[Callable[..., Any]] = gated_delta_net.MAMBA
+        if module.__name__ == NAME:
+            kernels = (assign_req_to_token_pool_cpu, copy_all_layer_kv_cache_cpu)
+            gated_delta_net.register_ops()
+        for kernel in kernels:
             setattr(module, kernel.__name__, kernel)

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from lim_patches.cpu import grammar_mask, last_slot, request_values, scaling_penalties, support_triton
+from lim_patches.cpu import (
+    gated_norm,
+    grammar_mask,
+    last_slot,
+    request_values,
+    scaling_penalties,
+    shared_expert_gate,
+    support_triton,
+)
 from lim_patches.lossless import drop_behind_end, finish_by_token, room_for_rounds, stale_copies, top_logprobs
 from lim_patches.patch import Patch
 from lim_patches.start import add_cli_args, check_server_args, from_cli_args, internal_state
@@ -16,6 +24,8 @@ START: tuple[Patch, ...] = (
     *grammar_mask.PATCHES,
     scaling_penalties.PATCH,
     last_slot.PATCH,
+    *gated_norm.PATCHES,
+    *shared_expert_gate.PATCHES,
 )
 """When the plugin registers, in every process that wants them."""
 LAUNCH: tuple[Patch, ...] = (*request_values.PATCHES, top_logprobs.PATCH)

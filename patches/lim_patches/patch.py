@@ -46,7 +46,8 @@ class Patch:
         if not self.in_some_releases:
             return True
         module, owner, name = self.target.rsplit(".", 2)
-        return check([HostName(module, f"{owner}.{name}")])[0].ok
+        places = [HostName(module, f"{owner}.{name}"), HostName(f"{module}.{owner}", name)]  # a method, a function
+        return any(verdict.ok for verdict in check(places))
 
     def register(self) -> None:
         """Hand the hook to SGLang, which applies it after all plugins have run."""

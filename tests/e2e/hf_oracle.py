@@ -1,4 +1,4 @@
-"""The algorithm a second time: Hugging Face Llama in float32, written for reading, sharing no code with the product.
+"""The algorithm a second time: a Hugging Face model in float32, written for reading, sharing no code with the product.
 
 `SparseOracle.score` replays a conversation as a server lives it: every turn's new tokens are a dense extend over the
 KV cache, every generated token but the last of a turn is fed back by one sparse decode step. The tokens are given
@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, DynamicCache, LlamaForCausalLM
+from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 # Ten times the difference in `q . k` between two orders of summation.
 NEAR_TIE_MARGIN = 1e-4
@@ -25,13 +25,17 @@ Turn = tuple[Sequence[int], Sequence[int]]
 
 @dataclass(frozen=True)
 class OracleSettings:
-    """The token set's parameters: `K`, `r` and `s` of the specification, and the layer plan."""
+    """The token set's parameters: `K`, `r` and `s` of the specification, and the layer plan.
+
+    `margin`: what two scores may differ by, at most, to be called a near-tie.
+    """
 
     budget: int
     recency_ratio: float
     sink_tokens: int
     select_layers: tuple[int, ...]
     dense_layers: tuple[int, ...] = (0, 1)
+    margin: float = NEAR_TIE_MARGIN
 
     def always_dense(self) -> "OracleSettings":
         """The same plan with a budget that no request of this model reaches."""
@@ -82,7 +86,7 @@ def choose_tokens(scores: np.ndarray, settings: OracleSettings) -> Choice:
     rankings = np.argsort(-candidates, axis=1, kind="stable")
     chosen = [sinks + candidate for candidate in merge_rankings(rankings, selected)]
     positions = sorted([*range(sinks), *chosen, *range(first_recent, n)])
-    return Choice(positions, near_tie(candidates, rankings, selected, NEAR_TIE_MARGIN))
+    return Choice(positions, near_tie(candidates, rankings, selected, settings.margin))
 
 
 def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
@@ -108,7 +112,7 @@ class SparseOracle:
     a server that sums in another order may hold one other token of the set there and be as right.
     """
 
-    def __init__(self, model: LlamaForCausalLM, settings: OracleSettings) -> None:
+    def __init__(self, model: PreTrainedModel, settings: OracleSettings) -> None:
         self.model = model
         self.settings = settings
         self.decoding = False
@@ -122,8 +126,8 @@ class SparseOracle:
 
     @classmethod
     def load(cls, model_path: str, settings: OracleSettings) -> "SparseOracle":
-        """Read a Llama checkpoint into float32."""
-        return cls(LlamaForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval(), settings)
+        """Read a checkpoint into float32."""
+        return cls(AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32).eval(), settings)
 
     def with_settings(self, settings: OracleSettings) -> "SparseOracle":
         """Another oracle over the same weights; the prompts already prefilled are shared, prefill being dense."""
@@ -140,7 +144,7 @@ class SparseOracle:
         """
         self.model.set_attn_implementation(self._implementation)
         self.near_ties = []
-        cache, unfed, scored = DynamicCache(), [], []
+        cache, unfed, scored = DynamicCache(config=self.model.config), [], []
         for prompt, generated in turns:
             cache, logits = self._extend(cache, [*unfed, *prompt])
             scored.append(self._decode(cache, logits, generated))
@@ -169,7 +173,7 @@ class SparseOracle:
 
     def _forward(self, cache: DynamicCache, tokens: Sequence[int], *, decoding: bool) -> torch.Tensor:
         """Run the model over `tokens`, appending their KV to `cache`; the last position's logits [vocabulary]."""
-        self.decoding = decoding
+        self.decoding, self.token_set = decoding, None
         output = self.model(torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return output.logits[0, -1]
 
@@ -192,17 +196,14 @@ class SparseOracle:
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The part of the cache that `layer` sees in a decode step; select layers see all and choose the set."""
-        if layer == 0:
-            self.token_set = None
         if layer in self.settings.select_layers:
             choice = choose_tokens(query_key_scores(query, key), self.settings)
             self.token_set = choice.positions
+            self.sparse_steps += layer == self.settings.select_layers[0] and len(choice.positions) < key.shape[2]
             if choice.near_tie:
                 self.near_ties.append((layer, key.shape[2]))
         if layer in self.settings.dense_layers or layer in self.settings.select_layers:
             return key, value
         if self.token_set is None:
             raise ValueError(f"layer {layer} is sparse but no select layer comes before it")
-        if len(self.token_set) < key.shape[2]:
-            self.sparse_steps += layer == self.settings.select_layers[0] + 1
         return key[:, :, self.token_set], value[:, :, self.token_set]

@@ -11,7 +11,14 @@ import pytest
 import torch
 
 import lim_patches.patch
-from lim_patches.cpu import grammar_mask, last_slot, request_values, scaling_penalties
+from lim_patches.cpu import (
+    gated_norm,
+    grammar_mask,
+    last_slot,
+    request_values,
+    scaling_penalties,
+    shared_expert_gate,
+)
 from lim_patches.ledger import PATCHES
 
 from .conftest import switched
@@ -21,13 +28,15 @@ VOCABULARY = 100
 
 @pytest.fixture
 def on_cpu_host() -> Iterator[None]:
-    with switched([patch for patch in PATCHES if patch.only_on_cpu_host], on=True):
+    with switched([patch for patch in PATCHES if patch.only_on_cpu_host and patch.has_target], on=True):
         yield
 
 
 def test_hooks_of_the_cpu_host_are_not_wanted_where_a_gpu_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    ours = [*grammar_mask.PATCHES, scaling_penalties.PATCH, last_slot.PATCH, *request_values.PATCHES]
+    ours = [*grammar_mask.PATCHES, scaling_penalties.PATCH, last_slot.PATCH, *gated_norm.PATCHES]
+    ours += [*shared_expert_gate.PATCHES, *request_values.PATCHES]
     assert [patch for patch in PATCHES if patch.only_on_cpu_host] == ours
+    ours = [patch for patch in ours if patch.has_target]
     for active in (False, True):
         monkeypatch.setattr(lim_patches.patch, "is_active", lambda active=active: active)
         assert {replace(patch, only_if_loaded="").wanted for patch in ours} == {active}

@@ -93,7 +93,9 @@ def check_report(line: str, *, in_scheduler: bool) -> None:
     wanted = {
         patch.target
         for patch in START
-        if (in_scheduler or not patch.only_if_loaded) and (is_active() or not patch.only_on_cpu_host)
+        if (in_scheduler or not patch.only_if_loaded)
+        and (is_active() or not patch.only_on_cpu_host)
+        and patch.has_target
     }
     assert (STATE in wanted) is in_scheduler
     assert set(registered) == wanted

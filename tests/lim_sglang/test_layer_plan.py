@@ -1,6 +1,6 @@
 """Layer plans: roles from select layers, pipeline stages, presets and the rule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -128,6 +128,29 @@ def test_select_layers_for_model(
     LayerPlan.from_select_layers(shape[0], expected)
 
 
+@pytest.mark.parametrize(
+    ("num_layers", "attending", "expected"),
+    [
+        (48, range(3, 48, 4), (7, 35)),  # Qwen3-Next
+        (64, range(3, 64, 4), (7, 43)),
+        (16, range(3, 16, 4), (7, 11)),
+        (32, [layer for layer in range(32) if layer not in (1, 20)], (3, 22)),  # most attend
+    ],
+)
+def test_the_rule_counts_layers_that_attend(
+    num_layers: int, attending: Sequence[int], expected: tuple[int, ...]
+) -> None:
+    assert select_layers_for_model(num_layers, "Tiny", 64, 2, "tiny", attending) == (expected, RULE)
+    plan = LayerPlan.from_select_layers(num_layers, expected).limited_to(attending, 0, num_layers)
+    assert plan.count(DENSE) == (1 if len(attending) < num_layers // 2 else 2)
+
+
+def test_a_preset_goes_before_what_attends() -> None:
+    preset = PRESETS[0]
+    shape = preset.num_layers, preset.architecture, preset.hidden_size, preset.num_kv_heads
+    assert select_layers_for_model(*shape, None, range(3, 36, 4)) == (preset.select_layers, preset.source)
+
+
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda preset: preset.model)
 def test_every_preset_is_reached(preset: Preset) -> None:
     shape = (preset.num_layers, preset.architecture, preset.hidden_size, preset.num_kv_heads)
@@ -139,9 +162,12 @@ def test_every_preset_is_reached(preset: Preset) -> None:
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_too_few_layers_for_auto(num_layers: int) -> None:
     message = refusal(lambda: select_layers_for_model(num_layers, "Tiny", 64, 2, "tiny"))
-    assert message.startswith(f'select_layers="auto" is not allowed for a model of {num_layers} layers')
+    assert message.startswith(f'select_layers="auto" is not allowed for a model of {num_layers} layers that attend')
     assert "expected at least 4 layers" in message
     assert message.endswith("name select_layers, for example --lim-select-layers 0")
+    hybrid = refusal(lambda: select_layers_for_model(12, "Tiny", 64, 2, "tiny", [3, 7, 11]))
+    assert "a model of 3 layers that attend" in hybrid
+    assert hybrid.endswith("for example --lim-select-layers 3")
 
 
 @pytest.mark.parametrize("name", ["some/model", None, "two\nlines"], ids=repr)

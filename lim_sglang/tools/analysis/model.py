@@ -18,9 +18,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import LinearAttentionLayer
 
 BEYOND_PLAIN = ("sliding_window", "softcap", "s_aux")  # what Hugging Face passes to attention that is not plain
+GATED_DELTA_NETS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")  # text models whose other layers are these
 _registrations = itertools.count()
+
+
+def attending_layers(config: Any) -> tuple[int, ...]:
+    """The numbers of a text model's layers that attend to keys and values; the others keep a state of fixed size."""
+    kinds = getattr(config, "layer_types", None) or ["full_attention"] * int(config.num_hidden_layers)
+    return tuple(layer for layer, kind in enumerate(kinds) if kind != "linear_attention")
 
 
 def window_in_effect(config: Any) -> int | None:
@@ -94,7 +102,7 @@ class Policy(Protocol):
 
 
 Observer = Callable[[LayerView, Tensor], None]
-"""Called for every layer of a block with what the layer saw and the policy's mask."""
+"""Called for every layer that attends, for a block at once, with what the layer saw and the policy's mask."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ class Prefix:
     """A densely prefilled prefix.
 
     Attributes:
-        cache: its keys and values, never changed.
+        cache: its keys and values, and the states of layers that do not attend; never changed.
         length: in tokens.
         logits: [V] float32, for the token after it.
     """
@@ -112,17 +120,29 @@ class Prefix:
     logits: Tensor
 
     def cut(self, length: int, logits: Tensor) -> Prefix:
-        """Its first ``length`` tokens, nothing copied; ``logits`` ([V] float32) are for the token after them."""
+        """Its first ``length`` tokens, nothing copied; ``logits`` ([V] float32) are for the token after them.
+
+        Raises:
+            ValueError: the model has layers that do not attend, and their states are those behind the last token.
+        """
+        if any(map(_keeps_state, self.cache.layers)):
+            raise ValueError("a prefix with states of linear attention cannot be cut; prefill the shorter one")
         return Prefix(_share(self.cache, length), length, logits)
 
 
 def _share(cache: DynamicCache, length: int) -> DynamicCache:
-    """A cache of the first ``length`` tokens that grows by itself; a cache's layers never write into their tensors."""
+    """A cache of the first ``length`` tokens that grows by itself; only states are ever written into."""
     view = copy.copy(cache)
-    view.layers = [copy.copy(layer) for layer in cache.layers]
+    view.layers = [(copy.deepcopy if _keeps_state(layer) else copy.copy)(layer) for layer in cache.layers]
     for layer in view.layers:
-        layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
+        if not _keeps_state(layer):
+            layer.keys, layer.values = layer.keys[:, :, :length], layer.values[:, :, :length]
     return view
+
+
+def _keeps_state(layer: Any) -> bool:
+    """Whether a cache's layer holds a state of fixed size, in place of keys and values."""
+    return isinstance(layer, LinearAttentionLayer)
 
 
 class PolicyModel:
@@ -146,7 +166,9 @@ class PolicyModel:
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int]) -> Prefix:
         """Dense attention over ``ids``, at least one token."""
-        cache = DynamicCache()
+        config = self.model.config
+        is_hybrid = len(attending_layers(config)) < self.num_layers
+        cache = DynamicCache(config=config if is_hybrid else None)  # by config, layers with a window would drop tokens
         tokens = torch.tensor([list(ids)], device=self.model.device)
         output = self.model(tokens, past_key_values=cache, logits_to_keep=1)
         return Prefix(cache, len(ids), output.logits[0, -1].float())

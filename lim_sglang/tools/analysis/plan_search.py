@@ -2,6 +2,8 @@
 
 A plan's cost is a sum over its sparse layers, each of which pays for the nearest select layer before it. So the
 layers behind a select layer form a problem of their own, whatever was chosen before.
+
+Layers are those that attend, numbered from 0 on without gaps; ``FoundPlan.numbers`` tells the model's own numbers.
 """
 
 from __future__ import annotations
@@ -25,6 +27,10 @@ class FoundPlan:
     def full_layers(self) -> int:
         """Layers that read the whole cache: those before the first select layer, and the select layers."""
         return self.select_layers[0] + len(self.select_layers)
+
+    def numbers(self, attending: Sequence[int]) -> tuple[int, ...]:
+        """The select layers as numbered in a model whose layers ``attending``, ascending, attend."""
+        return tuple(attending[layer] for layer in self.select_layers)
 
 
 def best_plan(costs: Costs, num_selects: int, max_full_layers: int) -> FoundPlan:

@@ -20,15 +20,17 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from lim_sglang.tools.analysis.checkpoint import Checkpoint, Naming, StreamingError, readable
-from lim_sglang.tools.analysis.model import LayerView, window_in_effect
+from lim_sglang.tools.analysis.model import GATED_DELTA_NETS, LayerView, attending_layers, window_in_effect
 
 # Types whose forward pass is embedding, layers, norm, head, and how their published checkpoints name the weights.
 # A further type of that kind needs its line here and one among the tests' configurations, which compare it.
 MODEL_TYPES = {
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "glm4_moe"), Naming()),
+    **dict.fromkeys((*GATED_DELTA_NETS, "qwen3_5", "qwen3_5_moe"), Naming()),  # the last two: with images
     "minimax_m2": Naming("block_sparse_moe", "w1", "w3", "w2"),
 }
 
+NESTED = "model.language_model"  # what image-text checkpoints call the text model's "model"
 _registrations = itertools.count()
 
 
@@ -40,7 +42,8 @@ class LayerSample:
         window: the text's number.
         view: the attention of these tokens.
         residual: [Q, E] float32, the residual stream behind the layer.
-        project: [Q, H, D] to [Q, E] float32, the output projection without its bias.
+        project: [Q, H, D] to [Q, E] float32, the tokens' output gates, if the model has them, and the output projection
+            without its bias.
     """
 
     window: int
@@ -65,13 +68,17 @@ class StreamedModel:
         Raises:
             StreamingError: the folder holds no model, or one of another kind than ``MODEL_TYPES``.
         """
-        self.config = read_config(Path(folder))
+        whole = read_config(Path(folder))
+        self.config = whole.get_text_config()
         self.device = torch.device(device)
         self.num_layers = int(self.config.num_hidden_layers)
-        quantization = getattr(self.config, "quantization_config", None)
-        self._checkpoint = Checkpoint(Path(folder), MODEL_TYPES[self.config.model_type], quantization)
-        self.dtype = dtype or getattr(self.config, "dtype", None) or self._checkpoint.dtype("model.norm.weight")
+        self.attending = attending_layers(self.config)
+        quantization = getattr(whole, "quantization_config", None)
+        self._checkpoint = Checkpoint(Path(folder), MODEL_TYPES[whole.model_type], quantization)
+        self._name = NESTED if f"{NESTED}.norm.weight" in self._checkpoint else "model"
+        self.dtype = dtype or getattr(self.config, "dtype", None) or self._checkpoint.dtype(f"{self._name}.norm.weight")
         self._attended: Any = None  # query, key, value and scale of the layer that ran
+        self._queries: Any = None  # what its query projection gave, [1, n, H * D], or twice as wide: with gates
         with torch.device("meta"):
             # "eager" is the classes' own loop over the experts, which knows every dtype on every device.
             self._causal_lm = AutoModelForCausalLM.from_config(self.config, experts_implementation="eager").eval()
@@ -79,6 +86,8 @@ class StreamedModel:
         AttentionInterface.register(name, self._attend)
         self._causal_lm.config._attn_implementation = name
         self._decoder = self._causal_lm.model
+        for layer in self.attending:
+            self._decoder.layers[layer].self_attn.q_proj.register_forward_hook(self._keep_queries)
         self._rotary = type(self._decoder.rotary_emb)(config=self._causal_lm.config).to(self.device)
 
     @torch.inference_mode()
@@ -90,17 +99,17 @@ class StreamedModel:
         Args:
             windows: token ids of every text.
             samples: ``Q``, at most the length of the shortest text.
-            observe: called for every text in every layer while the layer's weights are there.
+            observe: called for every text in every layer that attends, while the layer's weights are there.
 
         Yields:
             The hidden states of every text, [1, n, E], once behind the embedding, then behind every layer. The list
             is the same one each time and its items are replaced.
         """
-        with self._loaded(self._decoder.embed_tokens, "model.embed_tokens") as embed:
+        with self._loaded(self._decoder.embed_tokens, f"{self._name}.embed_tokens") as embed:
             hidden = [embed(torch.tensor([list(ids)], device=self.device)) for ids in windows]
         yield hidden
         for index, module in enumerate(self._decoder.layers):
-            with self._loaded(module, f"model.layers.{index}") as layer:
+            with self._loaded(module, f"{self._name}.layers.{index}") as layer:
                 for window in range(len(hidden)):
                     hidden[window] = self._run_layer(layer, index, window, hidden[window], samples, observe)
             yield hidden
@@ -116,14 +125,18 @@ class StreamedModel:
             position_embeddings=self._rotary(hidden, position_ids=positions),
             use_cache=False,
         )
-        if observe is not None:
+        if observe is not None and index in self.attending:
             weight = layer.self_attn.o_proj.weight.float()
             query, key, value, scaling = self._attended
             view = LayerView.of_last(index, query, key, value, samples, scaling)
+            gate = output_gate(self._queries[0, -samples:], view.queries)
             residual = output[0, -samples:].float()
-            observe(LayerSample(window, view, residual, lambda heads: linear(heads.flatten(1), weight)))
-        self._attended = None
+            observe(LayerSample(window, view, residual, lambda heads: linear((heads * gate).flatten(1), weight)))
+        self._attended = self._queries = None
         return output
+
+    def _keep_queries(self, _module: Any, _args: Any, output: Tensor) -> None:
+        self._queries = output
 
     def _attend(
         self, _module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, scaling: float, **_: Any
@@ -154,6 +167,17 @@ class StreamedModel:
             module.to("meta")
 
 
+def output_gate(projected: Tensor, queries: Tensor) -> Tensor:
+    """[Q, H, D] float32 factors of the heads' outputs, or one for all, 1, where the model has no gates.
+
+    A query projection of gated attention gives each head's query, then its gate: ``projected`` is twice as wide as
+    ``queries``, [Q, H, D].
+    """
+    by_head = projected.float().unflatten(-1, (queries.shape[1], -1))
+    size = queries.shape[2]
+    return by_head[..., size:].sigmoid() if by_head.shape[-1] == 2 * size else by_head.new_ones(())
+
+
 def read_config(folder: Path) -> Any:
     """The model's configuration, after a look at what cannot be streamed.
 
@@ -173,9 +197,11 @@ def read_config(folder: Path) -> Any:
             config.rope_parameters.setdefault("partial_rotary_factor", raw["rotary_dim"] / config.head_dim)
     except Exception as error:
         raise StreamingError(f"{folder}/config.json is not usable: {error}") from error
-    window = window_in_effect(config)
+    window = window_in_effect(config.get_text_config())
     if window is not None:
         raise StreamingError(
             f"{folder} has sliding-window attention over {window} tokens: expected full attention in every layer"
         )
+    if not attending_layers(config.get_text_config()):
+        raise StreamingError(f"{folder} has no layer that attends: expected one that config.json's layer_types name so")
     return config

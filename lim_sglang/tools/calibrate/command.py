@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bytes",
         metavar="F",
-        help=f"largest share of layers that read everything, 0 to 1 (that of {FULL_LAYERS} layers)",
+        help=f"largest share of attending layers that read everything, 0 to 1 (that of {FULL_LAYERS} layers)",
     )
     parser.add_argument("--select", metavar="N", help="number of select layers; alone, behind 2 dense layers at most")
     parser.add_argument("--device", default="auto", help="cpu, cuda or cuda:N (a GPU if there is one)")
@@ -68,14 +68,15 @@ def _run(args: argparse.Namespace) -> None:
     out = args.out or Path(f"lim-{folder.resolve().name}.json")
     check_out(out)
     model = _open_model(folder, args.device, args.dtype)
-    max_full, selects = wanted_size(args.bytes, args.select, model.num_layers)
+    max_full, selects = wanted_size(args.bytes, args.select, len(model.attending))
     windows = _windows(args, folder, model.config.max_position_embeddings, config)
     meter = _measure(model, windows, config)
     costs = meter.error.tolist()
     plan = best_plan_within(costs, max_full) if selects is None else best_plan(costs, selects, max_full)
     calibration = Calibration(
         folder=folder,
-        config=replace(config, select_layers=plan.select_layers),
+        config=replace(config, select_layers=plan.numbers(model.attending)),
+        layers=model.attending,
         plan=plan,
         others=plans_of_sizes(costs),
         recall=meter.recall.tolist(),
@@ -105,8 +106,8 @@ def peak_memory(device: torch.device) -> tuple[int, str]:
 
 
 def wanted_size(share: str | None, selects: str | None, num_layers: int) -> tuple[int, int | None]:
-    """Judge ``--bytes`` and ``--select`` for a model: the most layers that may read everything, and the number of
-    select layers, None for any.
+    """Judge ``--bytes`` and ``--select`` for a model in which ``num_layers`` attend: the most layers that may read
+    everything, and the number of select layers, None for any.
 
     Raises:
         CommandError: a value is malformed, or no plan is that small.
@@ -125,8 +126,9 @@ def wanted_size(share: str | None, selects: str | None, num_layers: int) -> tupl
         needed = number or 1
         smallest = math.ceil(needed / num_layers * 1e4) / 1e4
         raise CommandError(
-            f"--bytes {share} lets {full} of {num_layers} layers read everything: expected at least {smallest}, the "
-            f"share of {needed} select layer{'s' * (needed > 1)} from layer 0 on; for example --bytes {smallest}"
+            f"--bytes {share} lets {full} of {num_layers} attending layers read everything: expected at least "
+            f"{smallest}, the share of {needed} select layer{'s' * (needed > 1)} and none before; for example "
+            f"--bytes {smallest}"
         )
     return full, number
 
@@ -185,10 +187,10 @@ def _measure(model: StreamedModel, windows: list[list[int]], config: LimConfig) 
     """Run all windows through the model, with a bar on stderr."""
     from lim_sglang.tools.analysis.recall import ReuseMeter
 
-    meter = ReuseMeter(model.num_layers, config.parts)
+    meter = ReuseMeter(len(model.attending), config.parts)
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("layers × windows", total=model.num_layers * len(windows))
+        task = progress.add_task("layers × windows", total=len(model.attending) * len(windows))
 
         def observe(sample: LayerSample) -> None:
             meter(sample)

@@ -17,11 +17,12 @@ from lim_sglang.tools.analysis.plan_search import Costs, FoundPlan
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was measured and chosen.
+    """What was measured and chosen. Plans and ``recall`` know only the layers that attend, numbered from 0 on.
 
     Attributes:
         folder: the model's.
         config: the result.
+        layers: the model's numbers of the layers that attend, ascending.
         plan: the chosen plan; its select layers are those of ``config``.
         others: the best plans with other numbers of select layers.
         recall: [L][L], share of layer ``j``'s attention that the set of layer ``i`` holds.
@@ -30,6 +31,7 @@ class Calibration:
 
     folder: Path
     config: LimConfig
+    layers: tuple[int, ...]
     plan: FoundPlan
     others: tuple[FoundPlan, ...]
     recall: Costs
@@ -39,11 +41,11 @@ class Calibration:
 
     @property
     def num_layers(self) -> int:
-        """The model's depth."""
-        return len(self.recall)
+        """The layers that attend."""
+        return len(self.layers)
 
     def choosers(self, plan: FoundPlan) -> list[int | None]:
-        """By layer: the select layer whose set it attends to; None where it reads everything."""
+        """By attending layer: the select layer whose set it attends to; None where it reads everything."""
         selects = plan.select_layers
         return [
             None if layer in selects else max((select for select in selects if select < layer), default=None)
@@ -72,14 +74,14 @@ def print_report(calibration: Calibration, out: Path) -> None:
     )
     console.print(_table(("layer", "role", "reads", "recall"), layer_rows(calibration)))
     console.print(
-        f"\nPlan: select layers {_listed(found)}; {found.full_layers} of {calibration.num_layers} layers "
-        f"({found.full_layers / calibration.num_layers:.1%}) read everything, which makes "
+        f"\nPlan: select layers {_listed(calibration, found)}; {found.full_layers} of {calibration.num_layers} "
+        f"attending layers ({found.full_layers / calibration.num_layers:.1%}) read everything, which makes "
         f"{calibration.read_share(found):.1%} of dense attention's bytes at {calibration.context:,} tokens"
     )
     console.print("\nThe best plan by number of select layers, layers before them dense")
     headings = ("select", "layers", "read all", "bytes", "mean recall", "cost")
     console.print(_table(headings, plan_rows(calibration)))
-    layers = ",".join(map(str, found.select_layers))
+    layers = ",".join(map(str, found.numbers(calibration.layers)))
     serve = f"sglang serve --model-path {shlex.quote(str(calibration.folder))} --attention-backend lim"
     console.print(f"\nWritten to {out}. To use it:", markup=False)
     console.print(f'  {ENV_CONFIG}="$(cat {shlex.quote(str(out))})" {serve}', markup=False)
@@ -88,13 +90,14 @@ def print_report(calibration: Calibration, out: Path) -> None:
 
 
 def layer_rows(calibration: Calibration) -> list[tuple[str, ...]]:
-    """One row per layer: number, role, the select layer whose set it reads, expected recall."""
+    """One row per attending layer: number, role, the select layer whose set it reads, expected recall."""
     roles = LayerPlan.from_select_layers(calibration.num_layers, calibration.plan.select_layers).roles
-    choosers = calibration.choosers(calibration.plan)
-    return [
-        (str(layer), role.name, *(("all", "") if i is None else (f"set of {i}", f"{calibration.recall[i][layer]:.3f}")))
-        for layer, (role, i) in enumerate(zip(roles, choosers, strict=True))
+    choosers, numbers = calibration.choosers(calibration.plan), calibration.layers
+    reads = [
+        ("all", "") if i is None else (f"set of {numbers[i]}", f"{calibration.recall[i][layer]:.3f}")
+        for layer, i in enumerate(choosers)
     ]
+    return [(str(number), role.name, *read) for number, role, read in zip(numbers, roles, reads, strict=True)]
 
 
 def plan_rows(calibration: Calibration) -> list[tuple[str, ...]]:
@@ -102,7 +105,7 @@ def plan_rows(calibration: Calibration) -> list[tuple[str, ...]]:
     return [
         (
             str(len(plan.select_layers)),
-            _listed(plan),
+            _listed(calibration, plan),
             f"{plan.full_layers} of {calibration.num_layers}",
             f"{calibration.read_share(plan):.1%}",
             f"{calibration.mean_recall(plan):.3f}",
@@ -119,5 +122,5 @@ def _table(headings: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Table:
     return table
 
 
-def _listed(plan: FoundPlan) -> str:
-    return ", ".join(map(str, plan.select_layers))
+def _listed(calibration: Calibration, plan: FoundPlan) -> str:
+    return ", ".join(map(str, plan.numbers(calibration.layers)))

@@ -114,7 +114,7 @@ def _inspect(
     logging.disable_progress_bar()
     with Console(stderr=True).status(f"reading {name} ...") as status:
         with _reading(folder):
-            model_config = AutoConfig.from_pretrained(folder, local_files_only=True)
+            model_config = _text_config(AutoConfig.from_pretrained(folder, local_files_only=True))
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         _check_attention(folder, model_config)
         setting = _setting(folder, name, model_config, config)
@@ -150,14 +150,23 @@ def _reading(folder: Path) -> Iterator[None]:
         raise CommandError(f"--model {folder} cannot be read: {type(error).__name__}: {error}") from error
 
 
+def _text_config(model: Any) -> Any:
+    """An image-text model's configuration of its text model, under the whole model's class name."""
+    text = model.get_text_config()
+    text.architectures = model.architectures
+    return text
+
+
 def _check_attention(folder: Path, model: Any) -> None:
-    """Refuse models whose layers are not all full attention over a cache of keys and values by head."""
-    from lim_sglang.tools.analysis.model import window_in_effect
+    """Refuse models with layers that are neither full attention over keys and values by head nor gated delta nets."""
+    from lim_sglang.tools.analysis.model import GATED_DELTA_NETS, window_in_effect
 
     kinds = set(getattr(model, "layer_types", None) or ["full_attention"])
     has_heads = all(hasattr(model, key) for key in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"))
     beyond = window_in_effect(model) is not None or bool(getattr(model, "attn_logit_softcapping", None))
-    if not has_heads or beyond or not kinds <= {"full_attention", "sliding_attention"}:
+    if model.model_type in GATED_DELTA_NETS:
+        kinds.discard("linear_attention")
+    if not has_heads or beyond or not kinds or not kinds <= {"full_attention", "sliding_attention"}:
         raise CommandError(
             f"--model {folder} ({model.model_type}) has layers that are not full attention over keys and values by "
             "head, and a token set is defined for no others; name a model such as Llama or Qwen3"
@@ -166,12 +175,16 @@ def _check_attention(folder: Path, model: Any) -> None:
 
 def _setting(folder: Path, name: str, model: Any, config: LimConfig) -> Setting:
     """Resolve the select layers against a Hugging Face model config."""
+    from lim_sglang.tools.analysis.model import attending_layers
+
+    attending = attending_layers(model)
     layers, source = config.select_layers, "given"
     if layers == "auto":
         architecture = (model.architectures or [""])[0]
         shape = model.num_hidden_layers, architecture, model.hidden_size, model.num_key_value_heads
-        layers, source = select_layers_for_model(*shape, str(folder))
+        layers, source = select_layers_for_model(*shape, str(folder), attending)
     plan = LayerPlan.from_select_layers(model.num_hidden_layers, layers)
+    plan = plan.limited_to(attending, 0, model.num_hidden_layers)
     return Setting(name, model.num_attention_heads, config, plan, source)
 
 

@@ -50,6 +50,7 @@ def page_data(inspection: Inspection, texts: Sequence[str], setting: Setting) ->
     return {
         "model": setting.model,
         "numLayers": len(setting.plan.roles),
+        "numAttending": sum(map(setting.plan.count, LayerRole)),
         "numSparse": setting.plan.count(LayerRole.SPARSE),
         "numHeads": setting.num_heads,
         "recencyRatio": config.recency_ratio,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import shlex
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,9 +17,10 @@ from lim_patches.cpu import support_triton
 from lim_sglang.config import ENV_DRAFTS
 from lim_sglang.host import compat
 from lim_sglang.host.finders import LOSSLESS
-from lim_sglang.host.launch import check_launch
+from lim_sglang.host.launch import check_launch, resolve
 from lim_sglang.host.model import model_config
 from lim_sglang.host.refusals import REFUSALS, Refusal
+from lim_sglang.layer_plan import LayerRole
 
 from .conftest import CommandLine, ErrorLine, Launch, Prepare
 
@@ -35,12 +37,72 @@ GEMMA3: Model = {
     "head_dim": 16,
 }
 
+QWEN3_NEXT: Model = {
+    "architectures": ["Qwen3NextForCausalLM"],
+    "model_type": "qwen3_next",
+    "num_hidden_layers": 16,
+    "full_attention_interval": 4,
+    "pad_token_id": None,
+}
+QWEN4_EXP: Model = {
+    "architectures": ["Qwen4ExpForConditionalGeneration"],
+    "model_type": "qwen4_exp",
+    "text_config": HEADS
+    | {
+        "model_type": "qwen4_exp_text",
+        "head_dim": 64,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 64,
+        "indexer_budget": 2048,
+        "indexer_compress_ratio": 4,
+    },
+}
+KIMI_LINEAR: Model = {
+    "architectures": ["KimiLinearForCausalLM"],
+    "model_type": "kimi_linear",
+    "linear_attn_config": {
+        "kda_layers": [1, 2, 3, 5],
+        "full_attn_layers": [4, 6],
+        "num_heads": 4,
+        "head_dim": 16,
+        "short_conv_kernel_size": 4,
+    },
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+LIGHTNING: Model = {
+    "architectures": ["BailingMoeV2_5ForCausalLM"],
+    "model_type": "bailing_hybrid",
+    "layer_group_size": 3,
+}
+
+
+def text_model(architecture: str, kind: str, layers: int) -> Model:
+    """An image-text model, of whose layers every fourth attends."""
+    text = HEADS | {"model_type": f"{kind}_text", "num_hidden_layers": layers, "full_attention_interval": 4}
+    return {"architectures": [architecture], "model_type": kind, "text_config": text}
+
+
+LFM2: Model = {
+    "architectures": ["Lfm2ForCausalLM"],
+    "model_type": "lfm2",
+    "layer_types": ["conv", "conv", "full_attention"] * 2,
+}
+JET: Model = {"architectures": ["JetNemotronForCausalLM"], "model_type": "jet_nemotron", "layer_types": ["jet"] * 6}
+
 WITHOUT_DECODE = "servers that only prefill or encode"
 WITHOUT_GENERATION = "embedding, reward and classification models"
 KV_DTYPES = "KV cache dtypes other than auto, bfloat16 and, on a GPU, fp8_e4m3"
 MIXED_DTYPES = "a bfloat16 KV cache under a model of another dtype, on a GPU"
 WINDOWS = "sliding-window and hybrid-window models"
 OWN_ATTENTION = "models with an attention of their own"
+OTHER_HYBRIDS = "Mamba, KDA, lightning and short-convolution hybrids"
+GDN_ON_BLACKWELL = "hybrids with gated delta nets on a GPU of the Blackwell generation"
+LOSSLESS_GDN = "the lossless mode of hybrids with gated delta nets"
 UNEVEN = "tensor parallelism that does not share the heads evenly"
 OTHER_BACKEND = "another attention backend"
 WIDTH = "widths of a verification below 2 and above 16"
@@ -67,7 +129,20 @@ CASES = [
     case(WINDOWS, **GEMMA3),
     case(WINDOWS, "--context-length 1025", **GEMMA, sliding_window=1024),
     case(WINDOWS, **OLMO, layer_types=["sliding_attention", "full_attention"] * 3),
-    case("linear-attention and Mamba hybrids", architectures=["Qwen3NextForCausalLM"], model_type="qwen3_next"),
+    case("MLA and state-space models", **KIMI_LINEAR),
+    case("MLA and state-space models", **LIGHTNING),
+    case(OTHER_HYBRIDS, architectures=["FalconH1ForCausalLM"], model_type="falcon_h1"),
+    case(
+        OTHER_HYBRIDS, architectures=["NemotronHForCausalLM"], model_type="nemotron_h", hybrid_override_pattern="M*" * 3
+    ),
+    case(OTHER_HYBRIDS, **LFM2),
+    case(OTHER_HYBRIDS, **JET),
+    case(
+        LOSSLESS_GDN,
+        f"--speculative-algorithm {LOSSLESS}",
+        f"--speculative-algorithm {LOSSLESS} with the model (Qwen3NextForCausalLM)",
+        **QWEN3_NEXT,
+    ),
     case("models whose layers attend several times", architectures=["IQuestLoopCoderForCausalLM"], loop_num=2),
     case(
         OWN_ATTENTION,
@@ -136,6 +211,7 @@ APART = {  # found by more than a command line
     f"values of {ENV_DRAFTS} other than auto and always",
     "a FlashInfer older than the one SGLang asks for, or none, on a GPU",  # tools/test_doctor.py
     "PD multiplexing",
+    GDN_ON_BLACKWELL,
     "a CPU without the CPU host",
     "pages of more than one token on a CPU",
 }
@@ -212,6 +288,58 @@ def test_windows_that_drop_nothing_are_served(prepare: Prepare, model: Model, fl
     server_args = prepare(HEADS | model, *flags)
     check_launch(server_args)
     assert model_config(server_args).sliding_window_size == model["sliding_window"], "else it shows nothing"
+
+
+HYBRIDS = [
+    (QWEN3_NEXT, "", (7, 11)),
+    (text_model("Qwen3_5ForConditionalGeneration", "qwen3_5", 64), "", (7, 43)),  # as Qwen3.5-27B
+    (text_model("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", 40), "", (7, 27)),  # as Qwen3.5-35B-A3B
+    (text_model("Qwen3_5MoeForConditionalGeneration", "qwen3_5_moe", 40), "--lim-select-layers 3,15,27", (3, 15, 27)),
+]
+ON_A_CPU = ["--disable-overlap-schedule"]  # SGLang 0.5.16 asserts a GPU for the radix cache that goes with overlap
+
+
+@pytest.mark.parametrize(("model", "flags", "selects"), HYBRIDS)
+def test_hybrids_with_gated_delta_nets_are_served(
+    prepare: Prepare, model: Model, flags: str, selects: tuple[int, ...]
+) -> None:
+    """By prefill and decode and by decode alone; every fourth layer attends, and no other has a role that counts."""
+    server_args = prepare(HEADS | model, *ON_A_CPU, *shlex.split(flags))
+    check_launch(server_args)
+    _, plan = resolve(server_args, model_config(server_args))
+    depth = len(plan.roles)
+    assert plan.attending == frozenset(range(3, depth, 4))
+    assert plan.select_layers == selects
+    assert sum(plan.count(role) for role in LayerRole) == depth // 4
+    assert plan.count(LayerRole.DENSE) == selects[0] // 4
+
+
+def test_a_layer_that_does_not_attend_cannot_be_chosen(prepare: Prepare, error_line: ErrorLine) -> None:
+    assert error_line(prepare, HEADS | QWEN3_NEXT, "--lim-select-layers", "4") == (
+        "lim-sglang: error: select_layers=[4] is not allowed: layer 4 of this model does not attend, so it cannot "
+        "select, expected layers among 3, 7, 11, 15; for example --lim-select-layers 3"
+    )
+
+
+@pytest.mark.parametrize(("capability", "found"), [((9, 0), False), ((10, 0), True), ((12, 0), True)])
+def test_gated_delta_nets_on_blackwell(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], found: bool
+) -> None:
+    model = model_config(prepare(HEADS | QWEN3_NEXT, *ON_A_CPU))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    named = "the model (Qwen3NextForCausalLM)" if found else ""
+    refused = refusal_of(GDN_ON_BLACKWELL).found
+    assert [refused(SimpleNamespace(device=device), model) for device in ("cuda", "cpu")] == [named, ""]
+
+
+def test_qwens_that_select_tokens_themselves(prepare: Prepare, error_line: ErrorLine) -> None:
+    """SGLang 0.5.23 would replace lim without a word; 0.5.16 does not know the model."""
+    line = error_line(prepare, HEADS | QWEN4_EXP)
+    if find_spec("sglang.srt.configs.qwen4_exp"):
+        assert line == told(OWN_ATTENTION, "the model (Qwen4ExpForConditionalGeneration)")
+    else:
+        assert "holds no usable model config" in line
 
 
 def test_other_backends_are_none_of_our_business(launch: Launch) -> None:

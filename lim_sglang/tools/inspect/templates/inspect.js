@@ -54,11 +54,12 @@
   function showHead() {
     const generated = tokens.length - promptTokens;
     const parts = `${split.selected} by rank, ${split.sinks} sinks, ${split.recent} recent`;
+    const attending = data.numAttending < data.numLayers ? `, ${data.numAttending} of which attend` : "";
     const facts = [
       ["Budget K", `${split.budget} (${parts})`],
       ["Recency ratio", data.recencyRatio],
       ["Sinks", data.sinkTokens],
-      ["Select layers", `${selectLayers.join(", ")} of ${data.numLayers} (${data.source})`],
+      ["Select layers", `${selectLayers.join(", ")} of ${data.numLayers}${attending} (${data.source})`],
       ["Query heads", numHeads],
       ["Prompt tokens", promptTokens],
       ["Generated tokens", `${generated}${data.stopped ? " (ended by itself)" : ""}`],

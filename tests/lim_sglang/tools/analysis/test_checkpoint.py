@@ -20,9 +20,10 @@ from lim_sglang.tools.analysis.streaming import MODEL_TYPES, LayerSample, Stream
 from .tiny_checkpoints import CONFIGS, LAYERS, assert_streamed_as_whole, edit_config, random_ids, streamed, write_model
 
 
-def test_stacked_experts_are_read_as_well(tmp_path: Path) -> None:
-    folder = write_model(tmp_path, CONFIGS["minimax_m2"], save_original_format=False)
-    assert "model.layers.2.mlp.experts.gate_up_proj" in load_file(folder / "model.safetensors")
+@pytest.mark.parametrize(("kind", "text"), [("minimax_m2", "model"), ("qwen3_5_moe", "model.language_model")])
+def test_stacked_experts_are_read_as_well(kind: str, text: str, tmp_path: Path) -> None:
+    folder = write_model(tmp_path, CONFIGS[kind], save_original_format=False)
+    assert f"{text}.layers.2.mlp.experts.gate_up_proj" in load_file(folder / "model.safetensors")
     assert_streamed_as_whole(folder, folder)
 
 
@@ -45,6 +46,17 @@ def glm_as_published(folder: Path) -> None:
     further = {name.replace(f".{LAYERS - 1}.", f".{LAYERS}.", 1): torch.zeros_like(last[name]) for name in last}
     further[f"model.layers.{LAYERS}.eh_proj.weight"] = torch.ones(48, 96)
     save_file(tensors | further, folder / "model.safetensors")
+
+
+def next_as_published(folder: Path) -> None:
+    edit_config(
+        folder,
+        without=("rope_parameters", "layer_types"),
+        rope_theta=5000.0,
+        rope_scaling=None,
+        partial_rotary_factor=0.5,
+        full_attention_interval=2,
+    )
 
 
 def test_dtypes_are_the_checkpoints_own(tmp_path: Path) -> None:
@@ -78,7 +90,7 @@ def quantize(folder: Path, plain: Path, block: tuple[int, int] | None, scale_nam
     quantized, meant = {}, load_file(folder / "model.safetensors")
     for name, weight in list(meant.items()):
         quantized[name] = weight
-        if not re.search(r"(_proj|w[123])\.weight$", name):
+        if not re.search(r"(_proj|_qkvz?|w[123])\.weight$", name):
             continue
         rows, columns = block or (1, weight.shape[1])
         scales = torch.empty(-(-weight.shape[0] // rows), -(-weight.shape[1] // columns), dtype=scale_dtype)
@@ -103,6 +115,8 @@ PER_ROW = {"quant_method": "compressed-tensors", "format": "float-quantized", "c
         ("qwen3", edit_config, FP8, (BLOCK, "weight_scale_inv", torch.bfloat16)),
         ("minimax_m2", minimax_as_published, FP8, (BLOCK, "weight_scale_inv", torch.float32)),
         ("glm4_moe", glm_as_published, PER_ROW, (None, "weight_scale", torch.bfloat16)),
+        ("qwen3_next", next_as_published, FP8, (BLOCK, "weight_scale_inv", torch.bfloat16)),
+        ("qwen3_5_moe", edit_config, FP8, (BLOCK, "weight_scale_inv", torch.bfloat16)),
     ],
 )
 def test_published_fp8_checkpoints_mean_their_scaled_values(
@@ -113,7 +127,8 @@ def test_published_fp8_checkpoints_mean_their_scaled_values(
     publish(folder)
     edit_config(folder, quantization_config=quantization)
     stored = load_file(folder / "model.safetensors")
-    assert stored["model.layers.2.self_attn.q_proj.weight"].dtype == torch.float8_e4m3fn
+    (query,) = (tensor for name, tensor in stored.items() if name.endswith("layers.3.self_attn.q_proj.weight"))
+    assert query.dtype == torch.float8_e4m3fn
     assert_streamed_as_whole(folder, plain)
 
 
@@ -157,6 +172,10 @@ REFUSALS: dict[str, tuple[Any, str]] = {
         r"weight_scale_inv of shape \[2, 2\] in .*: expected \[2, 3\]",
     ),
     "windowed": (lambda f: edit_config(f, model_type="mistral", sliding_window=16), "sliding-window"),
+    "no-attention": (
+        lambda f: edit_config(f, model_type="qwen3_next", layer_types=["linear_attention"] * LAYERS),
+        "has no layer that attends",
+    ),
     "layers-not-a-number": (lambda f: edit_config(f, num_hidden_layers="x"), "config.json is not usable"),
     "no-safetensors": (lambda f: (f / "model.safetensors").unlink(), "holds neither model.safetensors nor model.safe"),
     "cut-off": (cut_off, "model.safetensors cannot be read"),

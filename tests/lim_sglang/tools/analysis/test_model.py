@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from lim_sglang.tools.analysis.model import LayerView, PolicyModel
 from lim_sglang.tools.analysis.policies import Dense, LessIsMore
@@ -33,6 +33,23 @@ def test_dense_is_hugging_faces_own_attention(folder: Path, model: PolicyModel, 
     torch.testing.assert_close(logits, expected[PREFIX:], rtol=0, atol=1e-4)
     assert (prefix.length, longer.length) == (PREFIX, PREFIX + STEPS)
     assert prefix.cache.get_seq_length() == PREFIX, "a prefix serves many blocks"
+
+
+def test_a_prefix_of_a_hybrid_serves_many_blocks_but_is_not_cut(hybrid_folder: Path, ids: list[int]) -> None:
+    """States of layers that do not attend are written in place, so that every block needs its own."""
+    own = AutoModelForCausalLM.from_pretrained(hybrid_folder, dtype=torch.float32, attn_implementation="eager").eval()
+    with torch.inference_mode():
+        expected = own(torch.tensor([ids])).logits[0]
+    model = PolicyModel.load(hybrid_folder)
+    prefix = model.prefill(ids[:PREFIX])
+    for _ in range(2):
+        logits, longer = model.decode(prefix, ids[PREFIX:-2], Dense())
+        torch.testing.assert_close(logits, expected[PREFIX:-2], rtol=1e-4, atol=1e-3)
+    for step in (-2, -1):
+        logits, longer = model.decode(longer, [ids[step]], Dense())
+        torch.testing.assert_close(logits[0], expected[step], rtol=1e-4, atol=1e-3)
+    with pytest.raises(ValueError, match="cannot be cut; prefill the shorter one"):
+        longer.cut(PREFIX, logits[0])
 
 
 def test_lessismore_is_the_oracles(folder: Path, model: PolicyModel, ids: list[int]) -> None:

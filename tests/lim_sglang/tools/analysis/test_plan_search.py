@@ -48,6 +48,16 @@ def test_found_plans_are_the_best_of_all(costs: list[list[float]], data: st.Data
     assert (found.cost, found.full_layers) == min((plan.cost, plan.full_layers) for plan in plans)
 
 
+@given(st.sets(st.integers(0, 30), min_size=1), st.data())
+def test_full_layers_are_the_dense_and_select_layers_of_a_hybrid(attending: set[int], data: st.DataObject) -> None:
+    layers = sorted(attending)
+    chosen = data.draw(st.sets(st.integers(0, len(layers) - 1), min_size=1).map(sorted).map(tuple))
+    found = FoundPlan(chosen, 0.0)
+    plan = LayerPlan.from_select_layers(31, found.numbers(layers)).limited_to(layers, 0, 31)
+    assert found.full_layers == plan.count(LayerRole.DENSE) + plan.count(LayerRole.SELECT)
+    assert len(layers) - found.full_layers == plan.count(LayerRole.SPARSE)
+
+
 def test_forty_layers_and_more_take_no_time() -> None:
     costs = [[abs(j - i) / 7 + (i * 13 + j * 5) % 11 for j in range(80)] for i in range(80)]
     found = best_plan_within(costs, 40)

@@ -11,14 +11,20 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     Glm4MoeConfig,
     LlamaConfig,
     MiniMaxM2Config,
     MistralConfig,
     PretrainedConfig,
     Qwen2Config,
+    Qwen3_5Config,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeTextConfig,
+    Qwen3_5TextConfig,
     Qwen3Config,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from lim_sglang.tools.analysis.streaming import StreamedModel
@@ -45,7 +51,30 @@ GLM: dict[str, Any] = SHAPE | {
     "num_experts_per_tok": 2,
     "routed_scaling_factor": 2.5,
 }
-CONFIGS: dict[str, PretrainedConfig] = {
+HYBRID_LAYERS = (1, 3)  # of hybrids: those that attend
+HYBRID: dict[str, Any] = SHAPE | {
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": HALF_ROTARY,
+}
+EXPERTS_OF_HYBRIDS: dict[str, Any] = {
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 24,
+    "num_experts": EXPERTS,
+    "num_experts_per_tok": 2,
+}
+VISION: dict[str, Any] = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 48}
+HYBRIDS: dict[str, PretrainedConfig] = {
+    "qwen3_next": Qwen3NextConfig(**HYBRID, **EXPERTS_OF_HYBRIDS),
+    "qwen3_5_text": Qwen3_5TextConfig(**HYBRID),
+    "qwen3_5_moe_text": Qwen3_5MoeTextConfig(**HYBRID, **EXPERTS_OF_HYBRIDS),
+    "qwen3_5": Qwen3_5Config(text_config=HYBRID, vision_config=VISION),
+    "qwen3_5_moe": Qwen3_5MoeConfig(text_config=HYBRID | EXPERTS_OF_HYBRIDS, vision_config=VISION),
+}
+CONFIGS: dict[str, PretrainedConfig] = HYBRIDS | {
     "llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
     "mistral": MistralConfig(**SHAPE, sliding_window=512),  # no smaller than the context
     "qwen2": Qwen2Config(**SHAPE | {"head_dim": 8}),
@@ -62,10 +91,13 @@ CONFIGS: dict[str, PretrainedConfig] = {
 
 def write_model(folder: Path, config: PretrainedConfig, **options: Any) -> Path:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config)
+    model_class = AutoModelForImageTextToText if hasattr(config, "vision_config") else AutoModelForCausalLM
+    model = model_class.from_config(config)
     for name, weight in itertools.chain(model.named_parameters(), model.named_buffers()):
         if "norm" in name or "bias" in name:  # ones and zeros as made, which would hide a norm or bias left out
             torch.nn.init.uniform_(weight, 0.5, 1.5)
+        if "A_log" in name:  # as made, a gated delta net forgets within a token or two
+            torch.nn.init.uniform_(weight, -3, 0)
     model.save_pretrained(folder, **options)
     return folder
 
@@ -74,6 +106,10 @@ def edit_config(folder: Path, without: tuple[str, ...] = (), **changes: Any) -> 
     path = folder / "config.json"
     kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in without}
     path.write_text(json.dumps(kept | changes))
+
+
+def attending(kind: str) -> list[int]:
+    return list(HYBRID_LAYERS if kind in HYBRIDS else range(LAYERS))
 
 
 def random_ids(length: int, seed: int = 1) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from lim_sglang.config import LimConfig, parse_config_json, resolve_config
-from lim_sglang.tools.analysis.plan_search import FoundPlan, best_plan
+from lim_sglang.tools.analysis.plan_search import FoundPlan, best_plan, best_plan_within
 from lim_sglang.tools.analysis.recall import ReuseMeter
 from lim_sglang.tools.calibrate import command as calibrate
 from lim_sglang.tools.calibrate.command import plans_of_sizes, wanted_size
@@ -19,7 +20,7 @@ from lim_sglang.tools.cli import main
 from lim_sglang.tools.common import CommandError
 from lim_sglang.tools.servers.embedded_model import ensure_model
 
-from ..tiny_model import CONTEXT, NUM_LAYERS
+from ..tiny_model import CONTEXT, HYBRID_LAYERS, NUM_LAYERS
 
 SMALL = ("--context", 100, "--windows", 2, "--budget", 16)
 
@@ -72,7 +73,7 @@ def test_real_model_twice(capsys: pytest.CaptureFixture[str]) -> None:
     layers = ", ".join(map(str, config.select_layers))
     full = config.select_layers[0] + len(config.select_layers)
     assert full <= 4
-    assert f"Plan: select layers {layers}; {full} of 30 layers" in shown.out
+    assert f"Plan: select layers {layers}; {full} of 30 attending layers" in shown.out
     assert f'SGLANG_LIM_CONFIG="$(cat {name})" sglang serve --model-path {model} --attention-backend lim' in shown.out
     assert f"--lim-select-layers {layers.replace(' ', '')}\n" in shown.out
     assert "30/30" in shown.err
@@ -88,6 +89,31 @@ def test_plan_is_the_best_of_what_was_measured(folder: Path, monkeypatch: pytest
     assert run(folder, *SMALL, "--bytes", 0.5, "--select", 2) == 0
     assert written("lim-tiny-llama.json").select_layers == best_plan(meters[0].error.tolist(), 2, 3).select_layers
     assert meters[0].error[0, 1] > 0
+
+
+def test_a_hybrid_is_judged_by_the_layers_that_attend(
+    hybrid_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    meters: list[ReuseMeter] = []
+    measure = calibrate._measure
+    monkeypatch.setattr(calibrate, "_measure", lambda *given: meters.append(measure(*given)) or meters[-1])
+    assert run(hybrid_folder, *SMALL, "--bytes", 0.5) == 0
+    shown = capsys.readouterr()
+    costs = meters[0].error.tolist()
+    assert len(costs) == len(HYBRID_LAYERS)
+    assert sum(cost > 0 for row in costs for cost in row) == 6
+    best = best_plan_within(costs, 2)
+    select = written("lim-tiny-hybrid.json").select_layers
+    assert select == tuple(HYBRID_LAYERS[layer] for layer in best.select_layers)
+    assert f"Plan: select layers {', '.join(map(str, select))}; 2 of 4 attending layers (50.0%)" in shown.out
+    assert re.findall(r"(\d+) \W+(?:DENSE|SELECT|SPARSE) ", shown.out) == [*map(str, HYBRID_LAYERS)]
+    assert "8/8" in shown.err
+    assert run(hybrid_folder, *SMALL, "--select", 4) == 0
+    assert written("lim-tiny-hybrid.json").select_layers == HYBRID_LAYERS
+    refusal = "lets 0 of 4 attending layers read everything: expected at least 0.25"
+    Path("lim-tiny-hybrid.json").unlink()
+    capsys.readouterr()
+    assert refusal in refused(capsys, hybrid_folder, *SMALL, "--bytes", 0.2)
 
 
 def test_numbers_reach_the_configuration(folder: Path) -> None:
@@ -151,6 +177,7 @@ PLAN = FoundPlan((1, 3), COSTS[1][2] + COSTS[3][4])
 SHOWN = Calibration(
     folder=Path("m"),
     config=LimConfig(budget=100, select_layers=(1, 3)),
+    layers=tuple(range(5)),
     plan=PLAN,
     others=(PLAN, FoundPlan((2,), 0.3), FoundPlan((4,), 0.0)),
     recall=RECALL,
@@ -167,6 +194,22 @@ def test_rows_by_layer() -> None:
         ("2", "SPARSE", "set of 1", "0.900"),
         ("3", "SELECT", "all", ""),
         ("4", "SPARSE", "set of 3", "0.900"),
+    ]
+
+
+def test_rows_of_a_hybrid_are_the_attending_layers() -> None:
+    hybrid = replace(SHOWN, layers=(3, 7, 11, 15, 19))
+    assert layer_rows(hybrid) == [
+        ("3", "DENSE", "all", ""),
+        ("7", "SELECT", "all", ""),
+        ("11", "SPARSE", "set of 7", "0.900"),
+        ("15", "SELECT", "all", ""),
+        ("19", "SPARSE", "set of 15", "0.900"),
+    ]
+    assert [row[1:4] for row in plan_rows(hybrid)] == [
+        ("7, 15", "3 of 5", "64.0%"),
+        ("11", "3 of 5", "64.0%"),
+        ("19", "5 of 5", "100.0%"),
     ]
 
 

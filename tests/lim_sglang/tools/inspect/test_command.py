@@ -16,7 +16,7 @@ from lim_sglang.tools.cli import main
 from lim_sglang.tools.common import CommandError
 from lim_sglang.tools.inspect.command import _check_attention, _setting
 
-from ..tiny_model import CONTEXT, embedded_data
+from ..tiny_model import CONTEXT, NUM_HEADS, embedded_data
 
 PROMPT = "Two naïve 漢\n\tlines & <b>x</b>"
 
@@ -58,6 +58,22 @@ def test_select_layers_by_rule_are_told(folder: Path, tmp_path: Path, capsys: py
     warning = next(line for line in capsys.readouterr().err.splitlines() if "rule of thumb" in line)
     assert "tiny-llama: select layers 2,4" in warning
     assert warning.endswith("set them with --select-layers")
+
+
+def test_a_hybrid_selects_in_the_layers_that_attend(
+    hybrid_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it is published as an image-text model. By rule: the second attending layer, and the third of four."""
+    out = tmp_path / "page.html"
+    assert run(PROMPT, *tiny(hybrid_folder, out)) == 0
+    assert "tiny-hybrid: select layers 5,8 follow a rule of thumb" in capsys.readouterr().err
+    data = embedded_data(out.read_text())
+    assert (data["selectLayers"], data["source"], data["numHeads"]) == ([5, 8], "rule", NUM_HEADS)
+    assert (data["numLayers"], data["numAttending"], data["numSparse"]) == (12, 4, 1)
+    assert [[len(event["set"]) for event in step] for step in data["steps"]] == [[24, 24]] * 3
+    with pytest.raises(SystemExit, match=r"^1$"):
+        run(PROMPT, "--select-layers", "4", *tiny(hybrid_folder, out))
+    assert "layer 4 of this model does not attend" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_embedded_model_is_the_default(tmp_path: Path) -> None:
@@ -115,6 +131,11 @@ ATTENTION: dict[str, tuple[bool, dict[str, Any]]] = {  # whether it is full atte
     "one-window": (False, HEADS | {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}),
     "window-in-all-layers": (False, HEADS | {"sliding_window": 4096}),
     "linear-attention": (False, HEADS | {"layer_types": ["full_attention", "linear_attention"]}),
+    "gated-delta-nets": (
+        True,
+        HEADS | {"layer_types": ["linear_attention", "full_attention"], "model_type": "qwen3_next"},
+    ),
+    "gated-delta-nets-only": (False, HEADS | {"layer_types": ["linear_attention"] * 2, "model_type": "qwen3_next"}),
     "capped-logits": (False, HEADS | {"attn_logit_softcapping": 50.0}),
     "state-space": (False, {"num_hidden_layers": 2, "model_type": "some"}),
 }
@@ -122,7 +143,7 @@ ATTENTION: dict[str, tuple[bool, dict[str, Any]]] = {  # whether it is full atte
 
 @pytest.mark.parametrize(("is_full", "config"), ATTENTION.values(), ids=ATTENTION.keys())
 def test_models_without_full_attention_are_refused(is_full: bool, config: dict[str, Any]) -> None:
-    refusal = pytest.raises(CommandError, match=r"--model there \(some\) has layers that are not full attention")
+    refusal = pytest.raises(CommandError, match=r"--model there \(\w+\) has layers that are not full attention")
     with nullcontext() if is_full else refusal:
         _check_attention(Path("there"), SimpleNamespace(**config))
 

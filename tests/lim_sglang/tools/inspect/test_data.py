@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import cycle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,20 +10,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from lim_kernels.select.budget import BudgetParts, split_budget
 from lim_kernels.select.reference import select_token_set
-from lim_sglang.layer_plan import LayerRole
+from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.tools.analysis.model import LayerView, PolicyModel
 from lim_sglang.tools.analysis.policies import LessIsMore
 from lim_sglang.tools.inspect.data import Inspection, inspect_generation, token_texts
 
-from ..tiny_model import NUM_HEADS, PLAN, TOKENIZER
+from ..tiny_model import HYBRID_LAYERS, NUM_HEADS, PLAN, TOKENIZER
 
 SPLIT = split_budget(24, 0.25, 2)
 PROMPT = np.random.default_rng(3).integers(0, 256, 21).tolist()  # outgrows the budget with the fourth step
 MAX_TOKENS = 16
+HYBRID_PLAN = LayerPlan.from_select_layers(12, (5, 8)).limited_to(HYBRID_LAYERS, 0, 12)
 
 
 class Spy(LessIsMore):
@@ -71,9 +71,14 @@ def test_keys_are_the_best_rank_and_its_head(spied: tuple[Inspection, Spy]) -> N
         assert [divmod(key, NUM_HEADS) for key in event.keys] == [best[t - SPLIT.sinks] for t in chosen]
 
 
-def test_within_the_budget_generation_is_hugging_faces_greedy(model: PolicyModel, folder: Path) -> None:
-    own = inspect_generation(model, PROMPT, LessIsMore(PLAN, split_budget(64, 0.25, 2)), MAX_TOKENS)
-    plain = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+@pytest.mark.parametrize(("made", "plan"), [("folder", PLAN), ("hybrid_folder", HYBRID_PLAN)], ids=["llama", "hybrid"])
+def test_within_the_budget_generation_is_hugging_faces_greedy(
+    made: str, plan: LayerPlan, request: pytest.FixtureRequest
+) -> None:
+    folder = request.getfixturevalue(made)
+    policy = LessIsMore(plan, split_budget(64, 0.25, 2))
+    own = inspect_generation(PolicyModel.load(folder), PROMPT, policy, MAX_TOKENS)
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     whole = plain.generate(torch.tensor([PROMPT]), do_sample=False, max_new_tokens=MAX_TOKENS, eos_token_id=None)
     assert list(own.output_ids) == whole[0, len(PROMPT) :].tolist()
 

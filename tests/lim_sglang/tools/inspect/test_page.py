@@ -226,6 +226,13 @@ def test_a_plan_without_a_sparse_layer_says_so(open_page: Any, inspection: Inspe
     assert "no layer comes after the last select layer" in page.find("#notice").text
 
 
+def test_layers_that_do_not_attend_are_told(open_page: Any, page: Page, inspection: Inspection) -> None:
+    assert "1, 4 of 6 (given)" in page.find("#facts").text
+    plan = SETTING.plan.limited_to((1, 4, 5), 0, NUM_LAYERS)
+    hybrid: Page = open_page(page_of(inspection, replace(SETTING, plan=plan)))
+    assert "1, 4 of 6, 3 of which attend (given)" in hybrid.find("#facts").text
+
+
 def test_hostile_tokens_run_nothing(open_page: Any, model: PolicyModel) -> None:
     found = generate(model, HOSTILE, 3)
     page: Page = open_page(render_page(page_data(found, [HOSTILE, *texts_of(found)[1:]], SETTING)))
