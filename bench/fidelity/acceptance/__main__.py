@@ -24,7 +24,17 @@ from pathlib import Path
 import torch
 from rich.progress import Progress
 
-from bench.fidelity.acceptance.rounds import INT8, KINDS, UnequalError, Written, check, quantize_model, run_round, write
+from bench.fidelity.acceptance.rounds import (
+    INT8,
+    KINDS,
+    UnequalError,
+    Written,
+    check,
+    check_rounded,
+    quantize_model,
+    run_round,
+    write,
+)
 from bench.fidelity.files import Table, write_facts
 from bench.fidelity.subject import Subject, subject_parser
 from lim_sglang.layer_plan import LayerPlan
@@ -112,6 +122,8 @@ class Bench:
                     seed = f"{text} {context} {window} {value}"
                     written = write(self.model, prefix, self.plan, args.budgets, args.tokens, value, seed)
                     check(self.model, self.plan, written, self.starts[0], max(args.k))
+                    if INT8 in args.drafts:
+                        check_rounded(self.int8_model, self.plan, written, self.starts[:3], max(args.k))
                 for arm in left:
                     means = self.measure(written, *arm)
                     for k in args.k:

@@ -160,11 +160,11 @@ class Round:
 @torch.no_grad()
 def quantize_model(model: PolicyModel) -> PolicyModel:
     """The model as ``--lim-draft-weights int8`` drafts with it: layers and head rounded, the embedding as it is."""
-    drafting = copy.deepcopy(model)
-    for module in drafting.model.modules():
+    drafting = copy.deepcopy(model.model)
+    for module in drafting.modules():
         if isinstance(module, torch.nn.Linear):
             module.weight = torch.nn.Parameter(quantize(module.weight).dequantize().to(module.weight.dtype))
-    return drafting
+    return PolicyModel(drafting)
 
 
 def run_round(
@@ -191,3 +191,14 @@ def check(model: PolicyModel, plan: LayerPlan, written: Written, start: int, dra
                 f"{kind} at K = {everything}, which leaves nothing out: {float(found.sum()):.4f} of {drafts} drafts "
                 f"are accepted at temperature {written.temperature:g}, expected all"
             )
+
+
+def check_rounded(rounded: PolicyModel, plan: LayerPlan, written: Written, starts: Sequence[int], drafts: int) -> None:
+    """Most drafts of rounded weights that read everything are accepted; raises UnequalError where they are not."""
+    rounds = [run_round(rounded, plan, written, start, drafts, INT8, written.prefix.length) for start in starts]
+    share = float(torch.stack([one.chances() for one in rounds]).mean())
+    if share < 0.5:
+        raise UnequalError(
+            f"{INT8} at K = {written.prefix.length}, which leaves nothing out: {share:.0%} of the drafts would be "
+            f"accepted at temperature {written.temperature:g}, expected half at least"
+        )

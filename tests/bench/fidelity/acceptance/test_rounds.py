@@ -12,8 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.fidelity.acceptance import rounds
 from bench.fidelity.acceptance.rounds import (
+    INT8,
     KEPT,
     KINDS,
+    LIM,
     WINDOW,
     Round,
     Written,
@@ -101,6 +103,20 @@ def test_a_model_of_int8_weights_looks_up_its_own_embedding(model: PolicyModel) 
         is_rounded = name.endswith("proj.weight") or name == "lm_head.weight"
         expected = quantize(weight).dequantize() if is_rounded else weight
         torch.testing.assert_close(rounded[name], expected, rtol=0, atol=0)
+
+
+def test_rounds_of_a_model_of_int8_weights_are_those_of_a_model_loaded_with_them(
+    model: PolicyModel, texts: dict[float, Written]
+) -> None:
+    loaded = PolicyModel(LlamaForCausalLM(LlamaConfig.from_dict(model.model.config.to_dict())))
+    rounded = quantize_model(model)
+    loaded.model.load_state_dict(rounded.model.state_dict())
+    for start in STARTS:
+        found = run_round(rounded, PLAN, texts[1.0], start, DRAFTS, INT8, BUDGET)
+        expected = run_round(loaded, PLAN, texts[1.0], start, DRAFTS, LIM, BUDGET)
+        torch.testing.assert_close(found.draft, expected.draft, rtol=0, atol=1e-5)
+        own = run_round(model, PLAN, texts[1.0], start, DRAFTS, LIM, BUDGET)
+        assert float((found.draft - own.draft).abs().mean()) > 1e-3
 
 
 def test_a_drawn_round_compares_both_models_at_the_texts_tokens(
