@@ -210,7 +210,7 @@ def _check_speedup(weights: DraftWeights) -> None:
 
     def multiply(by: Callable[[DraftLinear], Any]) -> None:
         for copy in weights.copies:
-            by(copy).apply(copy.layer, inputs[copy.layer.weight.shape[1]])
+            by(copy).apply(copy.layer, inputs[copy.layer.weight.shape[1]] * 1)  # no product follows a product in a step
 
     own = _graph_ms(lambda: multiply(lambda copy: copy.original))
     copied = _graph_ms(lambda: multiply(lambda copy: copy))
