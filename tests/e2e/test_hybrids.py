@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from . import hybrid_models, record_sets, text_only
-from .conftest import THREADS, running, start_server
+from .conftest import THREADS
 from .hf_oracle import OracleSettings, SparseOracle
 from .hybrid_models import VOCABULARY
 from .native_client import Generation, NativeClient
@@ -120,16 +120,6 @@ def test_counters_are_of_the_layers_that_attend(served: Served) -> None:
     steps = decoded_lengths(BEYOND, NEW_TOKENS)
     expected = {"dense": sum(steps), "select": 2 * sum(steps), "sparse": SETTINGS.budget * len(steps)}
     assert {role: after["attended_tokens"][role] - before["attended_tokens"][role] for role in expected} == expected
-
-
-def test_dense_attention_on_the_cpu_host_is_hugging_faces(next_folder: Path, tmp_path: Path) -> None:
-    oracle = SparseOracle.load(str(next_folder), SETTINGS)
-    options = ["--attention-backend", "torch_native", *OPTIONS]
-    for server in running(start_server(next_folder, tmp_path / "server.log", *options, env=STATES)):
-        for length in (WITHIN, BEYOND):
-            assert NativeClient(server.url).generate(prompt(length), NEW_TOKENS).tokens == dense_tokens(
-                oracle, prompt(length)
-            )
 
 
 def test_two_ranks_hold_one_set_and_answer_as_one(next_folder: Path, tmp_path: Path) -> None:
