@@ -83,6 +83,16 @@ def test_no_speed_for_wrong_tokens_within_the_budget(context: int, speeds: list[
     assert [row["speedup"] for row in rows] == speeds
 
 
+@pytest.mark.parametrize(("equal", "speed"), [(3, 1.25), (2, "wrong tokens")])
+def test_one_request_in_four_may_round_otherwise_with_copies(equal: int, speed: object) -> None:
+    found = arms([[1, 2]] * equal + [[5, 6]] * (4 - equal))
+    found["dense"]["rows"][0][0]["tokens"] = [[1, 2]] * 4
+    found["lossless"]["draft_weights"] = "int8"
+    assert lossless.compare(arguments(WITHIN), found)[0]["speedup"] == speed
+    found["lossless"]["draft_weights"] = "model"
+    assert lossless.compare(arguments(WITHIN), found)[0]["speedup"] == "wrong tokens"
+
+
 @pytest.mark.parametrize("arm", lossless.ARMS)
 @pytest.mark.parametrize("measured", [{"ms": -0.05}, {"spread_ms": 20.0}], ids=["no time", "spread"])
 def test_no_speed_where_an_arm_is_unsteady(arm: str, measured: dict[str, float]) -> None:
