@@ -13,6 +13,8 @@ from lim_sglang.config import FLAGS, LimConfigError, check_layer_numbers
 PAPER = "arXiv 2508.07101 v2, table 10"
 MEASURED = "measured by this project"
 RULE = "rule"
+GATED_DELTA_NETS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
+"""Types of text configs whose layers are gated delta nets or full attention, and nothing else."""
 MIN_AUTO_LAYERS = 4  # attending ones; below, two dense layers and a select layer leave none to be sparse
 
 
@@ -44,11 +46,17 @@ class LayerPlan:
         self.check_stage(0, len(self.roles))
 
     @classmethod
-    def from_select_layers(cls, num_layers: int, select_layers: Sequence[int]) -> "LayerPlan":
+    def from_select_layers(
+        cls, num_layers: int, select_layers: Sequence[int], attending: Collection[int] | None = None
+    ) -> "LayerPlan":
         """Layers before the first of ``select_layers`` are DENSE, those listed SELECT, all others SPARSE.
 
+        Args:
+            attending: the layers that attend; None for all.
+
         Raises:
-            LimConfigError: ``select_layers`` is empty, not ascending, or names a layer that the model lacks.
+            LimConfigError: ``select_layers`` is empty, not ascending, or names a layer that the model lacks or that
+                does not attend.
         """
         layers = check_layer_numbers(tuple(select_layers))
         if num_layers < 1:
@@ -58,7 +66,8 @@ class LayerPlan:
         roles = [LayerRole.DENSE if layer < layers[0] else LayerRole.SPARSE for layer in range(num_layers)]
         for layer in layers:
             roles[layer] = LayerRole.SELECT
-        return cls(tuple(roles))
+        plan = cls(tuple(roles))
+        return plan if attending is None else plan.limited_to(attending, 0, num_layers)
 
     @cached_property
     def select_layers(self) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ def step_parts(
         weight_bytes, state_bytes, kv_bytes: of a number; None for what the config asks for.
     """
     text = text_config(config)
-    kv_heads, head_dim = text["num_key_value_heads"], _head_dim(text)
+    kv_heads, head_dim = text["num_key_value_heads"], head_dim_of(text)
     each = weight_bytes or (FP8 if config.get("quantization_config") else BF16)
     weights = _hybrid_weights(text, batch, each) if is_hybrid(text) else each * _weights(text, batch)
     state = state_bytes or STATE_BYTES[text.get("mamba_ssm_dtype") or "float32"]
@@ -83,10 +83,11 @@ def _sparse_layers(config: Config, text: Config, name: str) -> int:
     layers, attending = text["num_hidden_layers"], attending_layers(text)
     shape = layers, config["architectures"][0], text["hidden_size"], text["num_key_value_heads"]
     selects, _ = select_layers_for_model(*shape, name, attending)
-    return LayerPlan.from_select_layers(layers, selects).limited_to(attending, 0, layers).count(LayerRole.SPARSE)
+    return LayerPlan.from_select_layers(layers, selects, attending).count(LayerRole.SPARSE)
 
 
-def _head_dim(text: Config) -> int:
+def head_dim_of(text: Config) -> int:
+    """The size of a head, which some configs leave to be worked out."""
     return int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
 
 
@@ -103,7 +104,7 @@ def _hybrid_weights(text: Config, batch: int, each: int) -> int:
     """
     hidden, layers, attending = text["hidden_size"], text["num_hidden_layers"], len(attending_layers(text))
     values, convolved = _value_width(text), _convolved(text)
-    gate = hidden * _head_dim(text) * text["num_attention_heads"]
+    gate = hidden * head_dim_of(text) * text["num_attention_heads"]
     shared = text.get("shared_expert_intermediate_size", 0)
     in_every = _projections(text, batch) + 3 * hidden * shared
     delta_net = hidden * (convolved + values) + values * hidden  # q, k, v and z, and back
@@ -131,7 +132,7 @@ def _convolved(text: Config) -> int:
 
 def _attention(text: Config) -> int:
     heads, kv_heads = text["num_attention_heads"], text["num_key_value_heads"]
-    return int(text["hidden_size"] * _head_dim(text) * 2 * (heads + kv_heads))
+    return int(text["hidden_size"] * head_dim_of(text) * 2 * (heads + kv_heads))
 
 
 def _projections(text: Config, batch: int) -> int:

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from bench import driver
 from bench.speed.arms import CONFIGS
+from bench.speed.byte_bound import head_dim_of
 from bench.timing import copy_tb_s, graph_us
 from lim_kernels.linear.launch import MAX_ROWS, LinearWorkspace, int8_linear
 from lim_kernels.linear.reference import quantize
@@ -163,7 +164,7 @@ def matrices(config: dict[str, Any], tp: int = 1, layers: int | None = None) -> 
     """N and K of all matrices of a step on one of ``tp`` ranks, the head last."""
     hidden, width = config["hidden_size"], config["intermediate_size"] // tp
     heads, kv_heads = config["num_attention_heads"] // tp, max(1, config["num_key_value_heads"] // tp)
-    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+    head_dim = head_dim_of(config)
     qkv, output = ((heads + 2 * kv_heads) * head_dim, hidden), (hidden, heads * head_dim)
     layer = [qkv, output, (2 * width, hidden), (hidden, width)]
     return [*(layer * (layers or config["num_hidden_layers"])), (config["vocab_size"] // tp, hidden)]

@@ -133,8 +133,7 @@ def resolve(server_args: Any, model: Any, *, warn: bool = False) -> tuple[LimCon
         )
         if warn and source == RULE:
             logger.warning("lim: %s", rule_warning(name, layers))
-    plan = LayerPlan.from_select_layers(depth, layers)
-    return config, plan if attending is None else plan.limited_to(attending, 0, depth)
+    return config, LayerPlan.from_select_layers(depth, layers, attending)
 
 
 def _check_sources(args: Namespace, flags: dict[str, Any]) -> None:

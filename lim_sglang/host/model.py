@@ -9,6 +9,7 @@ from typing import Any
 
 from lim_sglang.host import compat
 from lim_sglang.host.host_check import source_folder
+from lim_sglang.layer_plan import GATED_DELTA_NETS
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +66,8 @@ def is_mha(config: Any) -> bool:
     return bool(config.attention_arch == AttentionArch.MHA)
 
 
-GATED_DELTA_NETS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
-"""Types of text configs whose layers are gated delta nets or full attention, and nothing else."""
-
-
 def is_gated_delta_net(config: Any) -> bool:
-    """Whether the model is one of ``GATED_DELTA_NETS``."""
+    """Whether the model is one of ``GATED_DELTA_NETS``, whose other layers attend."""
     from sglang.srt.configs.hybrid_arch import hybrid_gdn_config
 
     found = hybrid_gdn_config(config)

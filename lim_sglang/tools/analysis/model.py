@@ -21,7 +21,6 @@ from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import LinearAttentionLayer
 
 BEYOND_PLAIN = ("sliding_window", "softcap", "s_aux")  # what Hugging Face passes to attention that is not plain
-GATED_DELTA_NETS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")  # text models whose other layers are these
 _registrations = itertools.count()
 
 

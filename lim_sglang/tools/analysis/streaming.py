@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
+from lim_sglang.layer_plan import GATED_DELTA_NETS
 from lim_sglang.tools.analysis.checkpoint import Checkpoint, Naming, StreamingError, readable
-from lim_sglang.tools.analysis.model import GATED_DELTA_NETS, LayerView, attending_layers, window_in_effect
+from lim_sglang.tools.analysis.model import LayerView, attending_layers, window_in_effect
 
 # Types whose forward pass is embedding, layers, norm, head, and how their published checkpoints name the weights.
 # A further type of that kind needs its line here and one among the tests' configurations, which compare it.

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lim_sglang.config import LimConfig
 from lim_sglang.errors import PREFIX
-from lim_sglang.layer_plan import RULE, LayerPlan, rule_warning, select_layers_for_model
+from lim_sglang.layer_plan import GATED_DELTA_NETS, RULE, LayerPlan, rule_warning, select_layers_for_model
 from lim_sglang.tools.analysis.texts import decoded
 from lim_sglang.tools.common import (
     CommandError,
@@ -159,7 +159,7 @@ def _text_config(model: Any) -> Any:
 
 def _check_attention(folder: Path, model: Any) -> None:
     """Refuse models with layers that are neither full attention over keys and values by head nor gated delta nets."""
-    from lim_sglang.tools.analysis.model import GATED_DELTA_NETS, window_in_effect
+    from lim_sglang.tools.analysis.model import window_in_effect
 
     kinds = set(getattr(model, "layer_types", None) or ["full_attention"])
     has_heads = all(hasattr(model, key) for key in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"))
@@ -183,8 +183,7 @@ def _setting(folder: Path, name: str, model: Any, config: LimConfig) -> Setting:
         architecture = (model.architectures or [""])[0]
         shape = model.num_hidden_layers, architecture, model.hidden_size, model.num_key_value_heads
         layers, source = select_layers_for_model(*shape, str(folder), attending)
-    plan = LayerPlan.from_select_layers(model.num_hidden_layers, layers)
-    plan = plan.limited_to(attending, 0, model.num_hidden_layers)
+    plan = LayerPlan.from_select_layers(model.num_hidden_layers, layers, attending)
     return Setting(name, model.num_attention_heads, config, plan, source)
 
 
