@@ -58,12 +58,13 @@ class Served:
     def prompt(self, length: int) -> list[int]:
         return prompt(length, self.family)
 
-    def check(self, *turns: tuple[list[int], Generation]) -> None:
-        """The log-probabilities of a conversation are the oracle's, which no rounding could change the sets of."""
-        scored = self.oracle.score([(ids, generation.tokens) for ids, generation in turns])
-        assert self.oracle.near_ties == []
-        for (_, generation), expected in zip(turns, scored, strict=True):
-            assert generation.logprobs == pytest.approx(expected, abs=TOLERANCE)
+
+def check(oracle: SparseOracle, *turns: tuple[list[int], Generation]) -> None:
+    """The log-probabilities of a conversation are the oracle's, which no rounding could change the sets of."""
+    scored = oracle.score([(ids, generation.tokens) for ids, generation in turns])
+    assert oracle.near_ties == []
+    for (_, generation), expected in zip(turns, scored, strict=True):
+        assert generation.logprobs == pytest.approx(expected, abs=TOLERANCE)
 
 
 def dense_tokens(oracle: SparseOracle, ids: list[int]) -> list[int]:
@@ -101,7 +102,7 @@ def test_beyond_the_budget_it_is_the_sparse_algorithm(served: Served) -> None:
     first = served.client.generate(ids, NEW_TOKENS)
     second = served.client.generate([*ids, *first.tokens, *more], NEW_TOKENS)
     assert second.cached_tokens == BEYOND + NEW_TOKENS - 1
-    served.check((ids, first), (more, second))
+    check(served.oracle, (ids, first), (more, second))
     dense = served.oracle.with_settings(SETTINGS.always_dense()).score([(ids, first.tokens)])[0]
     assert max(abs(ours - theirs) for ours, theirs in zip(first.logprobs, dense, strict=True)) > 20 * TOLERANCE
 
@@ -109,7 +110,7 @@ def test_beyond_the_budget_it_is_the_sparse_algorithm(served: Served) -> None:
 def test_requests_of_one_batch_are_as_alone(served: Served) -> None:
     prompts = [served.prompt(length) for length in (BEYOND, WITHIN, 150)]
     for ids, generation in zip(prompts, served.client.generate_together(prompts, NEW_TOKENS), strict=True):
-        served.check((ids, generation))
+        check(served.oracle, (ids, generation))
 
 
 def test_counters_are_of_the_layers_that_attend(served: Served) -> None:
@@ -127,7 +128,7 @@ def test_two_ranks_hold_one_set_and_answer_as_one(next_folder: Path, tmp_path: P
     with ranked_server(next_folder, tmp_path, 2, CONFIG, *OPTIONS, env=STATES) as client:
         generation = client.generate(ids, NEW_TOKENS)
     oracle = SparseOracle.load(str(next_folder), SETTINGS)
-    Served("qwen3_next", client, oracle).check((ids, generation))
+    check(oracle, (ids, generation))
     sets = record_sets.read(tmp_path)
     selects, lengths = len(SETTINGS.select_layers), decoded_lengths(BEYOND, NEW_TOKENS)
     assert len(by_request(sets[0], selects, lengths)) == selects * len(lengths)
