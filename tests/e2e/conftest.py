@@ -16,6 +16,7 @@ from lim_sglang.tools.servers.ports import free_port
 from lim_sglang.tools.servers.process import ServerProcess
 
 from . import fork_processes, record_sets
+from .forked_server import ForkedServer
 from .hf_oracle import OracleSettings, SparseOracle
 from .short_model import short_model
 
@@ -82,7 +83,7 @@ def start_server(
     # parallelism need one each.
     own_port = [] if "--dp-size" in args else ["--nccl-port", str(free_port())]
     options = [*COMMON_ARGS, *own_port, *args]
-    server = ServerProcess(str(model_path), options, env=environment, log_path=log_path)
+    server = ForkedServer(str(model_path), options, env=environment, log_path=log_path)
     server.start()
     return server
 
@@ -101,7 +102,7 @@ def running(server: ServerProcess) -> Iterator[ServerProcess]:
         server.wait_ready()
         yield server
     finally:
-        server.stop(grace=2)  # how a server ends is what test_faults.py sees
+        server.stop(grace=0)  # how a server ends is what test_faults.py sees
 
 
 def start_lim(

@@ -23,6 +23,7 @@ from lim_sglang.tools.servers.process import ServerProcess
 
 from . import fork_processes
 from .conftest import COMMON_ARGS, THREADS, load_plugins
+from .forked_server import ForkedServer
 from .lossless_requests import LOSSLESS
 from .native_client import REQUEST_TIMEOUT, NativeClient
 from .prompts import make_prompt
@@ -43,7 +44,10 @@ class Relay:
     def __init__(self, model_path: Path, folder: Path, options: tuple[str, ...], prompt: list[int]) -> None:
         self._model_path, self._folder, self._options = model_path, folder, options
         # One of the two is started as a user's server is, by spawning.
-        self._environment = load_plugins(folder, fork_processes) if options == LOSSLESS else {}
+        forked = options == LOSSLESS
+        self._kind, self._environment = (
+            (ForkedServer, load_plugins(folder, fork_processes)) if forked else (ServerProcess, {})
+        )
         self._port, self._started = free_port(), 0
         self._prompt, self._tokens = prompt, list[int]()
         self.server: ServerProcess | None = None
@@ -52,7 +56,7 @@ class Relay:
         """The server, started if the last one has ended; it has given its right answer to a prompt."""
         if self.server is None:
             self._started += 1
-            self.server = ServerProcess(
+            self.server = self._kind(
                 self._model_path,
                 [*OPTIONS, *self._options],
                 env={"OMP_NUM_THREADS": str(THREADS)} | self._environment,

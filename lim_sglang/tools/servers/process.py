@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import httpx
 
@@ -116,16 +117,19 @@ class ServerProcess:
             raise ServerError(f"cannot listen on port {self.port} of {HOST}: {reason}; name another port")
         self.log_path.parent.mkdir(parents=True, exist_ok=True)
         with _interrupts_deferred(), self.log_path.open("wb") as log:
-            self._popen = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _LAUNCHER, *self.command()],
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=self._environment(),
-                start_new_session=True,
-            )
+            self._popen = self._launch(log)
             self._started_at = time.monotonic()
             atexit.register(self.stop)
+
+    def _launch(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, *self.command()],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=self._environment(),
+            start_new_session=True,
+        )
 
     def wait_ready(self, on_tick: Callable[[float], None] | None = None) -> None:
         """Block until GET /health answers 200; `on_tick(elapsed seconds)` is called every quarter of a second.
