@@ -15,18 +15,22 @@ class Acceptance:
     """The share of drafts that are accepted, given that those before were: from recent rounds, and a prior.
 
     Attributes:
-        prior: the share before anything was seen, and what steps without drafts drift back to.
-        weight: how many drafts the prior counts for.
+        prior: the share before anything was seen, and what steps without drafts drift back to: high, so that drafts
+            are tried wherever they may pay.
+        weight: how many drafts the prior counts for: few, so that a try that fails costs little.
         memory: what remains of older rounds' weight after one more.
         idle_memory: what remains after a step without drafts.
+        idle_steps: after so many of them in a row nothing remains: large batches have seen much.
     """
 
-    prior: float = 0.9
-    weight: float = 20.0
+    prior: float = 0.97
+    weight: float = 10.0
     memory: float = 0.95
     idle_memory: float = 0.998
+    idle_steps: int = 1000
     _right: float = field(default=0.0, init=False)
     _seen: float = field(default=0.0, init=False)
+    _idle: int = field(default=0, init=False)
 
     @property
     def rate(self) -> float:
@@ -36,12 +40,14 @@ class Acceptance:
     def observe(self, num_accepted: Sequence[int], num_drafts: int) -> None:
         """Count a round: by request, how many of its drafts were accepted; none after the first wrong one counts."""
         self._fade(self.memory)
+        self._idle = 0
         self._right += sum(num_accepted)
         self._seen += sum(num_accepted) + sum(number < num_drafts for number in num_accepted)
 
     def forget(self) -> None:
         """Count a step without drafts: what was seen grows old, and after some hundred steps drafts are tried again."""
-        self._fade(self.idle_memory)
+        self._idle += 1
+        self._fade(self.idle_memory if self._idle < self.idle_steps else 0.0)
 
     def _fade(self, share: float) -> None:
         self._right *= share
