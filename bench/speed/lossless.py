@@ -4,7 +4,8 @@
 
 What dummy weights accept tells nothing, so acceptance is imposed: ``--shares`` of drafts that are accepted, given that
 those before were. Without it, the shares that ``acceptance.csv`` measured with real weights at the budget's share of
-each context, greedy and at temperature 1, and one below. Drafting, verifying and the choice of how many to draft run as
+each context, greedy and at temperature 1, and one below, in descending order: the policy learns of a lower share while
+it drafts, and of a higher one only when it tries drafts again. Drafting, verifying and the choice of how many to draft run as
 they do in a server. Milliseconds are per generated token of a request; a batch makes as many tokens at once.
 
 Correctness first: where no request outgrows the budget, the lossless mode must give dense attention's tokens, or no
@@ -78,7 +79,8 @@ def parse() -> argparse.Namespace:
     args.model = default_model(args, parser)
     args.arms = [arm for arm in ARMS if arm != "lim" or not args.without_lim]
     args.shares_by_shape = [
-        args.shares or sorted({BELOW, *measured_shares(args, context).values()}) for _, context in args.shapes
+        args.shares or sorted({BELOW, *measured_shares(args, context).values()}, reverse=True)
+        for _, context in args.shapes
     ]
     return args
 

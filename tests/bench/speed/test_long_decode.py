@@ -46,6 +46,9 @@ def test_no_speed_is_reported_of_other_tokens() -> None:
     """Requests that stay with dense's throughout what is compared, or for long enough, are well."""
     check_same([SURE, 900], 900)
     check_same([SURE - 1, 900], SURE - 1)
+    check_same([9, 900, 900, 900], 900, allowed=1)
+    with pytest.raises(SystemExit, match="at token 10"):
+        check_same([9, 900, 10, 900], 900, allowed=1)
     for same, compared in (([900, SURE - 1], 900), ([9, 10], 10)):
         with pytest.raises(SystemExit, match=f"differ from dense's at token {min(same)}; no speed is reported"):
             check_same(same, compared)
