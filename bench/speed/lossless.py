@@ -5,8 +5,8 @@
 What dummy weights accept tells nothing, so acceptance is imposed: ``--shares`` of drafts that are accepted, given that
 those before were. Without it, the shares that ``acceptance.csv`` measured with real weights at the budget's share of
 each context, greedy and at temperature 1, and one below, in descending order: the policy learns of a lower share while
-it drafts, and of a higher one only when it tries drafts again. Drafting, verifying and the choice of how many to draft run as
-they do in a server. Milliseconds are per generated token of a request; a batch makes as many tokens at once.
+it drafts, and of a higher one only when it tries drafts again. Drafting, verifying and the choice of how many to draft
+run as they do in a server. Milliseconds are per generated token of a request; a batch makes as many tokens at once.
 
 Correctness first: where no request outgrows the budget, the lossless mode must give dense attention's tokens, or no
 speed is reported. Where drafts come from copies of the weights, which are used within the budget too, one request in
