@@ -15,7 +15,7 @@ MEASURED = "measured by this project"
 RULE = "rule"
 GATED_DELTA_NETS = ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 """Types of text configs whose layers are gated delta nets or full attention, and nothing else."""
-MIN_AUTO_LAYERS = 4  # attending ones; below, two dense layers and a select layer leave none to be sparse
+MIN_AUTO_LAYERS = 4  # attending to all tokens; below, two dense layers and a select layer leave none to be sparse
 
 
 class LayerRole(Enum):
@@ -24,6 +24,7 @@ class LayerRole(Enum):
     DENSE = "dense"  # full attention
     SELECT = "select"  # full attention, and it chooses the token set of the layers after it
     SPARSE = "sparse"  # attends to the set of the nearest SELECT layer before it
+    WINDOW = "window"  # attends to the last tokens only, as SGLang does it
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class LayerPlan:
     """The role of every layer of a model, from the input on.
 
     Attributes:
-        roles: by layer number.
-        attending: the layers that attend where this plan is used, None for all: some models have blocks without
-            attention, and a pipeline stage holds only its own layers.
+        roles: by layer number, of the layers that attend to all tokens when attention is dense.
+        attending: those of them where this plan is used, None for all layers: some models have blocks without
+            attention or with a window, and a pipeline stage holds only its own layers.
+        windows: the layers with a sliding window where this plan is used.
+        window_tokens: how many tokens they see, the current one included.
 
     Raises:
         LimConfigError: a SPARSE layer before the first SELECT layer, which has no token set.
@@ -41,6 +44,8 @@ class LayerPlan:
 
     roles: tuple[LayerRole, ...]
     attending: frozenset[int] | None = None
+    windows: frozenset[int] = frozenset()
+    window_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.check_stage(0, len(self.roles))
@@ -52,7 +57,7 @@ class LayerPlan:
         """Layers before the first of ``select_layers`` are DENSE, those listed SELECT, all others SPARSE.
 
         Args:
-            attending: the layers that attend; None for all.
+            attending: the layers that attend to all tokens; None for all layers.
 
         Raises:
             LimConfigError: ``select_layers`` is empty, not ascending, or names a layer that the model lacks or that
@@ -76,11 +81,11 @@ class LayerPlan:
 
     @cached_property
     def _layers(self) -> Sequence[int]:
-        """The numbers of the layers that attend here, ascending."""
+        """The numbers of the layers that attend to all tokens here, ascending."""
         return range(len(self.roles)) if self.attending is None else sorted(self.attending)
 
     def limited_to(self, attending: Collection[int], start_layer: int, end_layer: int) -> "LayerPlan":
-        """The plan of a stage, layers ``start_layer .. end_layer - 1``, where only the layers ``attending`` attend.
+        """The plan of a stage, layers ``start_layer .. end_layer - 1``, where ``attending`` attend to all tokens.
 
         Raises:
             LimConfigError: a SELECT layer of the stage does not attend, so that nothing would choose a set there.
@@ -90,6 +95,15 @@ class LayerPlan:
             raise LimConfigError(self._idle(idle[0], sorted(attending)))
         return replace(self, attending=frozenset(attending))
 
+    def with_windows(self, windows: Collection[int], tokens: int) -> "LayerPlan":
+        """The plan where the layers ``windows``, none of which attends to all, see the last ``tokens`` tokens."""
+        return replace(self, windows=frozenset(windows), window_tokens=tokens)
+
+    @property
+    def kinds(self) -> tuple[LayerRole, ...]:
+        """The roles that layers of this plan may have."""
+        return tuple(role for role in LayerRole if role is not LayerRole.WINDOW or self.windows)
+
     def role(self, layer_id: int) -> LayerRole:
         """The role of layer ``layer_id``, counted from 0 in the whole model.
 
@@ -98,10 +112,12 @@ class LayerPlan:
         """
         if not 0 <= layer_id < len(self.roles):
             raise IndexError(f"layer_id={layer_id}: expected 0 to {len(self.roles) - 1}")
-        return self.roles[layer_id]
+        return LayerRole.WINDOW if layer_id in self.windows else self.roles[layer_id]
 
     def count(self, role: LayerRole) -> int:
-        """How many of the layers that attend here have ``role``."""
+        """How many of the layers here have ``role``."""
+        if role is LayerRole.WINDOW:
+            return len(self.windows)
         return sum(self.roles[layer] is role for layer in self._layers)
 
     def check_stage(self, start_layer: int, end_layer: int) -> None:
@@ -130,9 +146,9 @@ class LayerPlan:
     def _idle(self, layer: int, attending: Sequence[int]) -> str:
         fixed = sorted({min(attending, key=lambda other: abs(other - select)) for select in self.select_layers})
         return (
-            f"select_layers={list(self.select_layers)} is not allowed: layer {layer} of this model does not attend, so "
-            f"it cannot select, expected layers among {_ranges(attending)}; for example {FLAGS['select_layers']} "
-            f"{','.join(map(str, fixed))}"
+            f"select_layers={list(self.select_layers)} is not allowed: layer {layer} of this model does not attend "
+            f"to all tokens, so it cannot select, expected layers among {_ranges(attending)}; for example "
+            f"{FLAGS['select_layers']} {','.join(map(str, fixed))}"
         )
 
 
@@ -188,13 +204,13 @@ def select_layers_for_model(
 ) -> tuple[tuple[int, ...], str]:
     """The select layers that ``"auto"`` stands for: a preset, else two of the attending layers by a rule.
 
-    The rule takes the third attending layer and the one at two thirds; in a hybrid, where most layers do not attend and
-    the first attending one lies behind some of them, the second and the one at two thirds.
+    The rule takes the third attending layer and the one at two thirds; in a hybrid, where most layers do not attend, or
+    not to all tokens, and the first that does lies behind some of them, the second and the one at two thirds.
 
     Args:
         num_layers, architecture, hidden_size, num_kv_heads: the shape, as in the model config (not per TP rank).
         model_name: the model's name or path; it decides between models of one shape.
-        attending: ascending numbers of the layers that attend; None for all.
+        attending: ascending numbers of the layers that attend to all tokens; None for all.
 
     Returns:
         ``(select_layers, source)``. The source is ``RULE`` without a preset; then warn with ``rule_warning``.
@@ -208,8 +224,8 @@ def select_layers_for_model(
     layers = range(num_layers) if attending is None else attending
     if len(layers) < MIN_AUTO_LAYERS:
         raise LimConfigError(
-            f'select_layers="auto" is not allowed for a model of {len(layers)} layers that attend: expected at least '
-            f"{MIN_AUTO_LAYERS} layers; name select_layers, for example {FLAGS['select_layers']} {layers[0]}"
+            f'select_layers="auto" is not allowed for a model of {len(layers)} layers that attend to all tokens: '
+            f"expected at least {MIN_AUTO_LAYERS}; name select_layers, for example {FLAGS['select_layers']} {layers[0]}"
         )
     is_hybrid = 2 * len(layers) < num_layers
     return tuple(sorted({layers[1 if is_hybrid else 2], layers[2 * len(layers) // 3]})), RULE

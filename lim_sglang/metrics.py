@@ -14,22 +14,23 @@ _current: DecodeMetrics | None = None
 class DecodeMetrics:
     """Totals since start, kept on the host from lengths that the host knows anyway.
 
-    A decode step adds three numbers, as every layer of a role reads the same; the layers' counts multiply the totals
+    A decode step adds a few numbers, as every layer of a role reads the same; the layers' counts multiply the totals
     when they are read.
 
     Attributes:
         decode_rows: requests, summed over the decode steps.
         context_tokens: the tokens that these requests held: what a layer reads that attends to all of them.
         kept_tokens: what a SPARSE layer read of them, at most the budget for each.
+        window_tokens: what a WINDOW layer read of them.
     """
 
     def __init__(self, config: LimConfig, plan: LayerPlan, prometheus: bool = False) -> None:
         self.config = config
         self.plan = plan
         self.decode_steps = self.decode_rows = self.dense_rows_in_extend = 0
-        self.context_tokens = self.kept_tokens = 0
+        self.context_tokens = self.kept_tokens = self.window_tokens = 0
         self.rounds: RoundMetrics | None = None
-        self._layers = {role: plan.count(role) for role in LayerRole}
+        self._layers = {role: plan.count(role) for role in plan.kinds}
         self._prometheus = _Prometheus(self._layers) if prometheus else None
 
     def add_rounds(self, draft_weights: Any = None) -> RoundMetrics:
@@ -46,19 +47,21 @@ class DecodeMetrics:
 
         A request that decodes holds at least two tokens; rows of one token pad a captured batch and do not count.
         """
-        rows = context = kept = 0
-        budget = self.config.budget
+        rows = context = kept = within = 0
+        budget, window = self.config.budget, self.plan.window_tokens
         for length in seq_lens:
             if length > 1:
                 rows += 1
                 context += length
                 kept += length if length < budget else budget
+                within += length if length < window else window
         self.decode_steps += 1
         self.decode_rows += rows
         self.context_tokens += context
         self.kept_tokens += kept
+        self.window_tokens += within
         if self._prometheus is not None:
-            self._prometheus.observe(context, kept)
+            self._prometheus.observe(*_read(context, kept, within))
 
     def observe_mixed(self, rows: int) -> None:
         """Count decode rows that SGLang put into an extend batch, where attention is dense."""
@@ -71,7 +74,7 @@ class DecodeMetrics:
         role; ``context_tokens`` what a dense backend would have read in the same layers.
         """
         plan: dict[str, Any] = {role.value: layers for role, layers in self._layers.items()}
-        read = {role: self.kept_tokens if role is LayerRole.SPARSE else self.context_tokens for role in LayerRole}
+        attended, dense = _read(self.context_tokens, self.kept_tokens, self.window_tokens)
         return {
             "config": self.config.to_dict(),
             "plan": plan | {"select_layers": list(self.plan.select_layers)},
@@ -79,11 +82,23 @@ class DecodeMetrics:
                 "decode_steps": self.decode_steps,
                 "decode_rows": self.decode_rows,
                 "dense_rows_in_extend": self.dense_rows_in_extend,
-                "attended_tokens": {role.value: layers * read[role] for role, layers in self._layers.items()},
-                "context_tokens": {role.value: layers * self.context_tokens for role, layers in self._layers.items()},
+                "attended_tokens": {role.value: layers * attended[role] for role, layers in self._layers.items()},
+                "context_tokens": {role.value: layers * dense[role] for role, layers in self._layers.items()},
             }
             | ({} if self.rounds is None else {"lossless": self.rounds.report()}),
         } | ({} if self.rounds is None else {"lossless": self.rounds.describe()})
+
+
+def _read(context: int, kept: int, within: int) -> tuple[dict[LayerRole, int], dict[LayerRole, int]]:
+    """By role, the tokens that a layer reads, and those that it would read under dense attention.
+
+    Args:
+        context: all tokens of the requests.
+        kept: those of them in the sets.
+        within: those of them in the window.
+    """
+    dense = dict.fromkeys(LayerRole, context) | {LayerRole.WINDOW: within}
+    return dense | {LayerRole.SPARSE: kept}, dense
 
 
 class RoundMetrics:
@@ -165,15 +180,14 @@ class _Prometheus:
         attended = Counter("sglang:lim_attended_tokens", "Tokens read by decode attention, by layer role.", labels)
         context = Counter("sglang:lim_context_tokens", "Tokens that dense attention would have read.", labels)
         self._counters = [
-            (number, role is LayerRole.SPARSE, attended.labels(role.value), context.labels(role.value))
-            for role, number in layers.items()
+            (number, role, attended.labels(role.value), context.labels(role.value)) for role, number in layers.items()
         ]
 
-    def observe(self, context: int, kept: int) -> None:
-        """Count a step of requests that hold ``context`` tokens, of which a SPARSE layer reads ``kept``."""
-        for layers, is_sparse, attended_counter, context_counter in self._counters:
-            attended_counter.inc(layers * (kept if is_sparse else context))
-            context_counter.inc(layers * context)
+    def observe(self, attended: Mapping[LayerRole, int], dense: Mapping[LayerRole, int]) -> None:
+        """Count a step by what a layer of every role read, and what it would have read under dense attention."""
+        for layers, role, attended_counter, context_counter in self._counters:
+            attended_counter.inc(layers * attended[role])
+            context_counter.inc(layers * dense[role])
 
 
 def publish(metrics: DecodeMetrics) -> None:

@@ -10,7 +10,6 @@ from lim_sglang.host import compat, ranks
 from lim_sglang.host.finders import asks_for_lossless
 from lim_sglang.host.launch import one_line_for_the_command_line, resolve
 from lim_sglang.host.loaded import check_dtypes, plan_of_loaded, shard_of_loaded
-from lim_sglang.layer_plan import LayerRole
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ def build_sparse(runner: Any) -> Any:
         plan = plan_of_loaded(planned, runner)
         shard = shard_of_loaded(runner)
         check_dtypes(runner.dtype, runner.kv_cache_dtype, str(runner.device))
-        counts = ", ".join(f"{plan.count(role)} {role.name.lower()}" for role in LayerRole)
+        counts = ", ".join(f"{plan.count(role)} {role.name.lower()}" for role in plan.kinds)
         logger.info("lim: %s, layers: %s, selecting in %s", config, counts, list(plan.select_layers))
         if shard is not None:
             logger.info("lim: %d ranks share %d query heads and one token set", shard.devices, shard.num_heads)

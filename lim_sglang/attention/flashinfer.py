@@ -4,13 +4,15 @@ One decode step: SGLang plans the dense wrapper on the host and captures or repl
 ``init_forward_metadata_in_graph`` writes how many slots each request's set has. Then every layer takes
 its wrapper by ``_get_wrapper_idx``: in DENSE layers FlashInfer attends to everything; in a SELECT layer a kernel does,
 and leaves the scores behind, from which the selection kernels write the set's slots; in SPARSE layers
-FlashInfer or a split-KV kernel, to those slots. The slots are read from the dense wrapper's list, which the step owns,
-and not from ``req_to_token``, which the scheduler may already be rewriting for the next step.
+FlashInfer or a split-KV kernel, to those slots; in WINDOW layers SGLang's own wrapper, planned for the window. The
+slots are read from the dense wrapper's list, which the step owns, and not from ``req_to_token``, which the scheduler
+may already be rewriting for the next step.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -27,9 +29,6 @@ from lim_sglang.layer_plan import LayerPlan, LayerRole
 from lim_sglang.metrics import DecodeMetrics
 
 logger = logging.getLogger(__name__)
-
-WRAPPERS = {LayerRole.DENSE: 0, LayerRole.SELECT: 1, LayerRole.SPARSE: 2}
-DENSE_WRAPPER = WRAPPERS[LayerRole.DENSE]
 
 
 class LimFlashInferBackend(FlashInferAttnBackend):
@@ -52,6 +51,11 @@ class LimFlashInferBackend(FlashInferAttnBackend):
         self.plan = plan
         self.parts = config.parts
         self.metrics = metrics
+        # SGLang's wrappers, then lim's; where layers have windows, SGLang's first one is for those.
+        host = self.num_wrappers
+        self.dense_wrapper = host - 1
+        self.wrapper_of = {LayerRole.WINDOW: 0, LayerRole.DENSE: host - 1, LayerRole.SELECT: host}
+        self.wrapper_of[LayerRole.SPARSE] = host + 1
         shape = AttentionShape.of_updater(self.indices_updater_decode)
         check_heads(shape.heads, self.kv_last_page_len.device, (LaunchConfig().attend, SPARSE_LAUNCH))
         sizes = len(self.kv_last_page_len), self.max_context_len
@@ -87,23 +91,23 @@ class LimFlashInferBackend(FlashInferAttnBackend):
         """Prepare a step on the device, at its start: write the ends of the requests' sets."""
         super().init_forward_metadata_in_graph(forward_batch)
         if forward_batch.forward_mode.is_decode():
-            dense = self.forward_metadata.decode_wrappers[DENSE_WRAPPER]
+            dense = self.forward_metadata.decode_wrappers[self.dense_wrapper]
             batch = forward_batch.batch_size
             write_sparse_indptr(dense._paged_kv_indptr_buf, self.buffers.sparse_indptr, batch, self.parts.budget)
 
     def _get_wrapper_idx(self, layer: Any) -> int:
-        """The number of the wrapper that attends in a layer; prefill asks too, and always gets the dense one."""
+        """The number of the wrapper that attends in a layer; prefill asks too, and gets SGLang's own."""
         metadata = self.forward_metadata
-        if not isinstance(metadata, DecodeMetadata) or len(metadata.decode_wrappers) < len(WRAPPERS):
-            return DENSE_WRAPPER
-        return WRAPPERS[self.plan.role(layer.layer_id)]
+        if not isinstance(metadata, DecodeMetadata) or len(metadata.decode_wrappers) == self.num_wrappers:
+            return int(super()._get_wrapper_idx(layer))
+        return self.wrapper_of[self.plan.role(layer.layer_id)]
 
     def _add_wrappers(self, batch: int, *, for_graph: bool) -> None:
-        """Put the other roles' wrappers beside the dense one in this step's metadata, not into SGLang's own lists."""
-        dense = self.forward_metadata.decode_wrappers[DENSE_WRAPPER]
-        select = SelectWrapper(self.buffers, self.parts, dense)
+        """Put lim's wrappers behind SGLang's in this step's metadata, not into SGLang's own lists."""
+        host = self.forward_metadata.decode_wrappers
+        select = SelectWrapper(self.buffers, self.parts, host[self.dense_wrapper])
         sparse = self.sparse.wrapper(batch, for_graph=for_graph)
-        self.forward_metadata = DecodeMetadata([dense, select, sparse])  # as in WRAPPERS
+        self.forward_metadata = replace(self.forward_metadata, decode_wrappers=[*host, select, sparse])
 
     def _observe(self, forward_batch: Any) -> None:
         self.metrics.observe_decode(forward_batch.seq_lens_cpu[: forward_batch.batch_size].tolist())

@@ -8,7 +8,7 @@ from typing import Any
 
 from lim_sglang.config import ENV_DRAFTS
 from lim_sglang.host import compat, ranks, versions
-from lim_sglang.host.model import gives_windows, is_gated_delta_net
+from lim_sglang.host.model import is_gated_delta_net, windowed_layers
 
 Finder = Callable[[Any, Any], str]
 """Returns what was found, as the user would recognise it, or an empty string.
@@ -177,22 +177,9 @@ def _share_evenly(ranks: int, heads: int, kv_heads: int, *, replicate: bool) -> 
     return heads % ranks == 0 and (kv_heads % ranks == 0 or (replicate and ranks % kv_heads == 0))
 
 
-def has_no_effect(window: int, context: int) -> bool:
-    """Whether a sliding window of ``window`` tokens, the current one included, drops none of ``context`` tokens."""
-    return window >= context
-
-
-def sliding_window(_args: Any, model: Any) -> str:
-    """What the config tells of windows that SGLang applies; others show once weights are loaded."""
-    name = f"the model ({model.hf_config.architectures[0]})"
-    if model.is_hybrid_swa:
-        return name
-    window = model.sliding_window_size
-    kinds = getattr(model.hf_text_config, "layer_types", None)
-    windowed = window and (kinds is None or "sliding_attention" in kinds)
-    if not windowed or has_no_effect(window, model.context_len) or not gives_windows(model):
-        return ""
-    return name
+def lossless_windows(args: Any, model: Any) -> str:
+    found = of_model(lambda model: bool(windowed_layers(model)))(args, model) if asks_for_lossless(args) else ""
+    return found and f"--speculative-algorithm {LOSSLESS} with {found}"
 
 
 def drafts_variable(_args: Any, _model: Any) -> str:

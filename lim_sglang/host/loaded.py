@@ -8,7 +8,7 @@ on the layer plan. A checkpoint may turn ``--kv-cache-dtype auto`` into fp8 by i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,7 @@ from lim_kernels.attend.config import AttendConfig, HeadShape, fit_config
 from lim_kernels.gpu import gpu_of
 from lim_kernels.select.shard import HeadShard
 from lim_sglang.host import ranks
-from lim_sglang.host.finders import has_no_effect
-from lim_sglang.host.model import attention_layers, is_encoder_only, stage_of
+from lim_sglang.host.model import attention_layers, has_no_effect, is_encoder_only, stage_of
 from lim_sglang.host.refusals import DENSE, UnsupportedError
 from lim_sglang.layer_plan import LayerPlan
 
@@ -28,28 +27,35 @@ GPU_DTYPES = (torch.bfloat16, torch.float16)
 def plan_of_loaded(plan: LayerPlan, runner: Any) -> LayerPlan:
     """``plan`` for the layers that attend in this process: all of the model's, or those of a pipeline stage.
 
+    Where the model's class has not told SGLang of its layers' window, it is told here: FlashInfer would show those
+    layers all tokens.
+
     Args:
         plan: by the model's config.
         runner: SGLang's ``ModelRunner``, its model loaded.
 
     Raises:
         UnsupportedError: a layer attends in a way that no token set is defined for.
-        LimConfigError: a select layer does not attend.
+        LimConfigError: a select layer does not attend to all tokens.
     """
     layers = attention_layers(runner.model)
     start, end = stage_of(runner)
     stage = range(start, min(end, len(plan.roles)))
     context = runner.model_config.context_len
+    windows = {layer.layer_id: size for layer in layers if (size := window_of(layer.sliding_window_size, context))}
     found = (
         _kind(layers)
         or _numbers([layer.layer_id for layer in layers], stage)
-        or _window([*(layer.sliding_window_size for layer in layers), runner.sliding_window_size], context)
+        or _windows(windows, window_of(runner.sliding_window_size, context), len(layers))
         or _shapes(layers, on_gpu=str(runner.device).startswith("cuda"))
     )
     if found:
         name = runner.model_config.hf_config.architectures[0]
         raise UnsupportedError(f"the model ({name}), as loaded, does not work with lim: {found}; {DENSE}")
-    return plan.limited_to({layer.layer_id for layer in layers}, stage.start, stage.stop)
+    if windows and runner.sliding_window_size is None:
+        runner.sliding_window_size = max(windows.values()) - 1
+    attending = {layer.layer_id for layer in layers} - windows.keys()
+    return plan.limited_to(attending, stage.start, stage.stop).with_windows(windows, max(windows.values(), default=0))
 
 
 def shard_of_loaded(runner: Any) -> HeadShard | None:
@@ -147,16 +153,34 @@ def _numbers(ids: Sequence[int], stage: range) -> str:
     return ""
 
 
-def _window(windows: Sequence[int | None], context: int) -> str:
-    """Which window is in the way, or an empty string.
+def window_of(size: int | None, context: int) -> int:
+    """How many tokens a sliding window shows, the current one included; 0 where it drops none of ``context`` tokens.
 
     Args:
-        windows: SGLang's sizes, the tokens before the current one; None and -1 stand for no window.
-        context: the longest request, in tokens.
+        size: SGLang's, the tokens before the current one; None and -1 stand for no window.
     """
-    sizes = [window + 1 for window in windows if window is not None and window >= 0]
-    small = [size for size in sizes if not has_no_effect(size, context)]
-    return f"a sliding window of {min(small)} tokens drops some that a set could name" if small else ""
+    return 0 if size is None or size < 0 or has_no_effect(size + 1, context) else size + 1
+
+
+def _windows(windows: Mapping[int, int], of_backend: int, layers: int) -> str:
+    """What is wrong with the layers' windows, or an empty string.
+
+    Args:
+        windows: by layer, what it sees.
+        of_backend: what SGLang's attention backend makes of them: FlashInfer knows one size, by the model's class, and
+            some classes count the current token twice; 0 where the class gives windows to its layers alone.
+        layers: how many attend, with a window or without.
+    """
+    if of_backend and not windows:
+        return f"a sliding window of {of_backend} tokens drops some that a set could name"
+    if len(windows) == layers:
+        return f"a sliding window of {min(windows.values())} tokens, and no layer attends to all"
+    sizes = sorted({*windows.values()})
+    if len(sizes) > 1:
+        return f"its sliding windows differ ({' and '.join(map(str, sizes))} tokens), and SGLang's backend knows one"
+    if sizes and of_backend and abs(sizes[0] - of_backend) > 1:
+        return f"a sliding window of {sizes[0]} tokens is one of {of_backend} to SGLang's backend"
+    return ""
 
 
 def _shapes(layers: Sequence[Any], on_gpu: bool) -> str:

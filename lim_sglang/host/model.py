@@ -82,23 +82,48 @@ def has_other_linear_attention(config: Any) -> bool:
 
 
 def gives_windows(config: Any) -> bool:
-    """Whether SGLang's own class for this model tells the attention backend of a sliding window.
+    """Whether SGLang's own class for this model, or one that it builds on, gives layers a sliding window.
 
-    Found in the class's source, since importing a model takes seconds. Classes that are not found count as no.
+    Found in the classes' source, since importing a model takes seconds. Classes that are not found count as no.
     """
+    folder = source_folder("sglang.srt.models")
     name = re.compile(rf"^EntryClass\b[^#]*\b{re.escape(config.hf_config.architectures[0])}\b", re.M)
-    sources = (path.read_text(encoding="utf-8") for path in source_folder("sglang.srt.models").glob("*.py"))
+    sources = (path.read_text(encoding="utf-8") for path in folder.glob("*.py"))
     own = next((text for text in sources if name.search(text)), "")
-    return "def get_attention_sliding_window_size" in own
+    bases = [folder / f"{base}.py" for base in re.findall(r"^from sglang\.srt\.models\.(\w+) import", own, re.M)]
+    texts = [own, *(path.read_text(encoding="utf-8") for path in bases if path.is_file())]
+    return any(re.search(r"\bsliding_window_size=", text) for text in texts)
+
+
+def has_no_effect(window: int, context: int) -> bool:
+    """Whether a sliding window of ``window`` tokens, the current one included, drops none of ``context`` tokens."""
+    return window >= context
+
+
+def windowed_layers(config: Any) -> list[int]:
+    """The layers with a sliding window by the config, where SGLang applies it and it drops tokens.
+
+    What layers say once they are loaded has the last word.
+    """
+    window, depth = config.sliding_window_size, config.num_hidden_layers
+    if not window or has_no_effect(window, config.context_len):
+        return []
+    if config.is_hybrid_swa:
+        return list(getattr(config, "swa_attention_layer_ids", range(depth)))
+    kinds = getattr(config.hf_text_config, "layer_types", None) or ["sliding_attention"] * depth
+    windowed = [layer for layer, kind in enumerate(kinds) if kind == "sliding_attention"]
+    return windowed if windowed and gives_windows(config) else []
 
 
 def attending_layers(config: Any) -> list[int] | None:
-    """The layers that attend to keys and values by the config; None for all.
+    """The layers that attend to all keys and values by the config; None for all.
 
-    Others do not in hybrids with gated delta nets, and in some blocks of a Nemotron-NAS model.
+    Others do not in hybrids with gated delta nets, with a window, and in some blocks of a Nemotron-NAS model.
     """
     if is_gated_delta_net(config):
         return list(config.hf_text_config.full_attention_layer_ids)
+    if windowed := windowed_layers(config):
+        return [layer for layer in range(config.num_hidden_layers) if layer not in windowed]
     blocks = getattr(config.hf_text_config, "block_configs", None) or []
     attention = [getattr(block, "attention", None) for block in blocks]
     return [layer for layer, block in enumerate(attention) if not getattr(block, "no_op", False)] or None

@@ -43,7 +43,8 @@ PLUGIN_NAMES = _names(
             "ModelConfig.__init__(model_path, trust_remote_code, revision, model_override_args, "
             "override_config_file, model_config_parser)",
             "ModelConfig: hf_config hf_text_config context_len num_attention_layers is_hybrid_swa",
-            "ModelConfig: sliding_window_size is_encoder_decoder has_attention_sinks is_generation dtype",
+            "ModelConfig: sliding_window_size attention_chunk_size swa_attention_layer_ids is_encoder_decoder",
+            "ModelConfig: has_attention_sinks is_generation dtype",
             "ModelConfig: num_hidden_layers num_attention_heads num_key_value_heads get_total_num_kv_heads",
             "is_minimax_sparse(config)",
             "AttentionArch.MHA",

@@ -8,7 +8,7 @@ from typing import Any
 from lim_sglang.config import ENV_DRAFTS
 from lim_sglang.host import compat, finders
 from lim_sglang.host.finders import BACKEND, DEFAULT_WIDTH, LOSSLESS, WIDEST_BY_TOKEN, WIDTHS, Finder, flag, on_device
-from lim_sglang.host.model import has_attention_of_its_own, has_other_linear_attention, is_mha
+from lim_sglang.host.model import has_attention_of_its_own, has_other_linear_attention, is_mha, windowed_layers
 
 DENSE = "use SGLang's own attention backend (leave out --attention-backend lim)"
 
@@ -81,9 +81,15 @@ REFUSALS: tuple[Refusal, ...] = (
         DENSE,
     ),
     Refusal(
-        "sliding-window and hybrid-window models",
-        finders.sliding_window,
-        "the window already drops tokens that a set could name",
+        "models with a sliding window in every layer",
+        finders.of_model(lambda model: len(windowed_layers(model)) == model.num_hidden_layers),
+        "the window already drops tokens that a set could name, and no layer attends to all",
+        DENSE,
+    ),
+    Refusal(
+        "chunked attention (Llama 4)",
+        finders.of_model(lambda model: bool(model.attention_chunk_size)),
+        "its layers attend within chunks, which is no window that SGLang gives to layers",
         DENSE,
     ),
     Refusal(
@@ -109,6 +115,12 @@ REFUSALS: tuple[Refusal, ...] = (
         finders.lossless_gated_delta_net,
         "a draft advances the states of their linear layers, which would have to be rolled back",
         "leave out --speculative-algorithm, or use NEXTN, the checkpoint's own, without lim",
+    ),
+    Refusal(
+        "the lossless mode of models with sliding windows",
+        finders.lossless_windows,
+        "SGLang verifies within a window by a plan of its own, and lim's verification has none",
+        "leave out --speculative-algorithm",
     ),
     Refusal(
         "models whose layers attend several times",

@@ -9,6 +9,7 @@ import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,13 +90,20 @@ def choose_tokens(scores: np.ndarray, settings: OracleSettings) -> Choice:
     return Choice(positions, near_tie(candidates, rankings, selected, settings.margin))
 
 
-def causal_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float) -> torch.Tensor:
-    """Dense attention of the last `q` of `n` positions: query [1, H, q, d], key and value [1, KV heads, n, d]."""
+def causal_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, window: int | None = None
+) -> torch.Tensor:
+    """Dense attention of the last `q` of `n` positions: query [1, H, q, d], key and value [1, KV heads, n, d].
+
+    `window`: how many positions each sees, its own included; all before it if there is none.
+    """
     group, (q, n) = query.shape[1] // key.shape[1], (query.shape[2], key.shape[2])
     key, value = key.repeat_interleave(group, dim=1), value.repeat_interleave(group, dim=1)
-    if q == n:
+    if q == n and window is None:
         return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
     visible = torch.ones(q, n, dtype=torch.bool).tril(diagonal=n - q)
+    if window is not None:
+        visible = visible.triu(diagonal=n - q - window + 1)
     return scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scaling)
 
 
@@ -144,7 +152,9 @@ class SparseOracle:
         """
         self.model.set_attn_implementation(self._implementation)
         self.near_ties = []
-        cache, unfed, scored = DynamicCache(config=self.model.config), [], []
+        # By its config a cache would drop what lies before the windows.
+        windows = "sliding_attention" in (getattr(self.model.config, "layer_types", None) or [])
+        cache, unfed, scored = DynamicCache(config=None if windows else self.model.config), [], []
         for prompt, generated in turns:
             cache, logits = self._extend(cache, [*unfed, *prompt])
             scored.append(self._decode(cache, logits, generated))
@@ -185,12 +195,13 @@ class SparseOracle:
         value: torch.Tensor,
         attention_mask: torch.Tensor | None,
         scaling: float,
-        **kwargs: object,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """What transformers calls in each layer: query [1, H, q, d], key and value [1, KV heads, n, d]."""
-        if self.decoding:
+        window = kwargs.get("sliding_window")
+        if self.decoding and window is None:
             key, value = self._visible(module.layer_idx, query, key, value)
-        return causal_attention(query, key, value, scaling).transpose(1, 2), None
+        return causal_attention(query, key, value, scaling, window).transpose(1, 2), None
 
     def _visible(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor

@@ -5,10 +5,8 @@ Independent: Hugging Face's model for all that is dense, and the oracle over the
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,7 @@ import torch
 from . import hybrid_models, record_sets, text_only
 from .conftest import THREADS
 from .hf_oracle import OracleSettings, SparseOracle
-from .hybrid_models import VOCABULARY
-from .native_client import Generation, NativeClient
+from .random_models import NEW_TOKENS, TOLERANCE, Served, check, dense_tokens, random_prompt
 from .ranks import by_request, counters_by_group, decoded_lengths, ranked_server
 
 pytestmark = pytest.mark.e2e
@@ -32,8 +29,6 @@ CONFIG = {"budget": 64, "recency_ratio": 0.25, "sink_tokens": 4}  # the rule sel
 STATES = {"SGLANG_MAMBA_CONV_DTYPE": "float32"}
 OPTIONS = ["--disable-overlap-schedule", "--skip-tokenizer-init", "--mamba-ssm-dtype", "float32"]
 OPTIONS += ["--max-mamba-cache-size", "24", "--max-running-requests", "4"]
-TOLERANCE = 2e-4  # of log-probabilities, float32 with other orders of summation
-NEW_TOKENS = 24
 WITHIN, BEYOND = 30, 300  # lengths of prompts; the first stays within the budget
 # With these seeds no rounding changes a set, and no router's second and third choice are closer than 1e-4.
 SEEDS = {
@@ -42,39 +37,8 @@ SEEDS = {
 }
 
 
-def prompt(length: int, family: str = "qwen3_next") -> list[int]:
-    draw = random.Random(1000 * length + SEEDS[family][length])
-    return [draw.randrange(VOCABULARY - 12) for _ in range(length)]
-
-
-@dataclass
-class Served:
-    """A model, and a server of it with lim."""
-
-    family: str
-    client: NativeClient
-    oracle: SparseOracle
-
-    def prompt(self, length: int) -> list[int]:
-        return prompt(length, self.family)
-
-
-def check(oracle: SparseOracle, *turns: tuple[list[int], Generation]) -> None:
-    """The log-probabilities of a conversation are the oracle's, which no rounding could change the sets of."""
-    scored = oracle.score([(ids, generation.tokens) for ids, generation in turns])
-    assert oracle.near_ties == []
-    for (_, generation), expected in zip(turns, scored, strict=True):
-        assert generation.logprobs == pytest.approx(expected, abs=TOLERANCE)
-
-
-def dense_tokens(oracle: SparseOracle, ids: list[int]) -> list[int]:
-    """What Hugging Face's model says after these tokens, greedily."""
-    oracle.model.set_attn_implementation("eager")
-    inputs = torch.tensor([ids])
-    found = oracle.model.generate(
-        inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None
-    )
-    return found[0, len(ids) :].tolist()  # type: ignore[no-any-return]
+def prompt(length: int) -> list[int]:
+    return random_prompt(length, SEEDS["qwen3_next"][length])
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +52,7 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     model, text = hybrid_models.make(request.param, folder)
     torch.set_num_threads(THREADS)
     with ranked_server(model, folder, 1, CONFIG, *OPTIONS, env=STATES, more=[text_only]) as client:
-        yield Served(request.param, client, SparseOracle.load(str(text), SETTINGS))
+        yield Served(client, SparseOracle.load(str(text), SETTINGS), SEEDS[request.param])
 
 
 def test_within_the_budget_tokens_are_dense_ones(served: Served) -> None:

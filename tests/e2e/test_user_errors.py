@@ -134,7 +134,7 @@ def test_a_model_that_is_refused(tmp_path: Path) -> None:
 def test_a_model_whose_loaded_layers_are_refused(tmp_path: Path) -> None:
     """Nothing but the layers tells that Transformers' classes apply the window, and they come with the weights."""
     windowed = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "head_dim": None}
-    window = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3}
+    window = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 0}
     model = write_model(tmp_path / "model", LLAMA | windowed | window)
     ended = launch(model, "--attention-backend", "lim", "--model-impl", "transformers", "--max-total-tokens", "4096")
     output = (ended.stdout + ended.stderr).splitlines()

@@ -163,7 +163,7 @@ def test_every_preset_is_reached(preset: Preset) -> None:
 def test_too_few_layers_for_auto(num_layers: int) -> None:
     message = refusal(lambda: select_layers_for_model(num_layers, "Tiny", 64, 2, "tiny"))
     assert message.startswith(f'select_layers="auto" is not allowed for a model of {num_layers} layers that attend')
-    assert "expected at least 4 layers" in message
+    assert "expected at least 4; name" in message
     assert message.endswith("name select_layers, for example --lim-select-layers 0")
     hybrid = refusal(lambda: select_layers_for_model(12, "Tiny", 64, 2, "tiny", [3, 7, 11]))
     assert "a model of 3 layers that attend" in hybrid
@@ -192,9 +192,9 @@ def test_layers_that_do_not_attend_are_not_counted() -> None:
     [
         (
             {0, 1, 2, 3, 4, 6},
-            "layer 5 of this model does not attend, so it cannot select, expected layers among 0 to 4, 6",
+            "layer 5 of this model does not attend to all tokens, so it cannot select, expected layers among 0 to 4, 6",
         ),
-        ({3}, "layer 2 of this model does not attend, so it cannot select, expected layers among 3; for example"),
+        ({3}, "layer 2 of this model does not attend to all tokens, so it cannot select, expected layers among 3; for"),
     ],
     ids=str,
 )

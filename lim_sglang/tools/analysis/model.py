@@ -20,14 +20,20 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AutoModelForCausalLM, DynamicCache
 from transformers.cache_utils import LinearAttentionLayer
 
-BEYOND_PLAIN = ("sliding_window", "softcap", "s_aux")  # what Hugging Face passes to attention that is not plain
+BEYOND_PLAIN = ("softcap", "s_aux")  # what Hugging Face passes to attention that is not plain
 _registrations = itertools.count()
 
 
 def attending_layers(config: Any) -> tuple[int, ...]:
-    """The numbers of a text model's layers that attend to keys and values; the others keep a state of fixed size."""
-    kinds = getattr(config, "layer_types", None) or ["full_attention"] * int(config.num_hidden_layers)
-    return tuple(layer for layer, kind in enumerate(kinds) if kind != "linear_attention")
+    """The numbers of a text model's layers that attend to all keys and values.
+
+    The others keep a state of fixed size or have a sliding window.
+    """
+    windowed = window_in_effect(config) is not None
+    default = "sliding_attention" if windowed else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [default] * int(config.num_hidden_layers)
+    others = {"linear_attention", "sliding_attention"} if windowed else {"linear_attention"}
+    return tuple(layer for layer, kind in enumerate(kinds) if kind not in others)
 
 
 def window_in_effect(config: Any) -> int | None:
@@ -42,6 +48,18 @@ def window_in_effect(config: Any) -> int | None:
         return None
     context = getattr(config, "max_position_embeddings", None)
     return None if context is not None and window >= context else int(window)
+
+
+def attend_within(window: int, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    """Attention of the last ``Q`` tokens, each to the ``window`` tokens that end with it.
+
+    Query [1, H, Q, D], key and value [1, Hk, n, D] to [1, Q, H, D].
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    before = torch.ones(queries, keys, dtype=torch.bool, device=query.device).tril(keys - queries)
+    mask = before.triu(keys - queries - window + 1)
+    output = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scaling, enable_gqa=True)
+    return output.transpose(1, 2).contiguous()
 
 
 @dataclass(frozen=True)
@@ -101,7 +119,7 @@ class Policy(Protocol):
 
 
 Observer = Callable[[LayerView, Tensor], None]
-"""Called for every layer that attends, for a block at once, with what the layer saw and the policy's mask."""
+"""Called for every layer that attends to all tokens, for a block at once, with what it saw and the policy's mask."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +168,7 @@ class PolicyModel:
     def __init__(self, model: Any) -> None:
         self.model = model.eval()
         self.num_layers = int(model.config.num_hidden_layers)
+        self._window = window_in_effect(model.config)
         self._policy: Policy | None = None
         self._observer: Observer | None = None
         name = f"lim_policy_{next(_registrations)}"
@@ -166,7 +185,7 @@ class PolicyModel:
     def prefill(self, ids: Sequence[int]) -> Prefix:
         """Dense attention over ``ids``, at least one token."""
         config = self.model.config
-        is_hybrid = len(attending_layers(config)) < self.num_layers
+        is_hybrid = "linear_attention" in (getattr(config, "layer_types", None) or [])
         cache = DynamicCache(config=config if is_hybrid else None)  # by config, layers with a window would drop tokens
         tokens = torch.tensor([list(ids)], device=self.model.device)
         output = self.model(tokens, past_key_values=cache, logits_to_keep=1)
@@ -213,15 +232,15 @@ class PolicyModel:
         """Hugging Face's attention: query [1, H, Q, D], key and value [1, Hk, n, D] to [1, Q, H, D].
 
         Raises:
-            ValueError: the model's attention is not plain: a window that drops tokens, capped logits, learned sinks.
+            ValueError: the model's attention is not plain: capped logits, learned sinks.
         """
         beyond = [name for name in BEYOND_PLAIN if options.get(name) is not None]
-        if "sliding_window" in beyond and options["sliding_window"] >= key.shape[2]:
-            beyond.remove("sliding_window")  # it drops none of these tokens
         if beyond:
             raise ValueError(
                 f"attention with {beyond[0]}={options[beyond[0]]}: expected plain attention; use another model"
             )
+        if self._window is not None and options.get("sliding_window") is not None:
+            return attend_within(self._window, query, key, value, scaling), None
         if self._policy is None:
             output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
             return output.transpose(1, 2).contiguous(), None

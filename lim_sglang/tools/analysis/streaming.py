@@ -6,6 +6,7 @@ can still be looked into. Every attention is dense; what the last tokens of a te
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +22,12 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from lim_sglang.layer_plan import GATED_DELTA_NETS
 from lim_sglang.tools.analysis.checkpoint import Checkpoint, Naming, StreamingError, readable
-from lim_sglang.tools.analysis.model import LayerView, attending_layers, window_in_effect
+from lim_sglang.tools.analysis.model import LayerView, attend_within, attending_layers, window_in_effect
 
 # Types whose forward pass is embedding, layers, norm, head, and how their published checkpoints name the weights.
 # A further type of that kind needs its line here and one among the tests' configurations, which compare it.
 MODEL_TYPES = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "glm4_moe"), Naming()),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "glm4_moe", "mellum"), Naming()),
     **dict.fromkeys((*GATED_DELTA_NETS, "qwen3_5", "qwen3_5_moe"), Naming()),  # the last two: with images
     "minimax_m2": Naming("block_sparse_moe", "w1", "w3", "w2"),
 }
@@ -74,6 +75,7 @@ class StreamedModel:
         self.device = torch.device(device)
         self.num_layers = int(self.config.num_hidden_layers)
         self.attending = attending_layers(self.config)
+        self._window = window_in_effect(self.config)
         quantization = getattr(whole, "quantization_config", None)
         self._checkpoint = Checkpoint(Path(folder), MODEL_TYPES[whole.model_type], quantization)
         self._name = NESTED if f"{NESTED}.norm.weight" in self._checkpoint else "model"
@@ -123,7 +125,7 @@ class StreamedModel:
             hidden,
             attention_mask=None,
             position_ids=positions,
-            position_embeddings=self._rotary(hidden, position_ids=positions),
+            position_embeddings=self._rotate(index, hidden, positions),
             use_cache=False,
         )
         if observe is not None and index in self.attending:
@@ -136,14 +138,22 @@ class StreamedModel:
         self._attended = self._queries = None
         return output
 
+    def _rotate(self, index: int, hidden: Tensor, positions: Tensor) -> Any:
+        """The layer's position embeddings, which in some models go by its kind."""
+        kinds = inspect.signature(self._rotary.forward).parameters
+        by_kind = {"layer_type": self.config.layer_types[index]} if "layer_type" in kinds else {}
+        return self._rotary(hidden, position_ids=positions, **by_kind)
+
     def _keep_queries(self, _module: Any, _args: Any, output: Tensor) -> None:
         self._queries = output
 
     def _attend(
-        self, _module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, scaling: float, **_: Any
+        self, _module: Any, query: Tensor, key: Tensor, value: Tensor, _mask: Any, scaling: float, **options: Any
     ) -> tuple[Tensor, None]:
         """Hugging Face's attention: query [1, H, n, D], key and value [1, Hk, n, D] to [1, n, H, D]."""
         self._attended = query, key, value, scaling
+        if self._window is not None and options.get("sliding_window") is not None:
+            return attend_within(self._window, query, key, value, scaling), None
         output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
         return output.transpose(1, 2).contiguous(), None
 
@@ -198,11 +208,8 @@ def read_config(folder: Path) -> Any:
             config.rope_parameters.setdefault("partial_rotary_factor", raw["rotary_dim"] / config.head_dim)
     except Exception as error:
         raise StreamingError(f"{folder}/config.json is not usable: {error}") from error
-    window = window_in_effect(config.get_text_config())
-    if window is not None:
-        raise StreamingError(
-            f"{folder} has sliding-window attention over {window} tokens: expected full attention in every layer"
-        )
     if not attending_layers(config.get_text_config()):
-        raise StreamingError(f"{folder} has no layer that attends: expected one that config.json's layer_types name so")
+        raise StreamingError(
+            f"{folder} has no layer that attends to all tokens: expected one that config.json's layer_types name so"
+        )
     return config

@@ -158,15 +158,16 @@ def _text_config(model: Any) -> Any:
 
 
 def _check_attention(folder: Path, model: Any) -> None:
-    """Refuse models with layers that are neither full attention over keys and values by head nor gated delta nets."""
-    from lim_sglang.tools.analysis.model import window_in_effect
+    """Refuse models with other layers than attention by head and gated delta nets, and those without full attention."""
+    from lim_sglang.tools.analysis.model import attending_layers
 
     kinds = set(getattr(model, "layer_types", None) or ["full_attention"])
     has_heads = all(hasattr(model, key) for key in ("num_hidden_layers", "num_attention_heads", "num_key_value_heads"))
-    beyond = window_in_effect(model) is not None or bool(getattr(model, "attn_logit_softcapping", None))
+    beyond = bool(getattr(model, "attn_logit_softcapping", None))
     if model.model_type in GATED_DELTA_NETS:
         kinds.discard("linear_attention")
-    if not has_heads or beyond or not kinds or not kinds <= {"full_attention", "sliding_attention"}:
+    known = kinds <= {"full_attention", "sliding_attention"}
+    if not has_heads or beyond or not kinds or not known or not attending_layers(model):
         raise CommandError(
             f"--model {folder} ({model.model_type}) has layers that are not full attention over keys and values by "
             "head, and a token set is defined for no others; name a model such as Llama or Qwen3"

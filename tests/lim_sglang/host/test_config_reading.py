@@ -38,7 +38,7 @@ def test_a_decrypted_config_is_the_one_that_is_judged(sealed: Path, prepare: Pre
     _, plan = resolve(server_args, model_config(server_args))
     assert len(plan.roles) == 9
     assert "(Gemma2ForCausalLM) does not work with lim" in error_line(
-        prepare, None, *decrypted(sealed, GEMMA | {"sliding_window": 64})
+        prepare, None, *decrypted(sealed, GEMMA | {"attn_logit_softcapping": 5.0, "attention_chunk_size": 64})
     )
 
 
@@ -64,8 +64,8 @@ def test_a_config_by_a_parser_of_its_own_is_judged(sealed: Path, prepare: Prepar
         prepare, None, *flags, "--lim-select-layers", "9"
     )
     assert error_line(prepare, None, *flags, "--lim-select-layers", "2,4") == (
-        "lim-sglang: error: select_layers=[2, 4] is not allowed: layer 4 of this model does not attend, so it cannot "
-        "select, expected layers among 0 to 2, 5 to 8; for example --lim-select-layers 2,5"
+        "lim-sglang: error: select_layers=[2, 4] is not allowed: layer 4 of this model does not attend to "
+        "all tokens, so it cannot select, expected layers among 0 to 2, 5 to 8; for example --lim-select-layers 2,5"
     )
 
 

@@ -89,7 +89,7 @@ def refusal(found: Sequence[Any], **options: Any) -> str:
 def test_a_plain_model_keeps_its_plan() -> None:
     plan = plan_of_loaded(PLAN, runner([*layers(), nn.Linear(2, 2), nn.MultiheadAttention(4, 2)]))
     assert plan.roles == PLAN.roles
-    assert [plan.count(role) for role in LayerRole] == [2, 2, 2]
+    assert [plan.count(role) for role in plan.kinds] == [2, 2, 2]
     assert plan.select_layers == (2, 4)
 
 
@@ -112,12 +112,33 @@ def test_numbers_that_have_no_place_in_the_plan_are_named() -> None:
     assert "layer 2 has no place" in refusal([layer(2), *layers()[3:]], stage=(3, 6))
 
 
-@pytest.mark.parametrize("window", [CONTEXT - 2, 63, 0])
-def test_a_window_in_one_layer_or_of_the_backend_is_named(window: int) -> None:
-    said = f"a sliding window of {window + 1} tokens"
-    assert said in refusal(layers(), window=window)
-    if window:  # SGLang takes 0 for none
-        assert said in refusal([*layers(5), layer(5, sliding_window_size=window)])
+@pytest.mark.parametrize("window", [CONTEXT - 2, 63, 1])
+def test_layers_with_a_window_keep_it(window: int) -> None:
+    windowed = [*layers(5), layer(5, sliding_window_size=window)]
+    for of_backend in (None, window, window + 1):  # some classes count the current token twice
+        found = runner(windowed, window=of_backend)
+        plan = plan_of_loaded(PLAN, found)
+        assert [plan.role(number) for number in (0, 2, 3, 5)] == [
+            *(LayerRole.DENSE, LayerRole.SELECT, LayerRole.SPARSE, LayerRole.WINDOW)
+        ]
+        assert [plan.count(role) for role in plan.kinds] == [2, 2, 1, 1]
+        assert plan.window_tokens == window + 1
+        assert found.sliding_window_size == (of_backend or window), "or FlashInfer would show them everything"
+
+
+def test_windows_that_cannot_be_served_are_named() -> None:
+    assert "a sliding window of 64 tokens drops some that a set could name" in refusal(layers(), window=63)
+    every = [layer(number, sliding_window_size=63) for number in range(DEPTH)]
+    assert "a sliding window of 64 tokens, and no layer attends to all" in refusal(every, window=63)
+    differing = [*layers(4), layer(4, sliding_window_size=63), layer(5, sliding_window_size=31)]
+    assert "its sliding windows differ (32 and 64 tokens)" in refusal(differing, window=63)
+    one = [*layers(5), layer(5, sliding_window_size=63)]
+    assert "a sliding window of 64 tokens is one of 32 to SGLang's backend" in refusal(one, window=31)
+
+
+def test_a_layer_with_a_window_selects_nothing() -> None:
+    with pytest.raises(LimConfigError, match="layer 4 of this model does not attend to all tokens"):
+        plan_of_loaded(PLAN, runner([*layers(4), layer(4, sliding_window_size=63), layer(5)], window=63))
 
 
 def test_a_window_as_long_as_the_context_is_none() -> None:
@@ -147,15 +168,15 @@ def test_keys_and_values_of_two_sizes_are_refused_on_a_gpu_alone() -> None:
 
 def test_a_stage_counts_its_own_layers() -> None:
     plan = plan_of_loaded(PLAN, runner(layers()[2:5], stage=(2, 5)))
-    assert [plan.count(role) for role in LayerRole] == [0, 2, 1]
+    assert [plan.count(role) for role in plan.kinds] == [0, 2, 1]
     assert plan.select_layers == (2, 4)
     assert plan.role(3) is LayerRole.SPARSE
 
 
 def test_layers_without_attention_are_not_counted_and_select_nothing() -> None:
     plan = plan_of_loaded(PLAN, runner([each for each in layers() if each.layer_id != 3]))
-    assert [plan.count(role) for role in LayerRole] == [2, 2, 1]
-    with pytest.raises(LimConfigError, match="layer 2 of this model does not attend"):
+    assert [plan.count(role) for role in plan.kinds] == [2, 2, 1]
+    with pytest.raises(LimConfigError, match="layer 2 of this model does not attend to all tokens"):
         plan_of_loaded(PLAN, runner([each for each in layers() if each.layer_id != 2]))
 
 

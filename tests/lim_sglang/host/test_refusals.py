@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import shlex
+from collections.abc import Sequence
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ from lim_sglang.config import ENV_DRAFTS
 from lim_sglang.host import compat
 from lim_sglang.host.finders import LOSSLESS
 from lim_sglang.host.launch import check_launch, resolve
-from lim_sglang.host.model import model_config
+from lim_sglang.host.model import attending_layers, model_config, windowed_layers
 from lim_sglang.host.refusals import REFUSALS, Refusal
 from lim_sglang.layer_plan import LayerRole
 
@@ -36,7 +37,7 @@ GEMMA3: Model = {
     "sliding_window": 512,
     "head_dim": 16,
 }
-
+SOME_HYBRID: Model = {"architectures": ["SomeHybrid"], "is_hybrid_swa": True, "sliding_window": 512}
 QWEN3_NEXT: Model = {
     "architectures": ["Qwen3NextForCausalLM"],
     "model_type": "qwen3_next",
@@ -98,7 +99,10 @@ WITHOUT_DECODE = "servers that only prefill or encode"
 WITHOUT_GENERATION = "embedding, reward and classification models"
 KV_DTYPES = "KV cache dtypes other than auto, bfloat16 and, on a GPU, fp8_e4m3"
 MIXED_DTYPES = "a bfloat16 KV cache under a model of another dtype, on a GPU"
-WINDOWS = "sliding-window and hybrid-window models"
+WINDOWS = "models with a sliding window in every layer"
+CHUNKS = "chunked attention (Llama 4)"
+LOSSLESS_FLAG = "--speculative-algorithm LIM"
+LOSSLESS_WINDOWS = "the lossless mode of models with sliding windows"
 OWN_ATTENTION = "models with an attention of their own"
 OTHER_HYBRIDS = "Mamba, KDA, lightning and short-convolution hybrids"
 GDN_ON_BLACKWELL = "hybrids with gated delta nets on a GPU of the Blackwell generation"
@@ -125,10 +129,11 @@ CASES = [
     case("speculative decoding other than LIM", "--speculative-algorithm EAGLE"),
     case("MLA and state-space models", architectures=["DeepseekV2ForCausalLM"], model_type="deepseek_v2"),
     case("attention sinks as weights (gpt-oss)", architectures=["GptOssForCausalLM"], model_type="gpt_oss"),
-    case(WINDOWS, architectures=["SomeHybrid"], is_hybrid_swa=True, hybrid_layer_pattern=[1, 0] * 3),
-    case(WINDOWS, **GEMMA3),
-    case(WINDOWS, "--context-length 1025", **GEMMA, sliding_window=1024),
-    case(WINDOWS, **OLMO, layer_types=["sliding_attention", "full_attention"] * 3),
+    case(WINDOWS, **SOME_HYBRID, hybrid_layer_pattern=[1] * 6),
+    case(WINDOWS, "--context-length 1025", **GEMMA, sliding_window=1024, layer_types=["sliding_attention"] * 6),
+    case(WINDOWS, **OLMO, layer_types=["sliding_attention"] * 6),
+    case(CHUNKS, **SOME_HYBRID, hybrid_layer_pattern=[1, 0] * 3, attention_chunk_size=64),
+    case(LOSSLESS_WINDOWS, LOSSLESS_FLAG, f"{LOSSLESS_FLAG} with the model (Gemma3ForCausalLM)", **GEMMA3),
     case("MLA and state-space models", **KIMI_LINEAR),
     case("MLA and state-space models", **LIGHTNING),
     case(OTHER_HYBRIDS, architectures=["FalconH1ForCausalLM"], model_type="falcon_h1"),
@@ -290,6 +295,27 @@ def test_windows_that_drop_nothing_are_served(prepare: Prepare, model: Model, fl
     assert model_config(server_args).sliding_window_size == model["sliding_window"], "else it shows nothing"
 
 
+@pytest.mark.parametrize(
+    ("model", "windows"),
+    [
+        (GEMMA3 | {"layer_types": ["sliding_attention", "full_attention"] * 6}, range(0, 12, 2)),
+        (GEMMA | {"sliding_window": 1024}, range(0, 12, 2)),
+        (OLMO | {"layer_types": [*["sliding_attention"] * 2, "full_attention"] * 4}, (0, 1, 3, 4, 6, 7, 9, 10)),
+        (SOME_HYBRID | {"hybrid_layer_pattern": [1, 0, 0] * 4}, (0, 3, 6, 9)),
+    ],
+    ids=["gemma3", "gemma2", "olmo3", "by SGLang's pattern"],
+)
+def test_layers_with_a_window_are_left_out_of_the_plan(prepare: Prepare, model: Model, windows: Sequence[int]) -> None:
+    server_args = prepare(HEADS | model | {"num_hidden_layers": 12})
+    check_launch(server_args)
+    found = model_config(server_args)
+    full = [layer for layer in range(12) if layer not in windows]
+    assert (windowed_layers(found), attending_layers(found)) == ([*windows], full)
+    _, plan = resolve(server_args, found)
+    assert set(plan.select_layers) <= set(full)
+    assert sum(map(plan.count, LayerRole)) == len(full)
+
+
 HYBRIDS = [
     (QWEN3_NEXT, "", (7, 11)),
     (text_model("Qwen3_5ForConditionalGeneration", "qwen3_5", 64), "", (7, 43)),  # as Qwen3.5-27B
@@ -316,8 +342,8 @@ def test_hybrids_with_gated_delta_nets_are_served(
 
 def test_a_layer_that_does_not_attend_cannot_be_chosen(prepare: Prepare, error_line: ErrorLine) -> None:
     assert error_line(prepare, HEADS | QWEN3_NEXT, "--lim-select-layers", "4") == (
-        "lim-sglang: error: select_layers=[4] is not allowed: layer 4 of this model does not attend, so it cannot "
-        "select, expected layers among 3, 7, 11, 15; for example --lim-select-layers 3"
+        "lim-sglang: error: select_layers=[4] is not allowed: layer 4 of this model does not attend to "
+        "all tokens, so it cannot select, expected layers among 3, 7, 11, 15; for example --lim-select-layers 3"
     )
 
 

@@ -171,7 +171,7 @@ REFUSALS: dict[str, tuple[Any, str]] = {
         lambda f: make_fp8(f, torch.ones(2, 2)),
         r"weight_scale_inv of shape \[2, 2\] in .*: expected \[2, 3\]",
     ),
-    "windowed": (lambda f: edit_config(f, model_type="mistral", sliding_window=16), "sliding-window"),
+    "windowed": (lambda f: edit_config(f, model_type="mistral", sliding_window=16), "no layer that attends to all"),
     "no-attention": (
         lambda f: edit_config(f, model_type="qwen3_next", layer_types=["linear_attention"] * LAYERS),
         "has no layer that attends",

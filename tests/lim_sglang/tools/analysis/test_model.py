@@ -6,9 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    LlamaForCausalLM,
+    MellumConfig,
+    MellumForCausalLM,
+)
 
-from lim_sglang.tools.analysis.model import LayerView, PolicyModel
+from lim_sglang.tools.analysis.model import LayerView, PolicyModel, attending_layers
 from lim_sglang.tools.analysis.policies import Dense, LessIsMore
 
 from ....e2e.hf_oracle import OracleSettings, SparseOracle
@@ -78,10 +85,32 @@ def test_the_observer_sees_every_layer_and_what_was_read(model: PolicyModel, ids
     assert seen == [(0, everything), (1, everything), (2, sparse), (3, sparse), (4, everything), (5, sparse)]
 
 
+def test_layers_with_a_window_keep_it_whatever_the_policy() -> None:
+    """Dense steps give what the model itself says, and a policy is asked for the other layers alone."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 4, "head_dim": 8}
+    kinds = ["sliding_attention", "full_attention"] * 2
+    rope = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in kinds}
+    config = MellumConfig(
+        **sizes,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        layer_types=kinds,
+        mlp_layer_types=["dense"] * 4,
+        sliding_window=5,
+        rope_parameters=rope,
+    )
+    itself = MellumForCausalLM(config).eval()
+    ids, asked = list(range(40)), list[int]()
+    with torch.inference_mode():
+        expected = itself(torch.tensor([ids])).logits[0, 29:]
+    model = PolicyModel(itself)
+    found, _ = model.decode(model.prefill(ids[:29]), ids[29:], Dense(), lambda view, _: asked.append(view.layer))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert attending_layers(config) == (1, 3) == tuple(asked)
+
+
 def test_attention_that_is_not_plain_is_refused() -> None:
-    sizes = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
-    config = MistralConfig(**sizes, num_attention_heads=6, num_key_value_heads=2, sliding_window=16)
-    model = PolicyModel(MistralForCausalLM(config))
-    assert model.prefill(range(16)).length == 16, "a window that drops nothing is none"
-    with pytest.raises(ValueError, match="sliding_window=16: expected plain attention"):
-        model.prefill(range(17))
+    config = Gemma2Config(vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=2, head_dim=8)
+    with pytest.raises(ValueError, match=r"softcap=50\.0: expected plain attention"):
+        PolicyModel(Gemma2ForCausalLM(config)).prefill(range(16))

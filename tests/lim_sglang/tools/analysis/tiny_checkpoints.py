@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForImageTextToText,
     Glm4MoeConfig,
     LlamaConfig,
+    MellumConfig,
     MiniMaxM2Config,
     MistralConfig,
     PretrainedConfig,
@@ -74,19 +75,38 @@ HYBRIDS: dict[str, PretrainedConfig] = {
     "qwen3_5": Qwen3_5Config(text_config=HYBRID, vision_config=VISION),
     "qwen3_5_moe": Qwen3_5MoeConfig(text_config=HYBRID | EXPERTS_OF_HYBRIDS, vision_config=VISION),
 }
-CONFIGS: dict[str, PretrainedConfig] = HYBRIDS | {
-    "llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
-    "mistral": MistralConfig(**SHAPE, sliding_window=512),  # no smaller than the context
-    "qwen2": Qwen2Config(**SHAPE | {"head_dim": 8}),
-    "qwen3": Qwen3Config(**SHAPE),
-    "qwen3_moe": Qwen3MoeConfig(
-        **SHAPE, moe_intermediate_size=20, num_experts=EXPERTS, num_experts_per_tok=2, norm_topk_prob=True
-    ),
-    "glm4_moe": Glm4MoeConfig(**GLM, first_k_dense_replace=2, use_qk_norm=True),
-    "minimax_m2": MiniMaxM2Config(
-        **SHAPE, rope_parameters=HALF_ROTARY, num_local_experts=EXPERTS, num_experts_per_tok=2
-    ),
+WINDOWS: dict[str, PretrainedConfig] = {
+    "mellum": MellumConfig(
+        **SHAPE,
+        layer_types=["full_attention" if layer in HYBRID_LAYERS else "sliding_attention" for layer in range(LAYERS)],
+        mlp_layer_types=["dense", *["sparse"] * (LAYERS - 1)],
+        sliding_window=7,
+        moe_intermediate_size=20,
+        num_local_experts=EXPERTS,
+        num_experts_per_tok=2,
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    )
 }
+CONFIGS: dict[str, PretrainedConfig] = (
+    HYBRIDS
+    | WINDOWS
+    | {
+        "llama": LlamaConfig(**SHAPE, tie_word_embeddings=True),
+        "mistral": MistralConfig(**SHAPE, sliding_window=512),  # no smaller than the context
+        "qwen2": Qwen2Config(**SHAPE | {"head_dim": 8}),
+        "qwen3": Qwen3Config(**SHAPE),
+        "qwen3_moe": Qwen3MoeConfig(
+            **SHAPE, moe_intermediate_size=20, num_experts=EXPERTS, num_experts_per_tok=2, norm_topk_prob=True
+        ),
+        "glm4_moe": Glm4MoeConfig(**GLM, first_k_dense_replace=2, use_qk_norm=True),
+        "minimax_m2": MiniMaxM2Config(
+            **SHAPE, rope_parameters=HALF_ROTARY, num_local_experts=EXPERTS, num_experts_per_tok=2
+        ),
+    }
+)
 
 
 def write_model(folder: Path, config: PretrainedConfig, **options: Any) -> Path:
@@ -109,7 +129,7 @@ def edit_config(folder: Path, without: tuple[str, ...] = (), **changes: Any) -> 
 
 
 def attending(kind: str) -> list[int]:
-    return list(HYBRID_LAYERS if kind in HYBRIDS else range(LAYERS))
+    return list(HYBRID_LAYERS if kind in HYBRIDS | WINDOWS else range(LAYERS))
 
 
 def random_ids(length: int, seed: int = 1) -> list[int]:

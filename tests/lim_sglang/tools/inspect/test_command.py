@@ -73,7 +73,7 @@ def test_a_hybrid_selects_in_the_layers_that_attend(
     assert [[len(event["set"]) for event in step] for step in data["steps"]] == [[24, 24]] * 3
     with pytest.raises(SystemExit, match=r"^1$"):
         run(PROMPT, "--select-layers", "4", *tiny(hybrid_folder, out))
-    assert "layer 4 of this model does not attend" in capsys.readouterr().err.splitlines()[-1]
+    assert "layer 4 of this model does not attend to all tokens" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_the_embedded_model_is_the_default(tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ ATTENTION: dict[str, tuple[bool, dict[str, Any]]] = {  # whether it is full atte
     "window-beyond-the-context": (True, HEADS | {"sliding_window": 4096, "max_position_embeddings": 4096}),
     "window-switched-off": (True, HEADS | {"sliding_window": 64, "use_sliding_window": False}),
     "window-in-no-layer": (True, HEADS | {"sliding_window": 64, "layer_types": ["full_attention"] * 2}),
-    "one-window": (False, HEADS | {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}),
+    "one-window": (True, HEADS | {"sliding_window": 64, "layer_types": ["full_attention", "sliding_attention"]}),
     "window-in-all-layers": (False, HEADS | {"sliding_window": 4096}),
     "linear-attention": (False, HEADS | {"layer_types": ["full_attention", "linear_attention"]}),
     "gated-delta-nets": (
