@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ RESULTS = ROOT / "bench" / "results"
 BLOCK = re.compile(r"(?<=<!-- table: )([\w-]+)( -->\n).*?(?=<!-- end table -->)", re.DOTALL)
 STEPS = ("batch × context, K = 2,048", "dense FlashInfer", "lim", "")
 LOSSLESS = ("GPU", "batch × context", "drafts accepted as SmolLM2's,", "dense", "lossless", "speed-up")
+BY_COPIES = ("lossless_int8", "lossless_int8_tp2")
+BY_MODEL = ("lossless_large", "lossless", "lossless_tp2")
 Cells = tuple[str, ...]
 FileRow = dict[str, str]
 
@@ -84,13 +86,12 @@ def several_gpus(file: str, title: str) -> str:
     return markdown((title, "batch × context", "dense", "lim", ""), found)
 
 
-def lossless_rows() -> list[FileRow]:
+def lossless_rows(files: Sequence[str]) -> list[FileRow]:
     """Rows of an acceptance that was measured, one H200 before two.
 
     Where nothing is drafted, temperature 1 makes no difference, and the greedy row speaks for both.
     """
-    files = ("lossless_large.csv", "lossless.csv", "lossless_tp2.csv")
-    rows = [row for file in files for row in read_rows(RESULTS / file)]
+    rows = [row for file in files for row in read_rows(RESULTS / f"{file}.csv")]
     shown = [row for row in rows if row["measured"] == "greedy" or (row["measured"] and float(row["drafts"]))]
     return sorted(shown, key=lambda row: (row["tp"], row["measured"] != "greedy"))
 
@@ -111,12 +112,12 @@ def lossless_cells(rows: Iterable[FileRow]) -> list[Cells]:
 
 def lossless() -> str:
     chosen = {("1", "16", "40000"), ("1", "8", "32000"), ("1", "16", "1500")}
-    rows = [row for row in lossless_rows() if (row["tp"], row["batch"], row["context"]) in chosen]
+    rows = [row for row in lossless_rows(BY_COPIES) if (row["tp"], row["batch"], row["context"]) in chosen]
     return markdown(LOSSLESS, lossless_cells(row for row in rows if row["measured"] == "greedy"))
 
 
-def all_lossless() -> str:
-    rows = lossless_rows()
+def all_lossless(files: Sequence[str]) -> str:
+    rows = lossless_rows(files)
     order = list(dict.fromkeys((row["tp"], row["batch"], row["context"]) for row in rows))
     rows.sort(key=lambda row: order.index((row["tp"], row["batch"], row["context"])))
     found, before = [], None
@@ -181,7 +182,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "two-gpus": lambda: several_gpus("tp2.csv", "two H100, `--tp 2`"),
     "four-gpus": lambda: several_gpus("tp4.csv", "four H200, `--tp 4`"),
     "lossless": lossless,
-    "lossless-all": all_lossless,
+    "lossless-all": lambda: all_lossless(BY_COPIES),
+    "lossless-model-weights": lambda: all_lossless(BY_MODEL),
     "serving": serving,
     "soak": soak,
 }
