@@ -101,7 +101,10 @@ def test_eight_concurrent_requests_of_different_lengths(
     lim: NativeClient, lim_server: ServerProcess, prompt_of: MakePrompt, comparison: Comparison
 ) -> None:
     prompts = [prompt_of(102 + length, length) for length in BATCH_LENGTHS]
-    generations = lim.generate_together(prompts, NEW_TOKENS)
+    for _ in range(3):  # on a busy machine the first may end before the last has come
+        generations = lim.generate_together(prompts, NEW_TOKENS)
+        if largest_batch(lim_server) == len(prompts):
+            break
     assert largest_batch(lim_server) == len(prompts)
     for prompt, generation in zip(prompts, generations, strict=True):
         comparison.check((prompt, generation))
